@@ -1,0 +1,34 @@
+# `make demo` and `make test` set up everything they need. Python 3.10, 3.11 or 3.12 on Linux x86-64.
+
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; raise SystemExit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+
+.PHONY: setup demo test lock clean
+
+setup: .venv/.installed
+
+.venv/.installed: requirements.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found; install one, or say make PYTHON=..."; exit 2; }
+	$(PYTHON) -m venv .venv
+	@echo "installing $$(grep -c '^[a-z].*==' requirements.txt) pinned packages into .venv: a few minutes, 6 GB"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt
+	@touch $@
+
+demo: setup
+	$(BIN)/python -m benchmarks.demo
+
+# One thread a test process, two processes: tiny models gain nothing from more. Triton's interpreter is chosen when triton is
+# first imported, so the kernels' tests have a process of their own.
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --ignore=tests/kernels
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/kernels
+
+# The lock, for every supported Python at once; overrides.txt says which declared pin is overridden and why.
+lock: setup
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile requirements.in --override overrides.txt --universal --python-version 3.10 \
+		--fork-strategy fewest --custom-compile-command "make lock" -o requirements.txt
+
+clean:
+	rm -rf .venv demo runs

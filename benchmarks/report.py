@@ -1,0 +1,170 @@
+"""The HTML page of a study: figure, findings, every number, every configuration; one file that needs no network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from benchmarks import study
+from benchmarks.study import Run, Study
+from recipe.cost.frontier import Point
+
+SYMBOLS = {
+    "o": "circle",
+    "s": "square",
+    "^": "triangle-up",
+    "D": "diamond",
+    "v": "triangle-down",
+    "P": "cross",
+    "X": "x",
+}
+CONFIG = {"displaylogo": False, "responsive": True}
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1200px; padding: 0 1em; color: #222; }
+h1 { font-size: 1.5em; margin-bottom: 0; } h2 { font-size: 1.15em; margin-top: 2em; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
+th, td { border-bottom: 1px solid #ddd; padding: .3em .7em; text-align: right; white-space: nowrap; }
+th.text, td.text { text-align: left; }
+pre { background: #f6f6f6; padding: 1em; overflow-x: auto; font-size: 12px; }
+.note { color: #555; font-size: 13px; }
+"""
+
+
+def write_html(found: Study, folder: Path) -> Path:
+    """Write pareto.html into `folder` and return its path."""
+    headline, subtitle = (escape(text) for text in study.title(found))
+    curve = _curve(found).to_html(full_html=False, include_plotlyjs=True, config=CONFIG)
+    left_out = [f"{path}: {reason}" for path, reason in found.left_out.items()]
+    parts = [
+        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{headline}</title>\n<style>{STYLE}</style>',
+        f"<h1>{headline}</h1>\n<p>{subtitle}</p>",
+        curve,
+        _list(study.notes(found), "note"),
+        _section("What the curves say", _list(study.findings(found))),
+        _section("Every number", _table(found)),
+        _section("Left out", _list(left_out)),
+        _section("Loss while pretraining", _losses(found)),
+        _section("The runs", "\n".join(_details(run) for run in found.runs)),
+        "</html>\n",
+    ]
+    file = folder / "pareto.html"
+    file.write_text("\n".join(part for part in parts if part), encoding="utf-8")
+    return file
+
+
+def _section(heading: str, body: str) -> str:
+    return f"<h2>{heading}</h2>\n{body}" if body else ""
+
+
+def _list(sentences: list[str], name: str = "") -> str:
+    items = "\n".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    return f'<ul class="{name}">\n{items}\n</ul>' if sentences else ""
+
+
+def _curve(found: Study) -> go.Figure:
+    figure = go.Figure()
+    for model, (color, marker) in study.styles(found).items():
+        xs, ys = study.line_of(found.fronts[model], found.axis)
+        figure.add_scatter(
+            x=xs, y=ys, mode="lines", line={"color": color}, hoverinfo="skip", showlegend=False, legendgroup=model
+        )
+        points = [point for point in found.points if point.model == model]
+        symbols = [SYMBOLS[marker] + ("" if found.on_frontier(point) else "-open") for point in points]
+        figure.add_scatter(
+            x=[point.cost(found.axis) for point in points],
+            y=[point.score for point in points],
+            mode="markers",
+            marker={"color": color, "size": 10, "symbol": symbols, "line": {"width": 2, "color": color}},
+            text=[_hover(found, point) for point in points],
+            hovertemplate="%{text}<extra></extra>",
+            name=escape(model),
+            legendgroup=model,
+        )
+    figure.update_xaxes(title=study.axis_label(found), tickprefix="$" if found.axis == "usd" else "")
+    costs = [point.cost(found.axis) for point in found.points]
+    if study.is_logarithmic(costs):
+        marks = study.ticks(min(costs) / 2, max(costs) * 2)
+        texts = [study.tick_text(mark, found.axis) for mark in marks]
+        figure.update_xaxes(type="log", tickprefix="", tickvals=marks, ticktext=texts)
+    figure.update_yaxes(title="score, 0 to 100")
+    return _styled(figure)
+
+
+def _styled(figure: go.Figure) -> go.Figure:
+    figure.update_layout(template="plotly_white", height=520, margin={"t": 30, "r": 20})
+    return figure
+
+
+def _hover(found: Study, point: Point) -> str:
+    record = next(run.record for run in found.runs if run.name == point.name)
+    lines = [
+        f"<b>{escape(point.name)}</b>" + ("" if found.on_frontier(point) else " (dominated)"),
+        f"score {point.score:.2f}",
+        *(f"{escape(task)} {_with_std(record['glue']['tasks'][task])}" for task in found.tasks),
+        f"{study.amount(point.usd, 'usd')}, {study.amount(point.device_hours, 'gpu_hours')} of device time, "
+        f"{study.amount(point.seconds, 'seconds')}",
+        study.amount(point.tokens, "tokens"),
+    ]
+    return "<br>".join(lines)
+
+
+def _with_std(task: Mapping[str, Any]) -> str:
+    spread = task.get("std")
+    return f"{task['score']:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+
+
+def _table(found: Study) -> str:
+    rows = study.table(found)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    words = {column for column in columns if any(isinstance(row.get(column), str) for row in rows)}
+
+    def cells(tag: str, texts: Mapping[str, str]) -> str:
+        return "".join(
+            f'<{tag} class="text">{texts[column]}</{tag}>' if column in words else f"<{tag}>{texts[column]}</{tag}>"
+            for column in columns
+        )
+
+    head = cells("th", {column: escape(column) for column in columns})
+    body = [cells("td", {column: _cell(row.get(column)) for column in columns}) for row in rows]
+    lines = "\n".join(f"<tr>{line}</tr>" for line in body)
+    return f'<div class="scroll"><table>\n<tr>{head}</tr>\n{lines}\n</table></div>'
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return escape(value) if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
+
+
+def _losses(found: Study) -> str:
+    """Loss against tokens of every run, or nothing when no record holds a curve."""
+    figure = go.Figure()
+    styles = study.styles(found)
+    for run in found.runs:
+        entries = [entry for entry in run.record["loss_curve"] if entry.get("loss") is not None]
+        if entries:
+            figure.add_scatter(
+                x=[entry["tokens"] for entry in entries],
+                y=[entry["loss"] for entry in entries],
+                mode="lines",
+                line={"color": styles[run.record["model"]][0], "width": 1.2},
+                name=escape(run.name),
+            )
+    if not figure.data:
+        return ""
+    figure.update_xaxes(title="tokens (padding not counted)")
+    figure.update_yaxes(title="masked-language-model loss (nats)")
+    return _styled(figure).to_html(full_html=False, include_plotlyjs=False, config=CONFIG)
+
+
+def _details(run: Run) -> str:
+    shown = {key: run.record.get(key) for key in ("config", "provenance", "device", "backends", "cost", "eval", "glue")}
+    text = escape(json.dumps(shown, indent=1, ensure_ascii=False))
+    return f"<details><summary>{escape(run.name)}</summary><pre>{text}</pre></details>"

@@ -1,0 +1,86 @@
+"""Who can run what on this machine, and why not. `python -m kernels.backends` prints it.
+
+A backend is a row: its name and the reason, if any, for which it cannot meet given requirements. Rows stand fastest first, and
+`auto` takes the first that is not refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What a model asks of its backends."""
+
+    device: str  # cpu | cuda
+    dtype: torch.dtype  # that the activations will have
+    head_dim: int
+    attention_dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class Backend:
+    name: str
+    what: str
+    refusal: Callable[[Requirements], str | None]  # None: it can
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A backend's name and one line that says why it was taken."""
+
+    name: str
+    why: str
+
+
+def _never(_: Requirements) -> None:
+    return None
+
+
+ATTENTION = (
+    Backend("sdpa", "torch's scaled_dot_product_attention, padded inside", _never),
+    Backend("reference", "plain torch, one sequence at a time", _never),
+)
+KERNELS = (Backend("reference", "plain torch", _never),)
+
+
+def resolve(kind: str, requested: str, requirements: Requirements) -> Resolved:
+    """The backend for `kind` (attention or kernels): `requested`, or for `auto` the first that is not refused.
+
+    Raises:
+        ValueError: no such backend, or it is refused; the message lists every backend and why.
+    """
+    rows = {"attention": ATTENTION, "kernels": KERNELS}[kind]
+    refusals = {row.name: row.refusal(requirements) for row in rows}
+    listing = "; ".join(f"{name}: {reason or 'can run'}" for name, reason in refusals.items())
+    if requested == "auto":
+        for name, reason in refusals.items():
+            if reason is None:
+                passed_over = [f"{n}: {r}" for n, r in refusals.items() if r is not None]
+                return Resolved(name, "fastest that can run" + (f" ({'; '.join(passed_over)})" if passed_over else ""))
+        raise ValueError(f"model.{kind}=auto: nothing can run here ({listing})")
+    if requested not in refusals:
+        raise ValueError(f"model.{kind}={requested}: no such backend; known are auto, {', '.join(refusals)}")
+    if refusals[requested] is not None:
+        raise ValueError(f"model.{kind}={requested} cannot run: {refusals[requested]} ({listing})")
+    return Resolved(requested, "requested")
+
+
+def main() -> None:
+    """Print a table of every backend, for MosaicBERT-Base on this machine."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    requirements = Requirements(device, torch.bfloat16 if device == "cuda" else torch.float32, head_dim=64)
+    print(f"device {device}, {requirements.dtype}, head size {requirements.head_dim}")
+    for kind, rows in (("attention", ATTENTION), ("kernels", KERNELS)):
+        chosen = resolve(kind, "auto", requirements).name
+        for row in rows:
+            state = row.refusal(requirements) or ("auto" if row.name == chosen else "can run")
+            print(f"  {kind:<10} {row.name:<10} {state:<8} {row.what}")
+
+
+if __name__ == "__main__":
+    main()

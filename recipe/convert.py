@@ -1,0 +1,122 @@
+"""Weights in and out: the published MosaicBERT's names, and this project's own encoder folders.
+
+An encoder folder holds `config.json`, `model.safetensors` and the tokenizer's files; no pickle, so it can be passed on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from recipe.errors import UserError
+from recipe.model.config import EncoderConfig
+from recipe.model.encoder import Backends
+from recipe.model.heads import MosaicBertForMaskedLM
+
+# The reference implementation's names, left, and this project's.
+_MOSAICML_NAMES = (
+    (r"bert\.embeddings\.word_embeddings\.", "encoder.embeddings.word."),
+    (r"bert\.embeddings\.token_type_embeddings\.", "encoder.embeddings.token_type."),
+    (r"bert\.embeddings\.LayerNorm\.", "encoder.embeddings.norm."),
+    (r"bert\.encoder\.layer\.(\d+)\.attention\.self\.Wqkv\.", r"encoder.layers.\1.attention.qkv."),
+    (r"bert\.encoder\.layer\.(\d+)\.attention\.output\.dense\.", r"encoder.layers.\1.attention.out."),
+    (r"bert\.encoder\.layer\.(\d+)\.attention\.output\.LayerNorm\.", r"encoder.layers.\1.attention.norm."),
+    (r"bert\.encoder\.layer\.(\d+)\.mlp\.gated_layers\.", r"encoder.layers.\1.feed_forward.gated."),
+    (r"bert\.encoder\.layer\.(\d+)\.mlp\.wo\.", r"encoder.layers.\1.feed_forward.out."),
+    (r"bert\.encoder\.layer\.(\d+)\.mlp\.layernorm\.", r"encoder.layers.\1.feed_forward.norm."),
+    (r"cls\.predictions\.transform\.dense\.", "head.dense."),
+    (r"cls\.predictions\.transform\.LayerNorm\.", "head.norm."),
+    (r"cls\.predictions\.decoder\.bias", "head.bias"),
+)
+_TIED = "cls.predictions.decoder.weight"  # the same matrix as the word embeddings
+
+
+def from_mosaicml_name(name: str) -> str | None:
+    """This project's name of a reference parameter; None for the tied decoder's second copy.
+
+    Raises:
+        UserError: the reference MosaicBERT has no such parameter.
+    """
+    if name == _TIED:
+        return None
+    for pattern, replacement in _MOSAICML_NAMES:
+        renamed, hits = re.subn("^" + pattern, replacement, name)
+        if hits:
+            return renamed
+    raise UserError(f"`{name}` is not a parameter of the reference MosaicBERT's masked-language model")
+
+
+def load_mosaicml(path: str | Path, backends: Backends | None = None) -> MosaicBertForMaskedLM:
+    """The model whose reference-named weights a safetensors file holds, its sizes in the metadata under `config`.
+
+    A prefix `weight.` before the names is allowed, as in a file that also holds inputs and outputs. Dropout is 0 unless the file
+    states it. Names, shapes and dtypes are checked; nothing is left at its random initialisation.
+
+    Raises:
+        UserError: no such file, no sizes in it, or a parameter missing, unknown or of another shape.
+    """
+    tensors, metadata = _read_safetensors(Path(path))
+    if "config" not in metadata:
+        raise UserError(f"{path}: no `config` in the file's metadata, so the encoder's sizes are not known")
+    sizes = json.loads(metadata["config"])
+    config = EncoderConfig.from_dict({"hidden_dropout_prob": 0.0, **sizes})
+    if any(name.startswith("weight.") for name in tensors):
+        tensors = {n.removeprefix("weight."): t for n, t in tensors.items() if n.startswith("weight.")}
+    named = {from_mosaicml_name(name): tensor for name, tensor in tensors.items()}
+    named.pop(None, None)
+    model = MosaicBertForMaskedLM(config, backends)
+    load_weights(model, named, str(path))
+    return model.eval()
+
+
+def save_encoder(model: nn.Module, config: EncoderConfig, folder: Path) -> None:
+    """Write `config.json` and `model.safetensors` into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save(folder)
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors")
+
+
+def read_encoder(folder: Path) -> tuple[EncoderConfig, dict[str, Tensor]]:
+    """Sizes and weights of an encoder folder that `save_encoder` wrote."""
+    tensors, _ = _read_safetensors(folder / "model.safetensors")
+    return EncoderConfig.from_dict(json.loads((folder / "config.json").read_text())), tensors
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    """Copy `weights` into `model`, every parameter of it, in the model's dtype.
+
+    Raises:
+        UserError: a parameter of the model is missing in `weights` or has another shape, or the model has none of that name.
+    """
+    wanted = model.state_dict()
+    missing, unknown = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
+    if missing or unknown:
+        problem = f"no weights for `{missing[0]}`" if missing else f"the model has no `{unknown[0]}`"
+        raise UserError(f"{where}: {problem} ({len(missing)} missing, {len(unknown)} unknown)")
+    for name, tensor in weights.items():
+        if tensor.shape != wanted[name].shape:
+            raise UserError(f"{where}: `{name}` is {tuple(tensor.shape)}; the model has {tuple(wanted[name].shape)}")
+    model.load_state_dict(weights)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())  # the file object is no mapping
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a safetensors file ({error})") from None
+
+
+def load_classification_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    """The encoder of a checkpoint into a classification model; its pooler and classifier, which are new, keep their start."""
+    encoder = {n.removeprefix("encoder."): t for n, t in weights.items() if n.startswith("encoder.")}
+    load_weights(model.encoder, encoder, where)

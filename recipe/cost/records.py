@@ -1,0 +1,243 @@
+"""`run.json`, the one record of a run: what ran, on what, for how long, for how much, and how well it did.
+
+Strict JSON (a number that is not finite becomes null), written whole or not at all, read without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+import os
+import platform
+import subprocess
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from recipe.cost.prices import Price
+from recipe.errors import UserError
+
+FORMAT = 1
+FILE_NAME = "run.json"
+PROJECT = Path(__file__).resolve().parents[2]
+
+# Packages whose version can change a result or a speed. One that is not installed is recorded as null.
+PACKAGES = (
+    "datasets",
+    "flash-attn",
+    "mosaicml",
+    "mosaicml-streaming",
+    "numpy",
+    "omegaconf",
+    "safetensors",
+    "scikit-learn",
+    "scipy",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "triton",
+    "xformers",
+)
+
+# The keys that a reader relies on, and their types; `new_record` shows the rest.
+REQUIRED: dict[str, type | tuple[type, ...]] = {
+    "format": int,
+    "kind": str,
+    "name": str,
+    "status": str,
+    "model": str,
+    "config": dict,
+    "provenance": dict,
+    "device": dict,
+    "parameters": int,
+    "cost": dict,
+    "tokens": int,
+    "loss_curve": list,
+    "eval": (dict, type(None)),
+    "glue": (dict, type(None)),
+}
+REQUIRED_DEVICE = {"kind": str, "name": str, "count": int, "usd_per_hour": (int, float), "price_source": str}
+REQUIRED_COST = dict.fromkeys(("seconds", "gpu_hours", "device_hours", "usd"), (int, float))
+REQUIRED_GLUE = {"benchmark": str, "protocol": dict, "tasks": dict, "absent": list, "of": int}
+
+
+def new_record(
+    *,
+    kind: str,
+    name: str,
+    model: str,
+    config: dict[str, Any],
+    device: dict[str, Any],
+    backends: dict[str, Any],
+    parameters: int,
+) -> dict[str, Any]:
+    """The record of a run that has just begun, nothing spent yet; `device` is what the function so named returns."""
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "name": name,
+        "status": "running",
+        "model": model,
+        "config": config,
+        "provenance": provenance(),
+        "device": device,
+        "backends": backends,
+        "parameters": parameters,
+        "cost": dict.fromkeys(REQUIRED_COST, 0.0),
+        "tokens": 0,
+        "sequences": 0,
+        "batches": 0,
+        "loss_curve": [],
+        "eval": None,
+        "glue": None,
+    }
+
+
+def device(kind: str, name: str, count: int, price: Price) -> dict[str, Any]:
+    """The `device` of a record; `count` GPUs, or CPU cores, at `price` each."""
+    return {
+        "kind": kind,
+        "name": name,
+        "count": count,
+        "usd_per_hour": price.usd_per_hour,
+        "price_source": price.source,
+    }
+
+
+def provenance(project: Path = PROJECT) -> dict[str, Any]:
+    """Which code runs, on which packages, since when; `commit` and `dirty` are null where `project` is no checkout."""
+    commit, dirty = _git_state(project)
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def write_record(path: str | Path, record: dict[str, Any]) -> Path:
+    """Write `record` to `path`, a run.json or the folder for it, and return the file's path.
+
+    A reader sees the old record or the new one, never half of one.
+    """
+    record = _plain(record)
+    problem = _problem(record)
+    assert problem is None, problem
+    file = _file_of(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            json.dump(record, stream, indent=1, ensure_ascii=False, allow_nan=False)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return file
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """The record in `path`, a run.json or the folder that holds it.
+
+    Raises:
+        UserError: for a file that is missing, not JSON, of another format, or without a key that readers need.
+    """
+    file = _file_of(path)
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot read it ({error.strerror}); give a run's folder or its {FILE_NAME}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}:{error.lineno}: not valid JSON ({error.msg}); the run must write it again") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: not UTF-8 text, so not the record of a run") from None
+    problem = _problem(record)
+    if problem:
+        raise UserError(f"{file}: {problem}")
+    return record
+
+
+def _file_of(path: str | Path) -> Path:
+    path = Path(path)
+    return path if path.suffix == ".json" else path / FILE_NAME
+
+
+def _problem(record: Any) -> str | None:
+    """What is wrong with `record`, in words, or None."""
+    if not isinstance(record, dict) or "format" not in record:
+        return "not the record of a run: no `format`"
+    if record["format"] != FORMAT:
+        return f"format {record['format']!r}, but this version reads format {FORMAT}; use the version that wrote it"
+    problem = _missing(record, REQUIRED, "")
+    problem = problem or _missing(record["device"], REQUIRED_DEVICE, "device.")
+    problem = problem or _missing(record["cost"], REQUIRED_COST, "cost.")
+    if problem or record["glue"] is None:
+        return problem
+    return _missing(record["glue"], REQUIRED_GLUE, "glue.") or _task_problem(record["glue"]["tasks"])
+
+
+def _task_problem(tasks: dict[str, Any]) -> str | None:
+    for name, task in tasks.items():
+        if not isinstance(task, dict) or not isinstance(task.get("score"), (int, float, type(None))):
+            return f"`glue.tasks.{name}` must hold a `score`, a number or null"
+        if "score" not in task or "init" not in task:
+            return f"`glue.tasks.{name}` lacks `score` or `init`"
+    return None
+
+
+def _missing(tree: dict[str, Any], required: dict[str, Any], prefix: str) -> str | None:
+    for key, types in required.items():
+        if key not in tree:
+            return f"`{prefix}{key}` is missing"
+        if not isinstance(tree[key], types):
+            return f"`{prefix}{key}` is a {type(tree[key]).__name__}, which this format does not have there"
+    return None
+
+
+def _plain(value: Any) -> Any:
+    """`value` as strict JSON has it: numbers of any library made Python's, numbers that are not finite made null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"a record cannot hold a {type(value).__name__}: {value!r}")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_state(project: Path) -> tuple[str | None, bool | None]:
+    """(commit, whether tracked files differ from it); Nones when `project` is not the root of a git checkout."""
+    top = _git(project, "rev-parse", "--show-toplevel")
+    # A copy installed inside somebody else's repository must not claim that repository's commit.
+    if top is None or Path(top).resolve() != project.resolve():
+        return None, None
+    # Untracked files are left out of account: a user's own YAML is one, and the record holds its content as `config`.
+    changes = _git(project, "status", "--porcelain", "--untracked-files=no")
+    return _git(project, "rev-parse", "--verify", "HEAD"), None if changes is None else bool(changes)
+
+
+def _git(project: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(project), *words], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,119 @@
+"""Documents to batches. A batch is a stream of real tokens with its masked positions known; for the baseline it is padded.
+
+Shapes: S sequences, T real tokens, M masked tokens, L the longest sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recipe.data.masking import Masker
+
+IGNORED_LABEL = -100
+Batch = dict[str, Tensor | int]
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Cuts documents to length, adds [CLS] and [SEP], masks, and joins them.
+
+    The stream form holds document_ids (S,), input_ids (T,), cu_seqlens (S + 1,) int32, max_seqlen, masked_indices (M,),
+    labels (M,). The padded form holds document_ids (S,), input_ids, attention_mask, labels, all (S, L), with -100 for no label.
+    """
+
+    sequence_length: int  # with [CLS] and [SEP]
+    masker: Masker
+    cls_id: int
+    sep_id: int
+    pad_id: int
+    padded: bool
+
+    def __call__(self, documents: list[dict]) -> Batch:
+        """`documents` are `recipe.data.stream.Documents`' items."""
+        room = self.sequence_length - 2
+        pieces = [document["tokens"][:room] for document in documents]
+        lengths = np.array([len(piece) + 2 for piece in pieces])
+        cu_seqlens = np.concatenate([[0], lengths.cumsum()])
+        starts, ends = cu_seqlens[:-1], cu_seqlens[1:] - 1
+        ids = np.empty(cu_seqlens[-1], dtype=np.int64)
+        special = np.zeros(len(ids), dtype=bool)
+        special[starts] = special[ends] = True
+        ids[~special] = np.concatenate(pieces)
+        ids[starts], ids[ends] = self.cls_id, self.sep_id
+        numbers = np.array([document["id"] for document in documents])
+        positions = np.arange(len(ids)) - np.repeat(starts, lengths)
+        masked, chosen, labels = self.masker(
+            ids, special, np.repeat(numbers, lengths), positions, documents[0]["epoch"]
+        )
+        batch: Batch = {
+            "document_ids": torch.from_numpy(numbers),
+            "input_ids": torch.from_numpy(masked),
+            "cu_seqlens": torch.from_numpy(cu_seqlens.astype(np.int32)),
+            "max_seqlen": int(lengths.max()),
+            "masked_indices": torch.from_numpy(chosen),
+            "labels": torch.from_numpy(labels),
+        }
+        return pad_batch(batch, self.pad_id) if self.padded else batch
+
+
+def pad_batch(batch: Batch, pad_id: int) -> Batch:
+    """The padded form of a stream."""
+    lengths = sequence_lengths(batch)
+    real = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]  # (S, L)
+    padded = {"document_ids": batch["document_ids"], "attention_mask": real.long()}
+    padded["input_ids"] = torch.full(real.shape, pad_id).masked_scatter(real, batch["input_ids"])
+    labels = torch.full_like(batch["input_ids"], IGNORED_LABEL)
+    labels[batch["masked_indices"]] = batch["labels"]
+    padded["labels"] = torch.full(real.shape, IGNORED_LABEL).masked_scatter(real, labels)
+    return padded
+
+
+def sequence_lengths(batch: Batch) -> Tensor:
+    """(S,) int64, real tokens of each sequence of either form."""
+    if "cu_seqlens" in batch:
+        return batch["cu_seqlens"].diff().long()
+    return batch["attention_mask"].sum(dim=1)
+
+
+def count_sequences(batch: Batch) -> int:
+    return len(batch["document_ids"])
+
+
+def count_tokens(batch: Batch) -> dict[str, int]:
+    """Real tokens, and those of them that have a label, under Composer's names."""
+    if "cu_seqlens" in batch:
+        return {"total": len(batch["input_ids"]), "loss_generating": len(batch["labels"])}
+    labelled = int((batch["labels"] != IGNORED_LABEL).sum())
+    return {"total": int(batch["attention_mask"].sum()), "loss_generating": labelled}
+
+
+def split_batch(batch: Batch, sequences: int) -> list[Batch]:
+    """Pieces of at most `sequences` sequences, in order: microbatches."""
+    if sequences >= count_sequences(batch):
+        return [batch]
+    cuts = range(0, count_sequences(batch), int(sequences))
+    split: Callable[[Batch, int, int], Batch] = _split_stream if "cu_seqlens" in batch else _split_padded
+    return [split(batch, start, min(start + int(sequences), count_sequences(batch))) for start in cuts]
+
+
+def _split_padded(batch: Batch, start: int, end: int) -> Batch:
+    return {name: value[start:end] for name, value in batch.items()}
+
+
+def _split_stream(batch: Batch, start: int, end: int) -> Batch:
+    bounds = batch["cu_seqlens"][start : end + 1]
+    first, last = int(bounds[0]), int(bounds[-1])
+    m_first, m_last = torch.searchsorted(batch["masked_indices"], torch.tensor([first, last])).tolist()
+    return {
+        "document_ids": batch["document_ids"][start:end],
+        "input_ids": batch["input_ids"][first:last],
+        "cu_seqlens": bounds - first,
+        "max_seqlen": int(bounds.diff().max()),
+        "masked_indices": batch["masked_indices"][m_first:m_last] - first,
+        "labels": batch["labels"][m_first:m_last],
+    }

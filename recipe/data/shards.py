@@ -1,0 +1,181 @@
+"""MDS shards of token ids, and `dataset.json`, the contract between preparation and training.
+
+    OUT/dataset.json                     DatasetInfo
+    OUT/tokenizer/                       a transformers tokenizer folder
+    OUT/train/index.json                 merged from the parts below
+    OUT/train/part-00000/shard.*.mds.zstd
+    OUT/validation/...
+
+A record is one document: column `tokens`, a one-dimensional uint16 array without [CLS] and [SEP].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipe.errors import UserError
+
+FORMAT = 1  # of dataset.json
+DTYPE = "uint16"
+_QUANTILES = (5, 25, 50, 75, 95, 99)
+
+
+@dataclass
+class Vocabulary:
+    """`size` is the number of ids in use; a model may pad its embedding beyond it."""
+
+    size: int
+    lowercase: bool
+    sha256: str  # of tokenizer/vocab.txt
+    pad_id: int
+    unk_id: int
+    cls_id: int
+    sep_id: int
+    mask_id: int
+
+
+@dataclass
+class SplitInfo:
+    """One split as it is stored; lengths are in tokens, after the cut at `max_tokens`."""
+
+    documents: int
+    tokens: int
+    truncated: float  # share of all tokens that the cut at `max_tokens` lost
+    unknown: float  # share of stored tokens that are [UNK]
+    lengths: dict[str, float]  # min, p5, p25, p50, p75, p95, p99, max, mean
+
+
+@dataclass
+class SourceInfo:
+    """Where text came from, and what of it was no document."""
+
+    origin: dict[str, Any]
+    rejected: dict[str, int]  # kind -> records
+    rejected_examples: dict[str, list[str]]  # kind -> the first few, as file:line
+
+
+@dataclass
+class DatasetInfo:
+    """What `dataset.json` holds."""
+
+    vocabulary: Vocabulary
+    max_tokens: int
+    splits: dict[str, SplitInfo]
+    sources: dict[str, SourceInfo]  # by the key of the YAML file: train, validation
+    config: dict[str, Any]  # the PrepareConfig
+    packages: dict[str, str]  # versions
+    dtype: str = DTYPE
+    format: int = FORMAT
+
+    def split(self, name: str) -> SplitInfo:
+        """A split's numbers; a `UserError` that names the splits there are, if it is not one of them."""
+        if name not in self.splits:
+            raise UserError(f"there is no split `{name}`; this dataset has {', '.join(self.splits)}")
+        return self.splits[name]
+
+
+class Lengths:
+    """Counts of one split: exact, mergeable, and of constant size."""
+
+    def __init__(self, max_tokens: int) -> None:
+        self.histogram = np.zeros(max_tokens + 1, np.int64)  # documents by stored length
+        self.read_tokens = 0  # before the cut
+        self.unknown_tokens = 0
+
+    def merge(self, other: Lengths) -> None:
+        self.histogram += other.histogram
+        self.read_tokens += other.read_tokens
+        self.unknown_tokens += other.unknown_tokens
+
+    def info(self) -> SplitInfo:
+        documents = int(self.histogram.sum())
+        tokens = int(self.histogram @ np.arange(len(self.histogram)))
+        if documents == 0:
+            return SplitInfo(0, 0, 0.0, 0.0, {})
+        used = np.flatnonzero(self.histogram)
+        reached = np.cumsum(self.histogram)
+        # the shortest length that at least this share of the documents does not exceed
+        quantiles = {f"p{q}": int(np.searchsorted(reached, documents * q / 100)) for q in _QUANTILES}
+        lengths = {"min": int(used[0]), **quantiles, "max": int(used[-1]), "mean": round(tokens / documents, 2)}
+        truncated = 1 - tokens / self.read_tokens
+        return SplitInfo(documents, tokens, truncated, self.unknown_tokens / tokens, lengths)
+
+
+class ShardWriter:
+    """Writes the documents of one part of one split into a folder of its own; `finish` completes it."""
+
+    def __init__(self, folder: Path, max_tokens: int, unk_id: int, shard_mib: int) -> None:
+        from streaming import MDSWriter  # takes seconds, so only who writes pays for it
+
+        self.lengths = Lengths(max_tokens)
+        self._max_tokens = max_tokens
+        self._unk_id = unk_id
+        self._writer = MDSWriter(
+            out=str(folder),
+            columns={"tokens": f"ndarray:{DTYPE}"},
+            compression="zstd",
+            hashes=["xxh64"],
+            size_limit=shard_mib * 2**20,
+        )
+
+    def write(self, ids: list[int]) -> None:
+        tokens = np.array(ids[: self._max_tokens], DTYPE)
+        self._writer.write({"tokens": tokens})
+        self.lengths.histogram[len(tokens)] += 1
+        self.lengths.read_tokens += len(ids)
+        self.lengths.unknown_tokens += int((tokens == self._unk_id).sum())
+
+    def finish(self) -> None:
+        self._writer.finish()
+
+
+def part_folder(out: Path, split: str, index: int) -> Path:
+    """Where the shards of one part lie."""
+    return out / split / f"part-{index:05d}"
+
+
+def merge_parts(out: Path, split: str, count: int) -> None:
+    """Write the index of a split from those of its parts."""
+    from streaming.base.util import merge_index
+
+    indexes = [str(part_folder(out, split, i).resolve() / "index.json") for i in range(count)]
+    logging.disable(logging.WARNING)  # it warns of its own temporary folder
+    try:
+        merge_index(indexes, str((out / split).resolve()))
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def write_info(info: DatasetInfo, out: Path) -> None:
+    (out / "dataset.json").write_text(
+        json.dumps(dataclasses.asdict(info), indent=2, ensure_ascii=False) + "\n", "utf-8"
+    )
+
+
+def read_info(path: str | Path) -> DatasetInfo:
+    """What the dataset in this folder is; needs neither streaming nor transformers.
+
+    Raises:
+        UserError: no such folder, no dataset.json in it, or not one of this format.
+    """
+    file = Path(path) / "dataset.json"
+    if not file.is_file():
+        what = "holds no dataset.json" if Path(path).is_dir() else "does not exist"
+        raise UserError(f"{path}: {what}; python -m recipe.prepare YAML writes a dataset there")
+    try:
+        raw = json.loads(file.read_text("utf-8"))
+        if raw["format"] != FORMAT:
+            raise UserError(f"{file}: format {raw['format']}, this version reads {FORMAT}; prepare the dataset again")
+        raw["vocabulary"] = Vocabulary(**raw["vocabulary"])
+        raw["splits"] = {name: SplitInfo(**split) for name, split in raw["splits"].items()}
+        raw["sources"] = {name: SourceInfo(**source) for name, source in raw["sources"].items()}
+        return DatasetInfo(**raw)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: not written by recipe.prepare, or damaged ({error}); prepare it again") from None

@@ -1,0 +1,54 @@
+"""What an encoder is made of: the numbers that a checkpoint must carry to be rebuilt."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+VOCAB_MULTIPLE = 64  # the decoder's matrix product is fastest when its width is a multiple of this
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Sizes of a MosaicBERT encoder, under Hugging Face's names. The defaults are Base.
+
+    `vocab_size` counts the rows of the embedding: the vocabulary rounded up by `padded_vocab_size`.
+    """
+
+    vocab_size: int = 30528
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    type_vocab_size: int = 2
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.0
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    def save(self, folder: Path) -> None:
+        text = json.dumps({"model_type": "mosaic_bert", **dataclasses.asdict(self)}, indent=2)
+        (folder / "config.json").write_text(text + "\n")
+
+    @classmethod
+    def from_dict(cls, values: dict) -> EncoderConfig:
+        """From a dictionary that may hold more, as a Hugging Face config does."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in names})
+
+
+def padded_vocab_size(vocab_size: int) -> int:
+    return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE

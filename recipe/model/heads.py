@@ -1,0 +1,134 @@
+"""What sits on the encoder: masked-language-model prediction, and classification or regression of whole sequences.
+
+Shapes: S sequences, L padded length, T real tokens, M masked tokens, D hidden size, V vocabulary, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import kernels
+from recipe.model.config import EncoderConfig
+from recipe.model.encoder import Backends, Encoder, LayerNorm, initialize
+
+
+@dataclass
+class Output:
+    """What a model called the Hugging Face way returns."""
+
+    logits: Tensor
+    loss: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+
+
+class PredictionHead(nn.Module):
+    """Hidden states to the space of the word embeddings, whose matrix, tied, is the decoder."""
+
+    def __init__(self, config: EncoderConfig, backends: Backends) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = LayerNorm(config, backends)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, x_MD: Tensor) -> Tensor:
+        return self.norm(F.gelu(self.dense(x_MD)))
+
+
+class MosaicBertForMaskedLM(nn.Module):
+    """The pretraining model. `masked_lm_loss` is for streams; calling it takes padded batches as Hugging Face's models do."""
+
+    def __init__(self, config: EncoderConfig, backends: Backends | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.backends = backends or Backends()
+        self.encoder = Encoder(config, self.backends)
+        self.head = PredictionHead(config, self.backends)
+        initialize(self, config.initializer_range)
+
+    def masked_lm_loss(self, batch: dict) -> tuple[Tensor, Tensor]:
+        """Loss and accuracy at the masked positions of a stream, float32 scalars.
+
+        `batch` holds input_ids (T,) int64, cu_seqlens (S + 1,) int32, max_seqlen, masked_indices (M,) int64, labels (M,) int64.
+        """
+        hidden_MD = self.encoder(
+            batch["input_ids"], batch["cu_seqlens"], batch["max_seqlen"], keep=batch["masked_indices"]
+        )
+        return kernels.masked_cross_entropy(
+            self.head(hidden_MD),
+            self.encoder.embeddings.word.weight,
+            self.head.bias,
+            batch["labels"],
+            backend=self.backends.kernels.name,
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Output:
+        """Logits (S, L, V) of padded sequences (S, L), padding's hidden state taken as 0; with labels (S, L), -100 where there is
+        none, also the loss."""
+        batch, indices_T = _stream(input_ids, attention_mask, token_type_ids)
+        hidden_TD = self.encoder(batch["input_ids"], batch["cu_seqlens"], batch["max_seqlen"], batch["token_type_ids"])
+        hidden_SLD = kernels.pad(hidden_TD, indices_T, *input_ids.shape)
+        logits = F.linear(self.head(hidden_SLD), self.encoder.embeddings.word.weight, self.head.bias)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
+        return Output(logits, loss, hidden_SLD)
+
+
+class MosaicBertForSequenceClassification(nn.Module):
+    """The encoder with BERT's pooler and a linear layer on each sequence's first token."""
+
+    def __init__(self, config: EncoderConfig, num_labels: int, backends: Backends | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.num_labels = num_labels
+        self.encoder = Encoder(config, backends)
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, num_labels)
+        initialize(self, config.initializer_range)
+
+    def sequence_logits(self, batch: dict) -> Tensor:
+        """(S, C) of a stream: input_ids (T,), token_type_ids (T,), cu_seqlens (S + 1,) int32, max_seqlen."""
+        first_S = batch["cu_seqlens"][:-1].long()
+        hidden_SD = self.encoder(
+            batch["input_ids"], batch["cu_seqlens"], batch["max_seqlen"], batch.get("token_type_ids"), keep=first_S
+        )
+        return self.classifier(self.dropout(torch.tanh(self.pooler(hidden_SD))))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Output:
+        """Logits (S, C) of padded sequences (S, L); with labels (S,), also the cross-entropy, or for C = 1 the squared error."""
+        batch, _ = _stream(input_ids, attention_mask, token_type_ids)
+        logits = self.sequence_logits(batch)
+        return Output(logits, None if labels is None else sequence_loss(logits, labels))
+
+
+def sequence_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy (S, C) against classes (S,) int64, or mean squared error (S, 1) against numbers (S,)."""
+    if logits.shape[1] == 1:
+        return F.mse_loss(logits[:, 0].float(), labels.float())
+    return F.cross_entropy(logits.float(), labels)
+
+
+def _stream(input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None) -> tuple[dict, Tensor]:
+    """A padded batch as a stream, and the flat positions of its tokens in the batch."""
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    ids_T, indices_T, cu_seqlens, max_seqlen = kernels.unpad(input_ids, mask)
+    types_T = None if token_type_ids is None else token_type_ids.flatten()[indices_T]
+    batch = {"input_ids": ids_T, "token_type_ids": types_T, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
+    return batch, indices_T

@@ -1,0 +1,184 @@
+"""The meter of a run: tokens, seconds, dollars, loss. It is saved in checkpoints, so a resumed run's bill is whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from composer import Callback, Logger, State
+from composer.utils import dist, reproducibility
+
+from recipe.cost.prices import Price, bill
+from recipe.data.batch import count_sequences, count_tokens, sequence_lengths
+from recipe.training.hardware import Hardware
+
+
+@dataclass
+class Sums:
+    """Over all ranks."""
+
+    sequences: int = 0
+    tokens: int = 0
+    squared_lengths: float = 0.0
+    masked: int = 0
+    loss: float = 0.0  # times masked tokens
+    masked_accuracy: float = 0.0  # times masked tokens
+    batches: int = 0
+    seconds: float = 0.0  # of training: evaluation and checkpoints are not in it
+
+    def add(self, other: Sums) -> None:
+        for name, value in dataclasses.asdict(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+@dataclass
+class Progress:
+    """What a run has done, from its first start on."""
+
+    total: Sums = field(default_factory=Sums)
+    loss_curve: list[dict[str, Any]] = field(default_factory=list)
+    eval_curve: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Meter(Callback):
+    """Counts while training, prints a line every `log_every` batches, and hands each line to `on_line`.
+
+    Between two lines nothing is read from the device.
+    """
+
+    def __init__(
+        self,
+        hardware: Hardware,
+        price: Price,
+        flops_of: Callable[[Sums], float],
+        log_every: int,
+        on_line: Callable[[Progress], None],
+    ) -> None:
+        """`flops_of` gives the operations that training on the counted tokens needs."""
+        self.hardware = hardware
+        self.price = price
+        self.flops_of = flops_of
+        self.log_every = log_every
+        self.on_line = on_line
+        self.progress = Progress()
+        self._line = Sums()  # since the last line
+        self._counted = torch.zeros(4, dtype=torch.float64)  # on this rank, not yet in `_line`: the first four of Sums
+        self._measured: torch.Tensor | None = None  # the same for loss and accuracy, on the device
+        self._batches = 0
+        self._clock = 0.0  # when it was last read
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self._clock = time.perf_counter()
+
+    def eval_start(self, state: State, logger: Logger) -> None:
+        self._gather()
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        values = {name: float(metric.compute()) for name, metric in state.eval_metrics["eval"].items()}
+        total = self.progress.total
+        self.progress.eval_curve.append({"batch": total.batches, "tokens": total.tokens, **values})
+        say(f"batch {total.batches:>6} evaluation: loss {values['loss']:.3f}  accuracy {values['masked_accuracy']:.3f}")
+        self._clock = time.perf_counter()
+
+    def after_loss(self, state: State, logger: Logger) -> None:
+        outputs, masked = state.outputs, count_tokens(state.batch)["loss_generating"]
+        measured = torch.stack([outputs["loss"].detach(), outputs["masked_accuracy"]]) * masked
+        self._measured = measured if self._measured is None else self._measured + measured
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        tokens, lengths = count_tokens(state.batch), sequence_lengths(state.batch).double()
+        squared = float(lengths.square().sum())
+        counted = [count_sequences(state.batch), tokens["total"], squared, tokens["loss_generating"]]
+        self._counted += torch.tensor(counted, dtype=torch.float64)
+        self._batches += 1
+        if self._line.batches + self._batches >= self.log_every:
+            self._write_line(state, logger)
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        if self._line.batches + self._batches:
+            self._write_line(state, logger)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Called on every rank when a checkpoint is written."""
+        self._gather()
+        return {"progress": dataclasses.asdict(self.progress), "line": dataclasses.asdict(self._line)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        progress = state["progress"]
+        self.progress = Progress(Sums(**progress["total"]), list(progress["loss_curve"]), list(progress["eval_curve"]))
+        self._line = Sums(**state["line"])
+
+    def _gather(self) -> None:
+        """Bring what this and the other ranks counted into `_line` and the total, and the clock with it."""
+        if self.hardware.kind == "gpu":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        passed, self._clock = now - self._clock, now
+        measured = torch.zeros(2) if self._measured is None else self._measured
+        everything = torch.cat([self._counted.to(measured.device), measured.double()])
+        dist.all_reduce(everything)
+        sequences, tokens, squared, masked, loss, accuracy = everything.tolist()
+        gathered = Sums(int(sequences), int(tokens), squared, int(masked), loss, accuracy, self._batches, passed)
+        self._line.add(gathered)
+        self.progress.total.add(gathered)
+        self._counted.zero_()
+        self._measured, self._batches = None, 0
+
+    def _write_line(self, state: State, logger: Logger) -> None:
+        self._gather()
+        line, total = self._line, self.progress.total
+        self._line = Sums()
+        peak, masked = self.hardware.peak_flops, max(line.masked, 1)
+        row = {
+            "batch": total.batches,
+            "tokens": total.tokens,
+            "seconds": total.seconds,
+            "lr": state.optimizers[0].param_groups[0]["lr"],
+            "loss": line.loss / masked,
+            "masked_accuracy": line.masked_accuracy / masked,
+            "tokens_per_s": line.tokens / line.seconds,
+            "mfu": self.flops_of(line) / line.seconds / peak if peak else None,
+        }
+        self.progress.loss_curve.append(row)
+        logger.log_metrics({f"train/{name}": value for name, value in row.items() if value is not None})
+        elapsed = float(state.get_elapsed_duration())
+        usd = bill(total.seconds, self.hardware.count, self.price, self.hardware.kind)["usd"]
+        eta = total.seconds * (1 - elapsed) / elapsed if elapsed else 0.0
+        mfu = "" if row["mfu"] is None else f"  MFU {row['mfu']:.0%}"
+        say(
+            f"batch {row['batch']:>6} ({elapsed:4.0%})  loss {row['loss']:.3f}  accuracy {row['masked_accuracy']:.3f}"
+            f"  lr {row['lr']:.1e}  {row['tokens_per_s']:,.0f} tokens/s{mfu}  ${usd:,.4f}  ETA {clock(eta)}"
+        )
+        self.on_line(self.progress)
+
+
+class RandomStateOnResume(Callback):
+    """Restores a checkpoint's random state before the first batch, which Composer does only at the start of an epoch.
+
+    The streaming dataset needs no draws to find its place again; dropout does.
+    """
+
+    def __init__(self) -> None:
+        self.saved: list[dict[str, Any]] | None = None  # of every rank, as Composer keeps it
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        if self.saved is not None:
+            reproducibility.load_rng_state(self.saved)
+            self.saved = None
+
+
+def say(text: str) -> None:
+    """Print from the first rank alone."""
+    if dist.get_global_rank() == 0:
+        print(text, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """h:mm:ss, or m:ss below an hour."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,145 @@
+"""Fine-tuning of one encoder on one task with one seed, by Composer's trainer."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from composer import Callback, DataSpec, Logger, State, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from recipe.config import Optimizer
+from recipe.data.sequence_batch import EncodedExamples, count_sequences, count_tokens
+from recipe.errors import UserError
+from recipe.model.heads import sequence_loss
+from recipe.training.composer_model import AutocastModel
+from recipe.training.hardware import Hardware
+from recipe.training.optimizer import build_optimizer
+from recipe.training.schedule import LinearWithWarmup
+
+WARMUP = 0.06
+BETAS, EPS = [0.9, 0.98], 1e-6
+REPORT_EVERY_S = 30.0
+
+Collate = Callable[[EncodedExamples], Callable[[list[int]], dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is fitted, and how."""
+
+    name: str  # for messages
+    lr: float
+    weight_decay: float
+    epochs: float
+    batch_size: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    logits: dict[str, np.ndarray]  # (N, C) float32 of each development set
+    seconds: float  # of training and prediction
+    tokens: int  # real ones, trained on
+    sequences: int
+    batches: int
+
+
+class Classifier(AutocastModel):
+    """Either classification model: it asks for `sequence_logits` and nothing else."""
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        with self.autocast():
+            return self.model.sequence_logits(batch).float()
+
+    def loss(self, outputs: Tensor, batch: dict[str, Any]) -> Tensor:
+        return sequence_loss(outputs, batch["labels"])
+
+
+class Count(Callback):
+    """What was trained on, and a line now and then for a job that takes long."""
+
+    def __init__(self, name: str, batches: int) -> None:
+        self.name = name
+        self.batches = batches
+        self.tokens = self.sequences = self.done = 0
+        self.started = self.said = time.perf_counter()
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self.tokens += count_tokens(state.batch)
+        self.sequences += count_sequences(state.batch)
+        self.done += 1
+        now = time.perf_counter()
+        if now - self.said > REPORT_EVERY_S and self.done < self.batches:
+            self.said = now
+            left_s = (now - self.started) / self.done * (self.batches - self.done)
+            loss = float(state.loss.detach()) if isinstance(state.loss, Tensor) else math.nan
+            print(
+                f"  {self.name}: batch {self.done:,} of {self.batches:,}, loss {loss:.3f}, {left_s:,.0f} s left",
+                flush=True,
+            )
+
+
+def fine_tune(
+    model: nn.Module,
+    job: Job,
+    train: EncodedExamples,
+    dev: dict[str, EncodedExamples],
+    collate: Collate,
+    hardware: Hardware,
+) -> Outcome:
+    """Fit `model` in place and predict the development sets, once, at the end.
+
+    AdamW as in pretraining, 6 % warm-up, then linear to 0; shuffled anew each epoch, in an order that the seed decides;
+    the last, shorter batch is used.
+
+    Raises:
+        UserError: the loss ran away, so that the predictions are no numbers.
+    """
+    order = torch.Generator().manual_seed(job.seed)
+    loader = DataLoader(range(len(train)), job.batch_size, shuffle=True, generator=order, collate_fn=collate(train))
+    batches = max(1, math.ceil(job.epochs * len(loader)))
+    count = Count(job.name, batches)
+    settings = Optimizer(lr=job.lr, betas=BETAS, eps=EPS, weight_decay=job.weight_decay)
+    trainer = Trainer(
+        model=Classifier(model, hardware.device, hardware.autocast),
+        optimizers=build_optimizer(model, settings),
+        schedulers=LinearWithWarmup(WARMUP, 0.0),
+        train_dataloader=_data_spec(loader),
+        max_duration=f"{batches}ba",
+        device=hardware.kind,
+        precision="fp32",  # Composer's own; the model brings its autocast, on a CPU too
+        seed=job.seed,
+        callbacks=[count],
+        progress_bar=False,
+    )
+    started = time.perf_counter()
+    try:
+        trainer.fit()
+        logits = {name: _predict(trainer, examples, job.batch_size, collate) for name, examples in dev.items()}
+    finally:
+        trainer.close()
+    seconds = time.perf_counter() - started
+    if not all(np.isfinite(values).all() for values in logits.values()):
+        raise UserError(f"{job.name}: the loss ran away (lr {job.lr:g}); set a smaller lr_scale")
+    return Outcome(logits, seconds, count.tokens, count.sequences, count.done)
+
+
+def _predict(trainer: Trainer, examples: EncodedExamples, batch_size: int, collate: Collate) -> np.ndarray:
+    loader = DataLoader(range(len(examples)), batch_size, collate_fn=collate(examples))
+    return torch.cat(trainer.predict(_data_spec(loader))).numpy()
+
+
+def _data_spec(loader: DataLoader) -> DataSpec:
+    return DataSpec(
+        loader,
+        split_batch=lambda batch, _: [batch],  # these batches are small
+        get_num_samples_in_batch=count_sequences,
+        get_num_tokens_in_batch=count_tokens,
+    )

@@ -1,0 +1,101 @@
+"""What the run stands on: which device, in which precision, and how fast it could be at most."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from recipe.errors import UserError
+
+# Dense bf16 TFLOP/s that the makers state in their data sheets, by a part of the device's name, the longest match first.
+_PEAK_TFLOPS = {
+    "A100": 312,
+    "A10G": 70,
+    "A40": 150,
+    "A6000": 155,
+    "L40S": 362,
+    "L4": 121,
+    "4090": 165,
+    "H100 PCIe": 756,
+}
+_PEAK_TFLOPS |= {"H100 NVL": 835, "H100": 989, "GH200": 989, "H200": 989, "B200": 2250, "B300": 2250}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The devices of the whole run, all ranks together."""
+
+    kind: str  # gpu | cpu
+    name: str
+    count: int  # GPUs, or CPU cores
+    peak_flops: float | None  # per second, of all of them; None where it is not known
+    autocast: torch.dtype | None  # None: float32
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.kind == "gpu" else "cpu"
+
+    @property
+    def activation_dtype(self) -> torch.dtype:
+        return self.autocast or torch.float32
+
+
+def find_hardware(device: str, precision: str, ranks: int) -> Hardware:
+    """Resolve `device` (auto, gpu, cpu) and `precision` (auto, amp_bf16, fp32) on this machine.
+
+    Raises:
+        UserError: no such value, no GPU, or bf16 where it cannot run.
+    """
+    _one_of("device", device, ("auto", "gpu", "cpu"))
+    _one_of("precision", precision, ("auto", "amp_bf16", "fp32"))
+    has_gpu = torch.cuda.is_available()
+    if device == "gpu" and not has_gpu:
+        raise UserError("device=gpu: torch sees no CUDA GPU here; set device=cpu or auto")
+    kind = "gpu" if has_gpu and device != "cpu" else "cpu"
+    bf16_problem = _bf16_problem(kind)
+    if precision == "amp_bf16" and bf16_problem:
+        raise UserError(f"precision=amp_bf16: {bf16_problem}; set precision=fp32 or auto")
+    autocast = torch.bfloat16 if precision != "fp32" and not bf16_problem else None
+    if kind == "gpu":
+        name = torch.cuda.get_device_name()
+        key = max((key for key in _PEAK_TFLOPS if key in name), key=len, default=None)
+        peak = _PEAK_TFLOPS[key] * 1e12 * ranks if key and autocast else None
+        return Hardware(kind, name, ranks, peak, autocast)
+    return Hardware(kind, _cpu_name(), len(os.sched_getaffinity(0)), None, autocast)
+
+
+def measured_cpu_peak(autocast: torch.dtype | None, size: int = 1024, seconds: float = 0.3) -> float:
+    """FLOP/s of a square matrix product on all threads: the ceiling that a CPU's MFU is measured against."""
+    a = torch.randn(size, size, dtype=autocast or torch.float32)
+    best, start = float("inf"), time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        before = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - before)
+    return 2 * size**3 / best
+
+
+def _bf16_problem(kind: str) -> str | None:
+    if kind == "gpu":
+        major, minor = torch.cuda.get_device_capability()
+        return None if major >= 8 else f"this GPU (sm_{major}{minor}) has no bf16 tensor cores"
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        return None
+    return "this CPU has no bf16 instructions (AVX512-BF16 or AMX)"
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown CPU"
+
+
+def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"{key}={value}: known are {', '.join(known)}")

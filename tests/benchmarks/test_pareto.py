@@ -1,0 +1,254 @@
+import csv
+import html
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from benchmarks import study
+from benchmarks.pareto import draw, main
+from recipe.cost import records
+from recipe.cost.prices import Price, bill
+from recipe.cost.records import new_record, write_record
+from recipe.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+PRICE = Price(2.5, "yamls/prices.yaml: a100-80gb")
+
+
+def run(folder, label, model, hours, scores, *, kind="gpu", status="finished", glue=True, benchmark="GLUE", **changes):
+    """Write the record of a run on eight devices, as training and then fine-tuning leave it, and return it."""
+    record = new_record(
+        kind="pretrain",
+        name=label,
+        model=model,
+        config={"out": label, "model": {"name": model}},
+        device=records.device(kind, "NVIDIA A100-SXM4-80GB" if kind == "gpu" else "AMD EPYC", 8, PRICE),
+        backends={"attention": "sdpa"},
+        parameters=137_000_001,
+    )
+    record.update(
+        status=status,
+        cost=bill(hours * 3600, 8, PRICE, kind),
+        tokens=int(hours * 1e9) + 7,
+        loss_curve=[{"tokens": 10, "loss": 9.0}, {"tokens": 20, "loss": None}, {"tokens": 30, "loss": 7.5}],
+        eval={"loss": 2.125, "masked_accuracy": 0.5, "tokens": 100},
+    )
+    if glue:
+        record["glue"] = {
+            "benchmark": benchmark,
+            "protocol": {"max_length": 256},
+            "tasks": {task: {"score": score, "std": 0.5, "init": "pretrained"} for task, score in scores.items()},
+            "absent": ["QQP"],
+            "of": 8 if benchmark == "GLUE" else len(scores),
+            "cost": bill(600.0, 8, PRICE, kind),
+        }
+    record.update(changes)
+    write_record(folder / label, record)
+    return record
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two models; mosaic-slow is dominated."""
+    folder = tmp_path / "runs"
+    made = [
+        run(folder, "mosaic-1", "mosaic_bert", 0.5, {"CoLA": 40.0, "RTE": 60.5}),
+        run(folder, "mosaic-2", "mosaic_bert", 2.0, {"CoLA": 50.0, "RTE": 70.25}),
+        run(folder, "mosaic-slow", "mosaic_bert", 3.0, {"CoLA": 45.0, "RTE": 65.0}),
+        run(folder / "old", "bert-1", "hf_bert", 0.7, {"CoLA": 38.0, "RTE": 58.0}),
+        run(folder / "old", "bert-2", "hf_bert", 3.3, {"CoLA": 48.0, "RTE": 66.0}),
+    ]
+    return folder, {record["name"]: record for record in made}
+
+
+def rows_of(path):
+    with path.open(newline="", encoding="utf-8") as stream:
+        return {row["run"]: row for row in csv.DictReader(stream)}
+
+
+def test_the_csv_holds_the_records_numbers(runs, tmp_path, capsys):
+    folder, made = runs
+    assert main([str(folder), "--out", str(tmp_path / "out")]) == 0
+    rows = rows_of(tmp_path / "out" / "pareto.csv")
+    assert set(rows) == set(made)
+    for name, record in made.items():
+        row = rows[name]
+        for column in ("usd", "gpu_hours", "device_hours", "seconds"):
+            assert float(row[column]) == record["cost"][column]
+        tasks = record["glue"]["tasks"]
+        assert {task: float(row[task]) for task in tasks} == {task: tasks[task]["score"] for task in tasks}
+        assert float(row["score"]) == pytest.approx((tasks["CoLA"]["score"] + tasks["RTE"]["score"]) / 2)
+        assert int(row["tokens"]) == record["tokens"] and int(row["parameters"]) == 137_000_001
+        assert float(row["mlm_loss"]) == 2.125 and float(row["glue_usd"]) == record["glue"]["cost"]["usd"]
+        assert row["frontier"] == ("no" if name == "mosaic-slow" else "yes")
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in made)
+    assert "mean of 2 of 8 GLUE tasks (CoLA, RTE; not in it: QQP)" in printed
+    assert "At score 57.00, the highest that both reach: mosaic_bert" in printed and "(interpolated)" in printed
+
+
+def test_the_figure_is_a_picture_of_a_readmes_width_with_each_models_colour(runs, tmp_path):
+    png = draw([runs[0]], tmp_path / "out")[0]
+    with Image.open(png) as image:
+        image.load()
+        assert image.size == (1280, 832)
+        seen = {color for _, color in image.convert("RGB").getcolors(1 << 20)}
+    found = study.gather([runs[0]])
+    for color, _ in study.styles(found).values():
+        assert tuple(bytes.fromhex(color[1:])) in seen
+
+
+@pytest.mark.parametrize("axis", ["usd", "gpu_hours", "tokens", "seconds"])
+def test_the_page_is_self_contained_and_holds_the_same_numbers(runs, tmp_path, axis):
+    folder, made = runs
+    page = draw([folder], tmp_path / "out", axis)[2].read_text(encoding="utf-8")
+    assert not re.search(r"<(script|link|img|iframe|source)\b[^>]*\b(src|href)\s*=", page)
+    assert "Plotly.newPlot" in page and "@import" not in page.split("</style>")[0]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", page)
+    for name, record in made.items():
+        assert name in cells
+        for value in (record["cost"]["usd"], record["cost"]["seconds"], record["glue"]["tasks"]["RTE"]["score"]):
+            assert f"{value:,.6g}" in cells
+        assert f"{record['tokens']:,}" in cells
+        assert f"<summary>{name}</summary>" in page
+    plotted = {point.cost(axis): point.score for point in study.gather([folder], axis).points}
+    for cost, score in plotted.items():
+        assert re.search(rf'"x":\[[^\]]*\b{re.escape(repr(cost).removesuffix(".0"))}\b', page), cost
+        assert re.search(rf'"y":\[[^\]]*\b{re.escape(repr(score).removesuffix(".0"))}\b', page), score
+
+
+def test_names_cannot_inject_markup(tmp_path):
+    run(tmp_path / "runs", "a", "mosaic_bert", 1.0, {"CoLA": 40.0}, name="<script>alert(1)</script>")
+    page = draw([tmp_path / "runs"], tmp_path / "out")[2].read_text(encoding="utf-8")
+    assert "<script>alert" not in page and html.escape("<script>alert(1)</script>") in page
+
+
+def test_runs_are_found_by_folder_glob_and_file_and_counted_once(runs):
+    folder, made = runs
+    words = [folder, f"{folder}/mosaic-*", folder / "old" / "bert-1" / "run.json", folder / "mosaic-1"]
+    assert sorted(one.name for one in study.gather(words).runs) == sorted(made)
+
+
+def test_a_fine_tuning_inside_a_runs_folder_is_no_second_run(runs):
+    folder, made = runs
+    write_record(folder / "mosaic-1" / "glue", {**made["mosaic-1"], "kind": "glue", "name": "glue"})
+    found = study.gather([folder])
+    assert len(found.runs) == len(made) and not found.left_out
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    for parent in ("x", "y"):
+        run(tmp_path / parent, "same", "mosaic_bert", 1.0, {"CoLA": 40.0})
+    names = {point.name for point in study.gather([tmp_path]).points}
+    assert names == {str(tmp_path / "x" / "same"), str(tmp_path / "y" / "same")}
+
+
+def test_what_is_no_point_is_named_with_its_reason(runs, tmp_path, capsys):
+    folder, made = runs
+    run(folder, "going", "mosaic_bert", 1.0, {"CoLA": 1.0}, status="running")
+    run(folder, "unscored", "mosaic_bert", 1.0, {}, glue=False)
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "out"
+    assert main([str(folder), str(tmp_path / "empty"), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "going: not finished" in printed and "unscored: no scores" in printed and "empty: no run.json" in printed
+    assert set(rows_of(out / "pareto.csv")) == set(made)
+    page = (out / "pareto.html").read_text(encoding="utf-8")
+    assert "going: not finished" in page and "unscored: no scores" in page
+
+
+def test_tasks_choose_what_is_scored(runs, tmp_path, capsys):
+    folder, _ = runs
+    run(folder, "one-task", "mosaic_bert", 5.0, {"RTE": 71.0})
+    out = tmp_path / "out"
+    assert main([str(folder), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "--tasks RTE" in error and "one-task" in error and not out.exists()
+    assert main([str(folder), "--out", str(out), "--tasks", "RTE"]) == 0
+    rows = rows_of(out / "pareto.csv")
+    assert all(float(row["score"]) == float(row["RTE"]) for row in rows.values())
+    assert rows["one-task"]["CoLA"] == ""
+    assert "mean of 1 of 8 GLUE tasks (RTE; not in it: QQP, CoLA)" in capsys.readouterr().out
+
+
+def test_demo_tasks_are_never_called_glue(tmp_path, capsys):
+    run(tmp_path / "runs", "a", "mosaic_bert", 0.01, {"package": 40.0}, kind="cpu", benchmark="demo")
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--axis", "gpu_hours"]) == 0
+    printed = capsys.readouterr().out
+    assert "demo tasks, not GLUE" in printed and not re.search(r"(?<!not )GLUE", printed)
+    assert "CPU core-hours" in (tmp_path / "out" / "pareto.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "no runs given"),
+        (["no/such/folder"], "no/such/folder: no such file"),
+        (["no-*-match"], "no-*-match: no such file"),
+    ],
+)
+def test_no_runs_is_a_users_mistake(words, says, tmp_path, capsys):
+    assert main([*words, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_without_a_single_point_nothing_is_written(tmp_path, capsys):
+    run(tmp_path / "runs", "going", "mosaic_bert", 1.0, {"CoLA": 1.0}, status="running")
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 2
+    assert "going: not finished" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_broken_record_an_unknown_axis_and_an_out_that_is_a_file_are_users_mistakes(runs, tmp_path, capsys):
+    folder, _ = runs
+    (tmp_path / "file").write_text("")
+    assert main([str(folder), "--out", str(tmp_path / "file")]) == 2
+    assert "cannot be made a folder" in capsys.readouterr().err
+    with pytest.raises(UserError, match="expected one of usd"):
+        draw([folder], tmp_path / "out", "euro")
+    with pytest.raises(SystemExit) as stop:
+        main([str(folder), "--axis", "euro"])
+    assert stop.value.code == 2
+    (folder / "mosaic-1" / "run.json").write_text("{")
+    assert main([str(folder), "--out", str(tmp_path / "out")]) == 2
+    assert "mosaic-1/run.json:1: not valid JSON" in capsys.readouterr().err
+
+
+def test_a_lone_run_and_equal_runs_can_be_drawn(tmp_path):
+    run(tmp_path / "runs", "a", "mosaic_bert", 1.0, {"CoLA": 0.0})
+    assert all(path.stat().st_size for path in draw([tmp_path / "runs"], tmp_path / "out"))
+    run(tmp_path / "runs", "b", "hf_bert", 1.0, {"CoLA": 0.0})
+    assert all(path.stat().st_size for path in draw([tmp_path / "runs"], tmp_path / "out"))
+
+
+def test_the_line_is_the_interpolation_on_a_linear_axis_too(tmp_path):
+    run(tmp_path / "runs", "a", "mosaic_bert", 1.0, {"CoLA": 40.0})
+    run(tmp_path / "runs", "b", "mosaic_bert", 2.0, {"CoLA": 60.0})
+    front = study.gather([tmp_path / "runs"]).fronts["mosaic_bert"]
+    xs, ys = study.line_of(front, "usd")
+    from recipe.cost.frontier import score_at
+
+    assert len(xs) > 2 and ys == pytest.approx([score_at(front, "usd", min(x, front[-1].usd)) for x in xs])
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0006, 0.0026), (8, 260), (1e6, 4e10), (39, 120)])
+def test_a_logarithmic_axis_has_enough_round_ticks(low, high):
+    marks = study.ticks(low, high)
+    assert len(marks) >= 3 and marks == sorted(marks) and low <= marks[0] and marks[-1] <= high
+
+
+def test_figures_are_redrawn_without_torch(runs, tmp_path):
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'composer', 'streaming', 'transformers'):\n"
+        "    sys.modules[name] = None\n"
+        "from benchmarks.pareto import main\n"
+        f"sys.exit(main([{str(runs[0])!r}, '--out', {str(tmp_path / 'out')!r}]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "pareto.png").is_file()

@@ -1,0 +1,37 @@
+"""What several test files share: a small real dataset, and threads that suit small tensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from recipe.config import PrepareConfig, Source, Tokenizer
+from recipe.prepare import prepare
+from recipe.training.quiet import quiet_libraries
+
+torch.set_num_threads(1)  # the tensors of tests are small, and threads that wait for a busy core cost far more
+quiet_libraries()
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory) -> Path:
+    """A prepared dataset of the language reference's paragraphs: some 3,000 documents, a vocabulary of 1,024."""
+    from pydoc_data.topics import topics
+
+    folder = tmp_path_factory.mktemp("tiny")
+    paragraphs = dict.fromkeys(" ".join(p.split()) for topic in topics.values() for p in topic.split("\n\n"))
+    with (folder / "topics.jsonl").open("w") as file:
+        file.writelines(json.dumps({"text": paragraph}) + "\n" for paragraph in paragraphs if paragraph)
+    prepare(
+        PrepareConfig(
+            out=str(folder / "dataset"),
+            train=Source(files=[str(folder / "topics.jsonl")]),
+            validation_fraction=0.1,
+            tokenizer=Tokenizer(vocab_size=1024),
+            processes=1,
+        )
+    )
+    return folder / "dataset"

@@ -1,0 +1,171 @@
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recipe.cost import records
+from recipe.cost.prices import Price
+from recipe.cost.records import new_record, provenance, read_record, write_record
+from recipe.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def record():
+    return new_record(
+        kind="pretrain",
+        name="tiny",
+        model="mosaic_bert",
+        config={"out": "runs/tiny"},
+        device=records.device("cpu", "AMD EPYC", 2, Price(0.05, "config: cost.usd_per_hour")),
+        backends={"attention": "sdpa"},
+        parameters=7,
+    )
+
+
+def test_a_record_comes_back_as_it_was_written(tmp_path, record):
+    file = write_record(tmp_path / "deep" / "run", record)
+    assert file == tmp_path / "deep" / "run" / "run.json"
+    assert read_record(file) == read_record(file.parent) == record
+
+
+def test_what_is_not_finite_becomes_null_and_other_libraries_numbers_become_plain(tmp_path, record):
+    record["loss_curve"] = [
+        {"loss": float("nan"), "mfu": float("inf"), "lr": np.float32(0.5), "tokens": np.int64(2**40)}
+    ]
+    record["tokens"] = np.int32(5)
+    text = write_record(tmp_path, record).read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    back = read_record(tmp_path)
+    assert back["loss_curve"] == [{"loss": None, "mfu": None, "lr": 0.5, "tokens": 2**40}]
+    assert back["tokens"] == 5
+
+
+def test_a_failed_write_leaves_the_old_record_and_no_litter(tmp_path, record):
+    write_record(tmp_path, record)
+    spoilt = copy.deepcopy(record)
+    spoilt["backends"] = {"model": object()}
+    with pytest.raises(TypeError, match="object"):
+        write_record(tmp_path, spoilt)
+    assert read_record(tmp_path) == record
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_crash_while_replacing_leaves_the_old_record_and_no_litter(tmp_path, record, monkeypatch):
+    write_record(tmp_path, record)
+
+    def refuse(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(records.os, "replace", refuse)
+    with pytest.raises(OSError, match="disk full"):
+        write_record(tmp_path, {**record, "tokens": 99})
+    assert read_record(tmp_path)["tokens"] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_record_that_no_reader_would_take_is_not_written(tmp_path, record):
+    del record["cost"]["usd"]
+    with pytest.raises(AssertionError, match="cost.usd"):
+        write_record(tmp_path, record)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_record_is_a_users_mistake(tmp_path):
+    with pytest.raises(UserError, match="cannot read it"):
+        read_record(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "run.json:1: not valid JSON"),
+        (b'{\n "format": 1,\n oops}', "run.json:3: not valid JSON"),
+        (b"[1, 2]", "not the record of a run"),
+        (b"{}", "no `format`"),
+        (b'{"format": 2}', "format 2, but this version reads format 1"),
+        (b'{"format": 1}', "`kind` is missing"),
+        (b"\xff\xfe{", "not UTF-8"),
+    ],
+)
+def test_an_invalid_record_is_one_line_with_the_file(tmp_path, content, says):
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(UserError, match=says) as error:
+        read_record(tmp_path)
+    assert str(tmp_path / "run.json") in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda r: r.pop("glue"), "`glue` is missing"),
+        (lambda r: r.update(config="a.yaml"), "`config` is a str"),
+        (lambda r: r["device"].pop("price_source"), "`device.price_source` is missing"),
+        (lambda r: r["cost"].update(usd=None), "`cost.usd` is a NoneType"),
+        (lambda r: r.update(glue={"benchmark": "GLUE"}), "`glue.protocol` is missing"),
+        (
+            lambda r: r.update(
+                glue={"benchmark": "GLUE", "protocol": {}, "tasks": {"RTE": {"init": "mnli"}}, "absent": [], "of": 8}
+            ),
+            "`glue.tasks.RTE` lacks",
+        ),
+    ],
+)
+def test_the_keys_that_readers_need_are_checked(tmp_path, record, change, says):
+    change(record)
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=says):
+        read_record(tmp_path)
+
+
+def git(folder, *words):
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+    subprocess.run(["git", "-C", folder, *identity, *words], check=True, capture_output=True)
+
+
+def test_provenance_knows_the_commit_and_whether_the_code_was_changed(tmp_path):
+    git(tmp_path, "init")
+    (tmp_path / "code.py").write_text("a = 1\n")
+    assert provenance(tmp_path)["commit"] is None  # a checkout without a commit
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "first")
+    (tmp_path / "my.yaml").write_text("untracked: true\n")
+    clean = provenance(tmp_path)
+    assert len(clean["commit"]) == 40 and clean["dirty"] is False
+    (tmp_path / "code.py").write_text("a = 2\n")
+    changed = provenance(tmp_path)
+    assert changed["commit"] == clean["commit"] and changed["dirty"] is True
+
+
+def test_an_installed_copy_does_not_claim_the_commit_of_the_repository_around_it(tmp_path):
+    git(tmp_path, "init")
+    inside = tmp_path / "site-packages"
+    inside.mkdir()
+    state = provenance(inside)
+    assert state["commit"] is None and state["dirty"] is None
+
+
+def test_provenance_names_versions_and_says_what_is_not_installed():
+    from importlib.metadata import version
+
+    state = provenance()
+    assert state["packages"]["numpy"] == version("numpy")
+    assert set(state["packages"]) == set(records.PACKAGES)
+    assert state["started"].endswith("+00:00") and state["python"] == sys.version.split()[0]
+
+
+def test_the_cost_side_needs_none_of_the_training_libraries():
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'composer', 'streaming', 'transformers', 'numpy', 'omegaconf'):\n"
+        "    sys.modules[name] = None\n"
+        "import recipe.cost.prices, recipe.cost.frontier, recipe.cost.records\n"
+        "print(recipe.cost.records.provenance()['packages']['torch'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,196 @@
+"""The loader on real shards: every document once, masks by epoch, the same from any worker, and exact after a resume."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+
+from recipe.config import Data
+from recipe.data.batch import IGNORED_LABEL
+from recipe.data.shards import read_info
+from recipe.data.stream import Loader, check_vocabulary, open_loader
+from recipe.errors import UserError
+
+BATCH = 64
+
+
+@pytest.fixture
+def open_tiny(tiny_dataset: Path, tmp_path: Path) -> Callable[..., Loader]:
+    """A function that opens a loader of the tiny dataset, each on a copy of its own.
+
+    Streaming refuses a folder that this process has open already, and to free its shared memory would free that of every
+    other run on the machine.
+    """
+    copies = count()
+
+    def open_one(train: bool = True, batch_size: int = BATCH, padded: bool = False, workers: int = 0, seed: int = 17):
+        copy = shutil.copytree(tiny_dataset, tmp_path / f"copy-{next(copies)}")
+        data = Data(path=str(copy), sequence_length=64)
+        return open_loader(
+            data, read_info(copy), train=train, batch_size=batch_size, seed=seed, padded=padded, workers=workers
+        )
+
+    return open_one
+
+
+def equal(first: list[dict], second: list[dict]) -> bool:
+    """Whether two lists of batches hold the same, to the last element."""
+    return len(first) == len(second) and all(
+        a.keys() == b.keys()
+        and all(torch.equal(a[key], b[key]) if torch.is_tensor(a[key]) else a[key] == b[key] for key in a)
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def seen(batches: list[dict]) -> list[int]:
+    return torch.cat([batch["document_ids"] for batch in batches]).tolist()
+
+
+def by_document(batches: list[dict]) -> dict[int, list[int]]:
+    """Masked token ids of each document."""
+    pieces = {}
+    for batch in batches:
+        bounds = batch["cu_seqlens"].tolist()
+        for i, number in enumerate(batch["document_ids"].tolist()):
+            pieces[number] = batch["input_ids"][bounds[i] : bounds[i + 1]].tolist()
+    return pieces
+
+
+def test_training_sees_each_document_once_an_epoch(open_tiny, tiny_dataset):
+    documents = read_info(tiny_dataset).split("train").documents
+    whole = max(size for size in range(1, 100) if documents % size == 0)
+    for batch_size in (whole, 57):
+        loader = open_tiny(batch_size=batch_size)
+        for _ in range(2):
+            numbers = seen(list(loader))
+            assert len(numbers) == len(set(numbers)) == documents - documents % batch_size
+            assert set(numbers) <= set(range(documents))
+
+
+def test_evaluation_sees_the_whole_split(open_tiny, tiny_dataset):
+    documents = read_info(tiny_dataset).split("validation").documents
+    batches = list(open_tiny(train=False))
+    assert documents % BATCH, "the last batch should be a short one"
+    assert sorted(seen(batches)) == list(range(documents))
+
+
+def test_the_shards_text_arrives(open_tiny, tiny_dataset):
+    """Decoded, an unmasked document is a lower-cased paragraph of the source."""
+    from transformers import BertTokenizerFast
+
+    tokenizer = BertTokenizerFast.from_pretrained(tiny_dataset / "tokenizer")
+    source = (tiny_dataset.parent / "topics.jsonl").read_text().lower()
+    squeezed = "".join(filter(str.isalnum, source.replace("\\n", "").replace('\\"', "")))
+    batch = next(iter(open_tiny()))
+    ids = batch["input_ids"].clone()
+    ids[batch["masked_indices"]] = batch["labels"]
+    bounds = batch["cu_seqlens"].tolist()
+    found = 0
+    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        text = "".join(filter(str.isalnum, tokenizer.decode(ids[start + 1 : end - 1])))
+        found += text in squeezed
+    assert found > 0.9 * BATCH
+
+
+def test_order_and_masks_change_with_the_epoch(open_tiny):
+    loader = open_tiny()
+    first, second = list(loader), list(loader)
+    assert seen(first) != seen(second)
+    masks, masks_2 = by_document(first), by_document(second)
+    both = [number for number in masks.keys() & masks_2.keys() if len(masks[number]) > 20]
+    assert len(both) > 500
+    assert not any(masks[number] == masks_2[number] for number in both)
+
+
+def test_evaluation_masks_never_change(open_tiny):
+    loader = open_tiny(train=False)
+    first, second = list(loader), list(loader)
+    assert equal(first, second)
+    del loader
+    third = by_document(list(open_tiny(train=False, batch_size=7, seed=99)))
+    assert by_document(first) == third
+    rates = [sum(len(b["labels"]) for b in batches) / sum(len(b["input_ids"]) for b in batches) for batches in [first]]
+    assert 0.12 < rates[0] < 0.16  # 15 % of the ordinary tokens
+
+
+def test_another_seed_gives_another_mask(open_tiny):
+    first = by_document(list(open_tiny(seed=17)))
+    second = by_document(list(open_tiny(seed=18)))
+    assert first.keys() == second.keys() and first != second
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_workers_change_nothing(open_tiny, train):
+    loader = open_tiny(train)
+    alone = [list(loader), list(loader)]
+    del loader
+    loader = open_tiny(train, workers=2)
+    assert equal(list(loader), alone[0])
+    assert equal(list(loader), alone[1])  # persistent workers learn of the next epoch
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_resume_in_the_middle_of_an_epoch(open_tiny, workers, epoch):
+    loader = open_tiny()
+    epochs = [list(loader) for _ in range(epoch + 2)]
+    del loader
+
+    loader = open_tiny(workers=workers)
+    for _ in range(epoch):
+        list(loader)
+    batches = iter(loader)
+    for _ in range(5):
+        next(batches)
+    state = loader.state_dict()
+    del batches, loader
+
+    loader = open_tiny(workers=workers)
+    loader.load_state_dict(state)
+    assert equal(list(loader), epochs[epoch][5:])
+    assert equal(list(loader), epochs[epoch + 1])
+
+
+def test_padded_batches_are_the_same_documents(open_tiny):
+    streams = list(open_tiny())
+    padded = list(open_tiny(padded=True))
+    assert seen(streams) == seen(padded)
+    for stream, batch in zip(streams, padded, strict=True):
+        assert torch.equal(batch["input_ids"][batch["attention_mask"].bool()], stream["input_ids"])
+        assert torch.equal(batch["labels"][batch["labels"] != IGNORED_LABEL], stream["labels"])
+
+
+def test_special_tokens_are_neither_masked_nor_drawn(open_tiny, tiny_dataset):
+    vocabulary = read_info(tiny_dataset).vocabulary
+    for batch in open_tiny():
+        drawn = batch["input_ids"][batch["masked_indices"]]
+        for special in (vocabulary.cls_id, vocabulary.sep_id, vocabulary.pad_id):
+            assert not (batch["labels"] == special).any()
+            assert not (drawn == special).any()
+
+
+def test_batch_size_of_a_short_batch(open_tiny, tiny_dataset):
+    """What the loader's state counts is sequences, not entries of the batch."""
+    loader: Loader = open_tiny(train=False)
+    last = list(loader)[-1]
+    assert loader._get_batch_size(last) == read_info(tiny_dataset).split("validation").documents % BATCH
+
+
+def test_vocabulary_of_the_shards_is_checked(tiny_dataset, tmp_path):
+    info = read_info(tiny_dataset)
+    check_vocabulary(str(tiny_dataset), info)
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_dataset / "tokenizer", copy / "tokenizer")
+    file = copy / "tokenizer" / "vocab.txt"
+    file.write_text(file.read_text().replace("the\n", "teh\n", 1))
+    with pytest.raises(UserError, match=r"vocab\.txt is not the vocabulary .* sha256") as caught:
+        check_vocabulary(str(copy), info)
+    assert "\n" not in str(caught.value)
+    file.unlink()
+    with pytest.raises(UserError, match="no such file"):
+        check_vocabulary(str(copy), info)

@@ -1,0 +1,58 @@
+"""The README promises nothing that is not in the tree: files exist, commands parse, every measured number stands in a result."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COLUMNS = ("score", "usd", "seconds", "tokens")
+
+
+def table_after(marker: str) -> list[list[str]]:
+    """The cells of the Markdown table that follows `<!-- marker -->`, without its head."""
+    lines = README.split(f"<!-- {marker} -->")[1].strip().splitlines()
+    rows = [line for line in lines[: lines.index("") if "" in lines else None] if line.startswith("|")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
+
+
+@pytest.mark.parametrize("study", ["demo", "books"])
+def test_measured_numbers_are_those_of_the_results(study):
+    with (ROOT / "benchmarks/results" / study / "pareto.csv").open(newline="", encoding="utf-8") as file:
+        measured = {row["run"]: row for row in csv.DictReader(file)}
+    shown = {run.strip("`"): cells for run, *cells in table_after(study)}
+    assert set(shown) == set(measured)
+    for run, cells in shown.items():
+        for column, cell in zip(COLUMNS, cells, strict=True):
+            digits = cell.replace(",", "").strip("$")
+            decimals = len(digits.partition(".")[2])
+            assert float(digits) == round(float(measured[run][column]), decimals), (run, column)
+
+
+def test_every_local_link_and_path_exists():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    paths = re.findall(r"`((?:yamls|benchmarks|tests|recipe|kernels)/[\w./-]+)`", README)
+    local = [name for name in [*links, *paths] if not name.startswith("http")]
+    assert len(local) > 8
+    for name in local:
+        assert (ROOT / name).exists(), name
+
+
+def test_every_command_names_a_module_and_a_file_that_exist():
+    commands = re.findall(r"python -m ([\w.]+) ([\w./*-]+)", README)
+    assert len(commands) >= 4
+    for module, argument in commands:
+        assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), module
+        if argument.endswith(".yaml"):
+            assert (ROOT / argument).is_file(), argument
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^    make (\w+)", README, re.MULTILINE):
+        assert f"\n{target}:" in makefile
+    assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8")

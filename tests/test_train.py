@@ -1,0 +1,203 @@
+"""Whole training runs: what they write, what they refuse, and that an interruption or a second rank changes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from recipe import train
+from recipe.config import TrainConfig, load
+from recipe.cost.records import read_record
+from recipe.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def yaml(tmp_path, tiny_dataset):
+    """A run of half a minute at most, in a folder of its own."""
+    file = tmp_path / "train.yaml"
+    file.write_text(
+        f"""
+out: {tmp_path / "run"}
+data: {{path: {tiny_dataset}, sequence_length: 48, eval_documents: 64}}
+model: {{hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 64}}
+optimizer: {{lr: 3.0e-3}}
+batch_size: 8
+duration: 40ba
+log_every: 10
+cost: {{prices: {ROOT / "yamls/prices.yaml"}}}
+"""
+    )
+    return file
+
+
+def run(yaml, *words) -> dict:
+    return train.train(load(TrainConfig, str(yaml), words))
+
+
+def command(*words: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
+    program = [*launcher, *([] if launcher else [sys.executable]), "-m", "recipe.train", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        program, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in read_record(folder)["loss_curve"]]
+
+
+@pytest.mark.parametrize("model", ["mosaic_bert", "hf_bert"])
+def test_a_run_learns_and_its_record_is_whole(yaml, tmp_path, model, capsys):
+    record = run(yaml, f"model.name={model}", "duration=120ba")
+    written = read_record(tmp_path / "run")
+    assert written == json.loads(json.dumps(record))
+    assert written["status"] == "finished" and written["model"] == model
+    curve = written["loss_curve"]
+    assert [row["batch"] for row in curve] == list(range(10, 121, 10))
+    assert curve[-1]["loss"] < curve[0]["loss"] - 0.5, "the loss did not fall"
+    assert written["batches"] == 120 and written["sequences"] == 960
+    assert 0 < written["tokens"] <= 960 * 48 and curve[-1]["tokens"] == written["tokens"]
+    device, cost = written["device"], written["cost"]
+    assert cost["usd"] == pytest.approx(cost["seconds"] * device["count"] / 3600 * device["usd_per_hour"])
+    assert cost["gpu_hours"] == 0.0 and cost["seconds"] == curve[-1]["seconds"] > 0
+    assert all(0 < row["mfu"] < 1.5 and row["tokens_per_s"] > 0 for row in curve)
+    assert written["eval"]["loss"] < math.log(1100) and 0 < written["eval"]["masked_accuracy"] < 1
+    assert written["config"]["duration"] == "120ba" and written["provenance"]["packages"]["torch"]
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt"):
+        assert (tmp_path / "run" / "encoder" / name).is_file()
+    said = capsys.readouterr().out
+    for word in ("attention:", "loss", "accuracy", "lr", "tokens/s", "MFU", "$", "ETA", "evaluation"):
+        assert word in said
+
+
+def test_microbatches_change_nothing_but_memory(yaml, tmp_path):
+    words = ("duration=10ba", "model.hidden_dropout_prob=0", "log_every=1")
+    whole = run(yaml, *words)
+    pieces = run(yaml, *words, "microbatch_size=3", f"out={tmp_path / 'pieces'}")
+    for a, b in zip(whole["loss_curve"], pieces["loss_curve"], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=2e-4)
+        assert a["masked_accuracy"] == pytest.approx(b["masked_accuracy"], abs=0.02)
+
+
+@pytest.mark.parametrize("duration, batches", [("80sp", 10), ("2000tok", None), ("1ep", None)])
+def test_duration_in_every_unit_decays_the_schedule_to_its_end(yaml, duration, batches, tiny_dataset):
+    record = run(yaml, f"duration={duration}", "log_every=1", "batch_size=16" if "ep" in duration else "batch_size=8")
+    curve = record["loss_curve"]
+    assert batches is None or len(curve) == batches
+    assert curve[-1]["lr"] < 0.3 * max(row["lr"] for row in curve)
+    if "tok" in duration:
+        assert curve[-2]["tokens"] < 2000 <= curve[-1]["tokens"]
+
+
+def test_killed_at_any_batch_and_resumed_the_run_is_the_unbroken_one(yaml, tmp_path):
+    words = (str(yaml), "duration=160ba", "checkpoint_every=7ba", "log_every=5", "optimizer.lr=1.0e-3")
+    unbroken = command(*words, f"out={tmp_path / 'unbroken'}")
+    assert unbroken.wait(300) == 0, unbroken.stderr.read()
+    out = tmp_path / "broken"
+    broken = command(*words, f"out={out}")
+    latest, deadline = out / "checkpoints" / "latest-rank0.pt", time.monotonic() + 120
+    while not latest.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    broken.send_signal(signal.SIGKILL)
+    broken.wait()
+    assert latest.exists() and read_record(out)["status"] == "running"
+    again = command(*words, f"out={out}", "autoresume=true")
+    assert again.wait(300) == 0, again.stderr.read()
+    assert losses(out) == losses(tmp_path / "unbroken")
+    a, b = read_record(out), read_record(tmp_path / "unbroken")
+    assert (a["tokens"], a["batches"], a["eval"]) == (b["tokens"], b["batches"], b["eval"])
+    assert len(a["resumed"]) == 1
+
+
+@pytest.mark.parametrize("launcher", ["composer", "torchrun"])
+def test_two_ranks_train_what_one_trains(yaml, tmp_path, launcher):
+    words = (str(yaml), "duration=12ba", "model.hidden_dropout_prob=0", "log_every=4")
+    program = Path(sys.executable).parent / launcher
+    count = ("-n", "2") if launcher == "composer" else ("--nproc-per-node", "2")
+    if launcher == "torchrun":
+        count = (*count, "--master-port", "29731")
+    both = command(*words, f"out={tmp_path / 'two'}", launcher=(str(program), *count))
+    single = run(yaml, *words[1:])
+    assert both.wait(300) == 0, both.stderr.read()
+    two = read_record(tmp_path / "two")
+    assert (two["batches"], two["sequences"]) == (single["batches"], single["sequences"])
+    # One rank and two read the same documents an epoch in another order, so the curves agree as two samples do.
+    assert losses(tmp_path / "two")[-1] == pytest.approx(losses(tmp_path / "run")[-1], abs=0.15)
+
+
+MISTAKES = {
+    "optimzer.lr=1": "did you mean `optimizer`",
+    "optimizer.lr=fast": "could not be converted to Float",
+    "out=": "`out`",
+    "batch_size=100000": "lower it",
+    "data.eval_split=test": "has train, validation",
+    "data.path=nowhere": "recipe.prepare",
+    "data.mask_rate=1.5": "between 0 and 1",
+    "data.sequence_length=2": "need 3",
+    "duration=5": "1000ba",
+    "duration=0ba": "at least 1ba",
+    "model.name=roberta": "mosaic_bert, hf_bert",
+    "model.vocab_size=30522": "prepare the shards again",
+    "model.hidden_size=33": "not a multiple",
+    "model.attention=flash": "known are auto",
+    "precision=int8": "known are auto, amp_bf16, fp32",
+    "device=tpu": "known are auto, gpu, cpu",
+    "microbatch_size=-1": "0 for the whole",
+    "cost.prices=nowhere.yaml": "nowhere.yaml",
+}
+
+
+@pytest.mark.parametrize("word", MISTAKES)
+def test_a_mistake_is_one_line_before_anything_is_written(yaml, tmp_path, word):
+    with pytest.raises(UserError) as raised:
+        run(yaml, word)
+    message = str(raised.value)
+    assert MISTAKES[word] in message and "\n" not in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_amp_bf16_is_refused_where_it_cannot_run(yaml, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    with pytest.raises(UserError, match="set precision=fp32 or auto"):
+        run(yaml, "precision=amp_bf16", "device=cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused(yaml, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="not divisible by the 3 ranks; set batch_size=6"):
+        run(yaml)
+
+
+def test_a_folder_that_holds_another_run_is_left_alone(yaml, tmp_path):
+    run(yaml, "duration=2ba")
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    with pytest.raises(UserError, match="autoresume=true"):
+        run(yaml, "duration=2ba")
+    with pytest.raises(UserError, match="duration=2ba, and now duration=3ba"):
+        run(yaml, "duration=3ba", "autoresume=true")
+    assert run(yaml, "duration=2ba", "autoresume=true")["status"] == "finished"
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    other = tmp_path / "mine"
+    other.mkdir()
+    (other / "notes.txt").write_text("not a run")
+    with pytest.raises(UserError, match="holds no run"):
+        run(yaml, f"out={other}")
+
+
+def test_the_command_prints_one_line_and_exits_with_2(yaml, tmp_path):
+    process = command(str(yaml), "model.name=roberta")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and out == ""
+    assert err.count("\n") == 1 and err.startswith("error: model.name=roberta")

@@ -1,0 +1,102 @@
+"""Encoders and tasks that are small enough to be fine-tuned in a second."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+
+from recipe.config import Tokenizer
+from recipe.convert import save_encoder
+from recipe.cost import records
+from recipe.cost.prices import Price
+from recipe.data import tokenizer
+from recipe.model.config import EncoderConfig, padded_vocab_size
+from recipe.model.heads import MosaicBertForMaskedLM
+from recipe.model.huggingface import HFBertForMaskedLM
+
+COLOURS = ["red", "green", "blue", "black", "white"]
+ANIMALS = ["horse", "tiger", "snake", "whale", "mouse"]
+FILLERS = ["the", "a", "near", "with", "under", "very", "old", "new", "and", "or", "of", "in", "house", "tree", "road"]
+
+
+def sentence(word: str, chance: random.Random) -> str:
+    """`word` somewhere among words that say nothing."""
+    words = chance.choices(FILLERS, k=chance.randint(3, 9))
+    words.insert(chance.randrange(len(words) + 1), word)
+    return " ".join(words)
+
+
+def write_tokenizer(folder: Path) -> int:
+    """A vocabulary of the words above; returns its size."""
+    texts = [" ".join(COLOURS + ANIMALS + FILLERS)] * 3
+    trained = tokenizer.train(texts, Tokenizer(vocab_size=300))
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(trained, folder)
+    return len(trained)
+
+
+def write_encoder(folder: Path, model: str = "mosaic_bert", positions: int = 64) -> EncoderConfig:
+    """An encoder folder with random weights, as a pretraining run leaves it."""
+    vocabulary = padded_vocab_size(write_tokenizer(folder))
+    sizes = EncoderConfig(vocab_size=vocabulary, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                          intermediate_size=64)  # fmt: skip
+    torch.manual_seed(3)
+    if model == "hf_bert":
+        HFBertForMaskedLM(sizes, positions).save(folder)
+    else:
+        save_encoder(MosaicBertForMaskedLM(sizes), sizes, folder)
+    return sizes
+
+
+def write_run(folder: Path, model: str = "mosaic_bert", batches: int = 7) -> Path:
+    """A finished pretraining run's folder."""
+    write_encoder(folder / "encoder", model)
+    record = records.new_record(kind="pretrain", name=folder.name, model=model, config={},
+                                device=records.device("cpu", "test", 1, Price(1.0, "test")),
+                                backends={}, parameters=1)  # fmt: skip
+    records.write_record(folder, {**record, "status": "finished", "batches": batches})
+    return folder
+
+
+def write_tsv(file: Path, rows: list[tuple]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join("\t".join(map(str, row)) + "\n" for row in rows), "utf-8")
+
+
+def write_sst2(data: Path, train: int = 320, dev: int = 80) -> None:
+    """A colour is 0, an animal 1; the rows sorted by label, as no training should read them."""
+    chance = random.Random(5)
+    for split, count in (("train", train), ("dev", dev)):
+        halves = [(sentence(chance.choice(kind), chance), label) for label, kind in enumerate((COLOURS, ANIMALS))
+                  for _ in range(count // 2)]  # fmt: skip
+        write_tsv(data / "SST-2" / f"{split}.tsv", [("sentence", "label"), *halves])
+
+
+def write_stsb(data: Path, train: int = 96, dev: int = 40) -> None:
+    """5 for two colours, 0 for a colour and an animal."""
+    chance = random.Random(6)
+    for split, count in (("train", train), ("dev", dev)):
+        rows = []
+        for number in range(count):
+            other, score = ((COLOURS, "5.000"), (ANIMALS, "0.0"))[number % 2]
+            pair = [sentence(chance.choice(kind), chance) for kind in (COLOURS, other)]
+            rows.append((number, "genre", *pair, score))
+        write_tsv(data / "STS-B" / f"{split}.tsv", [("index", "genre", "sentence1", "sentence2", "score"), *rows])
+
+
+def write_inference(data: Path, task: str, train: int = 240, dev: int = 16) -> None:
+    """MNLI or RTE: two sentences about colours entail each other, others do not."""
+    chance = random.Random(7)
+    column, labels = {
+        "MNLI": ("gold_label", ("entailment", "neutral", "contradiction")),
+        "RTE": ("label", ("entailment", "not_entailment")),
+    }[task]
+    for split in ("train", "dev_matched", "dev_mismatched") if task == "MNLI" else ("train", "dev"):
+        rows = []
+        for number in range(train if split == "train" else dev):
+            label = number % len(labels)
+            second = chance.choice((COLOURS, ANIMALS, FILLERS)[label])
+            rows.append((number, sentence("red", chance), sentence(second, chance), labels[label]))
+        write_tsv(data / task / f"{split}.tsv", [("index", "sentence1", "sentence2", column), *rows])
