@@ -21,8 +21,8 @@ demo: setup
 # One thread a test process, two processes: tiny models gain nothing from more. Triton's interpreter is chosen when triton is
 # first imported, so the kernels' tests have a process of their own.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --ignore=tests/kernels
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/kernels
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/kernels
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/kernels
 
 # The lock, for every supported Python at once; overrides.txt says which declared pin is overridden and why.
 lock: setup

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional, TypeVar
+from typing import Any, Optional, TypeVar, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -181,38 +181,56 @@ def load(schema: type[C], path: str, overrides: Sequence[str] = ()) -> C:
         words = OmegaConf.from_dotlist(list(overrides))
     except Exception as error:
         raise UserError(f"command line: {' '.join(str(error).split())}") from None
+    merged = OmegaConf.structured(schema)
     for layer, where in ((from_file, path), (words, "command line")):
-        _refuse_unknown(OmegaConf.to_container(layer), schema, "", where)
+        _check_shape(OmegaConf.to_container(layer), schema, "", where)
+        try:
+            merged = OmegaConf.merge(merged, layer)
+        except OmegaConfBaseException as error:
+            raise _refused(error, where) from None
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), from_file, words)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise UserError(f"{path}: `{missing[0]}` has no value; add it to the file or say {missing[0]}=...")
         return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or "?"
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: `{key}`: {reason}") from None
+        raise _refused(error, path) from None
 
 
-def _refuse_unknown(tree: Any, schema: type, prefix: str, where: str) -> None:
-    """Raise for the first key of `tree` that `schema` does not have, naming the nearest one that it has."""
-    if not isinstance(tree, dict):
-        return
-    known = {f.name: _dataclass_of(f) for f in dataclasses.fields(schema)}
-    for key, value in tree.items():
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean `{prefix}{near[0]}`?" if near else f"known here: {', '.join(known)}"
-            raise UserError(f"{where}: unknown key `{prefix}{key}`; {hint}")
-        if known[key] is not None:
-            _refuse_unknown(value, known[key], f"{prefix}{key}.", where)
+def _refused(error: OmegaConfBaseException, where: str) -> UserError:
+    return UserError(f"{where}: `{getattr(error, 'full_key', None) or '?'}`: {str(error).splitlines()[0]}")
 
 
-def _dataclass_of(f: dataclasses.Field) -> type | None:
-    name = str(f.type).removeprefix("Optional[").removesuffix("]")
-    found = globals().get(name)
-    return found if dataclasses.is_dataclass(found) else None
+def _check_shape(tree: dict, schema: type, prefix: str, where: str) -> None:
+    """Raise for the first key of `tree` that `schema` does not have, and for a group, a list or a plain value where another
+    of the three belongs; OmegaConf then has plain values left to check."""
+    hints = get_type_hints(schema)
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if name not in hints:
+            near = difflib.get_close_matches(str(name), hints, n=1)
+            hint = f"did you mean `{prefix}{near[0]}`?" if near else f"known here: {', '.join(hints)}"
+            raise UserError(f"{where}: unknown key `{key}`; {hint}")
+        optional = type(None) in get_args(hints[name])
+        wanted = get_args(hints[name])[0] if optional else hints[name]
+        if dataclasses.is_dataclass(wanted) and isinstance(value, dict):
+            _check_shape(value, wanted, f"{key}.", where)
+        elif dataclasses.is_dataclass(wanted):
+            if value is not None or not optional:
+                known = ", ".join(field.name for field in dataclasses.fields(wanted))
+                raise UserError(f"{where}: `{key}`: expected settings below it ({known}), got `{value}`")
+        elif get_origin(wanted) is list:
+            _check_list(value, key, where)
+        elif isinstance(value, (dict, list)):
+            raise UserError(f"{where}: `{key}`: expected one value, got `{value}`")
+
+
+def _check_list(values: Any, key: str, where: str) -> None:
+    if not isinstance(values, list):
+        raise UserError(f"{where}: `{key}`: expected a list such as [a, b], got `{values}`")
+    for number, value in enumerate(values):
+        if value is None or isinstance(value, (dict, list)):
+            raise UserError(f"{where}: `{key}[{number}]`: expected one value, got `{value}`")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import json
 import re
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -63,12 +64,14 @@ def load_mosaicml(path: str | Path, backends: Backends | None = None) -> MosaicB
     tensors, metadata = _read_safetensors(Path(path))
     if "config" not in metadata:
         raise UserError(f"{path}: no `config` in the file's metadata, so the encoder's sizes are not known")
-    sizes = json.loads(metadata["config"])
-    config = EncoderConfig.from_dict({"hidden_dropout_prob": 0.0, **sizes})
+    config = _sizes(metadata["config"], f"{path}: the `config` in its metadata", hidden_dropout_prob=0.0)
     if any(name.startswith("weight.") for name in tensors):
         tensors = {n.removeprefix("weight."): t for n, t in tensors.items() if n.startswith("weight.")}
+    decoder = tensors.pop(_TIED, None)
     named = {from_mosaicml_name(name): tensor for name, tensor in tensors.items()}
-    named.pop(None, None)
+    word = named.get("encoder.embeddings.word.weight")
+    if decoder is not None and word is not None and not torch.equal(decoder, word):
+        raise UserError(f"{path}: `{_TIED}` is not the word embeddings' matrix, and this model has one for both")
     model = MosaicBertForMaskedLM(config, backends)
     load_weights(model, named, str(path))
     return model.eval()
@@ -85,7 +88,21 @@ def save_encoder(model: nn.Module, config: EncoderConfig, folder: Path) -> None:
 def read_encoder(folder: Path) -> tuple[EncoderConfig, dict[str, Tensor]]:
     """Sizes and weights of an encoder folder that `save_encoder` wrote."""
     tensors, _ = _read_safetensors(folder / "model.safetensors")
-    return EncoderConfig.from_dict(json.loads((folder / "config.json").read_text())), tensors
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
+    return _sizes(file.read_text("utf-8", errors="replace"), str(file)), tensors
+
+
+def _sizes(text: str, where: str, **defaults: float) -> EncoderConfig:
+    """The encoder that a JSON object describes; what it does not state is `defaults` or Base's."""
+    try:
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("expected an object")
+        return EncoderConfig.from_dict({**defaults, **values})
+    except ValueError as error:
+        raise UserError(f"{where} is not the configuration of an encoder: {error}") from None
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
@@ -102,6 +119,8 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> No
     for name, tensor in weights.items():
         if tensor.shape != wanted[name].shape:
             raise UserError(f"{where}: `{name}` is {tuple(tensor.shape)}; the model has {tuple(wanted[name].shape)}")
+        if not tensor.is_floating_point():
+            raise UserError(f"{where}: `{name}` is {tensor.dtype}; a weight is a floating-point number")
     model.load_state_dict(weights)
 
 

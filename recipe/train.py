@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from composer import Evaluator, Time, Trainer
-from composer.core import DataSpec, TimeUnit
+from composer import Evaluator, Trainer
+from composer.core import DataSpec
 from composer.utils import dist, reproducibility
 from torch import nn
 
@@ -20,7 +20,7 @@ from kernels import backends
 from recipe import convert
 from recipe.config import TrainConfig, run_main, to_dict
 from recipe.cost import prices, records
-from recipe.data.batch import count_sequences, count_tokens, split_batch
+from recipe.data.batch import Batch, count_sequences, count_tokens, split_batch
 from recipe.data.shards import DatasetInfo, read_info
 from recipe.data.stream import check_vocabulary, free_shared_memory, open_loader
 from recipe.errors import UserError
@@ -30,6 +30,7 @@ from recipe.model.flops import training_flops
 from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.model.huggingface import HFBertForMaskedLM
 from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, clock, say
+from recipe.training.checks import check_numbers, parse_time
 from recipe.training.composer_model import MaskedLM
 from recipe.training.hardware import Hardware, find_hardware, measured_cpu_peak
 from recipe.training.optimizer import build_optimizer
@@ -106,44 +107,6 @@ def make_plan(config: TrainConfig) -> Plan:
     chosen = resolve_backends(config, encoder, hardware)
     price = prices.price_of(hardware.name, hardware.kind, config.cost.prices, config.cost.usd_per_hour)
     return Plan(config, info, hardware, price, encoder, chosen, ranks, resumes(config))
-
-
-def check_numbers(config: TrainConfig, info: DatasetInfo, ranks: int) -> None:
-    """Refuse numbers that cannot work, each with the number that would."""
-    data = config.data
-    if config.batch_size < 1 or config.batch_size % ranks:
-        lower = max(config.batch_size - config.batch_size % ranks, ranks)
-        raise UserError(f"batch_size={config.batch_size} is not divisible by the {ranks} ranks; set batch_size={lower}")
-    if config.microbatch_size < 0:
-        raise UserError(
-            f"microbatch_size={config.microbatch_size}: give a number of sequences, or 0 for the whole batch"
-        )
-    if not data.sequence_length >= 3:
-        raise UserError(f"data.sequence_length={data.sequence_length}: [CLS], one token and [SEP] need 3")
-    for key in ("mask_rate", "eval_mask_rate"):
-        if not 0 < getattr(data, key) < 1:
-            raise UserError(f"data.{key}={getattr(data, key)}: give a share between 0 and 1")
-    if info.split(data.train_split).documents < config.batch_size:
-        documents = info.split(data.train_split).documents
-        raise UserError(
-            f"batch_size={config.batch_size}, but `{data.train_split}` holds {documents} documents; lower it"
-        )
-    if config.log_every < 1:
-        raise UserError(f"log_every={config.log_every}: give at least 1 batch")
-    for key in ("duration", "eval_every", "checkpoint_every"):
-        parse_time(key, getattr(config, key))
-    if parse_time("duration", config.duration).value < 1:
-        raise UserError(f"duration={config.duration}: give at least 1ba")
-
-
-def parse_time(key: str, text: str) -> Time:
-    try:
-        time = Time.from_timestring(text)
-    except ValueError:
-        time = None
-    if time is None or time.unit not in (TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN, TimeUnit.EPOCH):
-        raise UserError(f"{key}={text}: give a number with a unit, such as 1000ba, 286720000sp, 2000000000tok or 1ep")
-    return time
 
 
 def encoder_config(config: TrainConfig, info: DatasetInfo) -> EncoderConfig:
@@ -272,8 +235,15 @@ def data_spec(plan: Plan, train: bool, batch_size: int) -> DataSpec:
         loader,
         split_batch=split_batch,
         get_num_samples_in_batch=count_sequences,
-        get_num_tokens_in_batch=count_tokens,
+        get_num_tokens_in_batch=batch_weight,
     )
+
+
+def batch_weight(batch: Batch) -> dict[str, float]:
+    """What Composer weighs a microbatch's loss by. One of short documents may have no masked token, and a whole batch of
+    such ones would divide by zero."""
+    counts = count_tokens(batch)
+    return {**counts, "loss_generating": max(counts["loss_generating"], 1e-9)}
 
 
 def evaluator(plan: Plan, batch_size: int) -> Evaluator:

@@ -19,7 +19,9 @@ from recipe.prepare import prepare
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = GOLDEN.parents[1]
 MODELS = ("mosaic_bert", "hf_bert")
-TOLERANCE = 5e-3  # rounding differs between CPUs, and 200 steps magnify it; another seed moves the curve by 20 times this
+TOLERANCE = (
+    5e-3  # rounding differs between CPUs, and 200 steps magnify it; another seed moves the curve by 20 times this
+)
 
 
 def corpus(folder: Path) -> Path:

@@ -41,14 +41,14 @@ class Collator:
         cu_seqlens = np.concatenate([[0], lengths.cumsum()])
         starts, ends = cu_seqlens[:-1], cu_seqlens[1:] - 1
         ids = np.empty(cu_seqlens[-1], dtype=np.int64)
-        special = np.zeros(len(ids), dtype=bool)
-        special[starts] = special[ends] = True
-        ids[~special] = np.concatenate(pieces)
+        inside = np.ones(len(ids), dtype=bool)
+        inside[starts] = inside[ends] = False
+        ids[inside] = np.concatenate(pieces)
         ids[starts], ids[ends] = self.cls_id, self.sep_id
         numbers = np.array([document["id"] for document in documents])
         positions = np.arange(len(ids)) - np.repeat(starts, lengths)
         masked, chosen, labels = self.masker(
-            ids, special, np.repeat(numbers, lengths), positions, documents[0]["epoch"]
+            ids, self.masker.is_special[ids], np.repeat(numbers, lengths), positions, documents[0]["epoch"]
         )
         batch: Batch = {
             "document_ids": torch.from_numpy(numbers),

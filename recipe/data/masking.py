@@ -7,6 +7,7 @@ batch it is in, on the worker that reads it, or on how many ranks there are.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +23,15 @@ class Masker:
 
     rate: float
     mask_id: int
-    ordinary_ids: NDArray[
-        np.int64
-    ]  # what a random replacement is drawn from: the vocabulary without its special tokens
+    ordinary_ids: NDArray[np.int64]  # the vocabulary without its special tokens: what a replacement is drawn from
     seed: int
+
+    @cached_property
+    def is_special(self) -> NDArray[np.bool_]:
+        """(65536,) by token id: [CLS], [SEP] and the other special tokens, [UNK] too, which is nothing to learn to predict."""
+        table = np.ones(2**16, dtype=bool)  # token ids are uint16
+        table[self.ordinary_ids] = False
+        return table
 
     def __call__(
         self,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from streaming import StreamingDataLoader, StreamingDataset
 from streaming.base.util import clean_stale_shared_memory
@@ -91,5 +92,5 @@ def open_loader(
         drop_last=train,
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=workers > 0,
+        pin_memory=torch.cuda.is_available(),
     )

@@ -15,6 +15,7 @@ from composer.utils import dist, reproducibility
 from recipe.cost.prices import Price, bill
 from recipe.data.batch import count_sequences, count_tokens, sequence_lengths
 from recipe.training.hardware import Hardware
+from recipe.training.schedule import elapsed
 
 
 @dataclass
@@ -69,6 +70,7 @@ class Meter(Callback):
         self._counted = torch.zeros(4, dtype=torch.float64)  # on this rank, not yet in `_line`: the first four of Sums
         self._measured: torch.Tensor | None = None  # the same for loss and accuracy, on the device
         self._batches = 0
+        self._lr = 0.0  # of the last step
         self._clock = 0.0  # when it was last read
 
     def fit_start(self, state: State, logger: Logger) -> None:
@@ -88,6 +90,7 @@ class Meter(Callback):
         outputs, masked = state.outputs, count_tokens(state.batch)["loss_generating"]
         measured = torch.stack([outputs["loss"].detach(), outputs["masked_accuracy"]]) * masked
         self._measured = measured if self._measured is None else self._measured + measured
+        self._lr = state.optimizers[0].param_groups[0]["lr"]  # at the batch's end it is the next one's already
 
     def batch_end(self, state: State, logger: Logger) -> None:
         tokens, lengths = count_tokens(state.batch), sequence_lengths(state.batch).double()
@@ -137,7 +140,7 @@ class Meter(Callback):
             "batch": total.batches,
             "tokens": total.tokens,
             "seconds": total.seconds,
-            "lr": state.optimizers[0].param_groups[0]["lr"],
+            "lr": self._lr,
             "loss": line.loss / masked,
             "masked_accuracy": line.masked_accuracy / masked,
             "tokens_per_s": line.tokens / line.seconds,
@@ -145,12 +148,12 @@ class Meter(Callback):
         }
         self.progress.loss_curve.append(row)
         logger.log_metrics({f"train/{name}": value for name, value in row.items() if value is not None})
-        elapsed = float(state.get_elapsed_duration())
+        done = elapsed(state)
         usd = bill(total.seconds, self.hardware.count, self.price, self.hardware.kind)["usd"]
-        eta = total.seconds * (1 - elapsed) / elapsed if elapsed else 0.0
+        eta = total.seconds * (1 - done) / done if done else 0.0
         mfu = "" if row["mfu"] is None else f"  MFU {row['mfu']:.0%}"
         say(
-            f"batch {row['batch']:>6} ({elapsed:4.0%})  loss {row['loss']:.3f}  accuracy {row['masked_accuracy']:.3f}"
+            f"batch {row['batch']:>6} ({done:4.0%})  loss {row['loss']:.3f}  accuracy {row['masked_accuracy']:.3f}"
             f"  lr {row['lr']:.1e}  {row['tokens_per_s']:,.0f} tokens/s{mfu}  ${usd:,.4f}  ETA {clock(eta)}"
         )
         self.on_line(self.progress)

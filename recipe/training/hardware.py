@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from recipe.errors import UserError
 
-# Dense bf16 TFLOP/s that the makers state in their data sheets, by a part of the device's name, the longest match first.
+# Dense bf16 TFLOP/s that the makers state in their data sheets, by words of the device's name, the longest match first.
 _PEAK_TFLOPS = {
     "A100": 312,
     "A10G": 70,
@@ -21,9 +22,14 @@ _PEAK_TFLOPS = {
     "L40S": 362,
     "L4": 121,
     "4090": 165,
+    "H100": 989,
     "H100 PCIe": 756,
+    "H100 NVL": 835,
+    "GH200": 989,
+    "H200": 989,
+    "B200": 2250,
+    "B300": 2250,
 }
-_PEAK_TFLOPS |= {"H100 NVL": 835, "H100": 989, "GH200": 989, "H200": 989, "B200": 2250, "B300": 2250}
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ def find_hardware(device: str, precision: str, ranks: int) -> Hardware:
     autocast = torch.bfloat16 if precision != "fp32" and not bf16_problem else None
     if kind == "gpu":
         name = torch.cuda.get_device_name()
-        key = max((key for key in _PEAK_TFLOPS if key in name), key=len, default=None)
+        key = max((key for key in _PEAK_TFLOPS if re.search(rf"\b{key}\b", name)), key=len, default=None)
         peak = _PEAK_TFLOPS[key] * 1e12 * ranks if key and autocast else None
         return Hardware(kind, name, ranks, peak, autocast)
     return Hardware(kind, _cpu_name(), len(os.sched_getaffinity(0)), None, autocast)

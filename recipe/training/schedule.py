@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from composer.core import State
+from composer.core import State, TimeUnit
 from composer.optim import ComposerScheduler
 
 
@@ -14,13 +14,21 @@ def linear_with_warmup(progress: float, warmup: float, final: float) -> float:
     return final + (1.0 - final) * max(remaining, 0.0)
 
 
+def elapsed(state: State) -> float:
+    """How much of the run is over, in [0, 1]. Composer itself counts an epoch only when it is whole."""
+    duration = state.max_duration
+    if duration.unit == TimeUnit.EPOCH and state.dataloader_len is not None:
+        now = state.timestamp
+        return (now.epoch.value + now.batch_in_epoch.value / state.dataloader_len.value) / duration.value
+    return float(state.get_elapsed_duration())
+
+
 class LinearWithWarmup(ComposerScheduler):
-    """`linear_with_warmup` over what Composer reports as elapsed."""
+    """`linear_with_warmup` over the whole run."""
 
     def __init__(self, warmup: float, final: float) -> None:
         self.warmup = warmup
         self.final = final
 
     def __call__(self, state: State, ssr: float = 1.0) -> float:
-        elapsed = state.get_elapsed_duration()
-        return linear_with_warmup(0.0 if elapsed is None else float(elapsed), self.warmup, self.final)
+        return linear_with_warmup(elapsed(state), self.warmup, self.final)

@@ -65,6 +65,14 @@ def test_specials_keep_their_places_at_every_rate():
     assert not np.isin(batch["labels"], [CLS, SEP, PAD, MASK]).any()
 
 
+def test_unknown_words_are_never_masked():
+    unknown, items = 1, documents(LENGTHS)
+    for item in items:
+        item["tokens"][::2] = unknown
+    batch = collator(padded=False, rate=0.999)(items)
+    assert len(batch["labels"]) > 100 and not (batch["labels"] == unknown).any()
+
+
 @pytest.mark.parametrize("lengths", [LENGTHS, [0], [1], [300], [0, 0, 0], [3] * 7, [126, 0]])
 def test_both_forms_agree(lengths):
     stream, padded = (collator(form)(documents(lengths)) for form in (False, True))

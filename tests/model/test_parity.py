@@ -9,9 +9,9 @@ import torch
 from safetensors import safe_open
 
 import kernels
+from kernels.backends import Resolved
 from recipe.convert import from_mosaicml_name, load_mosaicml
 from recipe.model.encoder import Backends
-from kernels.backends import Resolved
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared/data/golden/mosaic_bert_4heads.safetensors"
 TOLERANCE = dict(rtol=0, atol=1e-4)
@@ -22,7 +22,8 @@ def golden():
     if not GOLDEN.is_file():
         pytest.skip("the reference model's stored run is not here (shared/data/golden)")
     with safe_open(GOLDEN, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}
+        names = list(file.keys())  # the file object is no mapping
+        return {name: file.get_tensor(name) for name in names}
 
 
 def model_on(attention: str):
@@ -65,4 +66,3 @@ def test_stream(golden, attention):
     torch.testing.assert_close(loss, golden["output.loss"], **TOLERANCE)
     torch.testing.assert_close(hidden, golden["output.last_hidden_state"].flatten(0, 1)[indices][masked], **TOLERANCE)
     check_gradients(model, golden)
-
