@@ -277,7 +277,18 @@ def start_record(plan: Plan, model: nn.Module) -> dict[str, Any]:
         record["precision"] = str(hardware.activation_dtype).removeprefix("torch.")
     if dist.get_global_rank() == 0:
         records.write_record(plan.out, record)
+        describe_encoder(plan, model)
     return record
+
+
+def describe_encoder(plan: Plan, model: nn.Module) -> None:
+    """Sizes and tokenizer into `encoder/` at the start, so that a checkpoint can be scored before the run is over."""
+    folder = plan.out / "encoder"
+    shutil.copytree(Path(plan.config.data.path) / "tokenizer", folder, dirs_exist_ok=True)
+    if isinstance(model, HFBertForMaskedLM):
+        model.save_config(folder)
+    else:
+        plan.encoder.save(folder)
 
 
 def keep(plan: Plan, record: dict[str, Any]):
@@ -296,14 +307,13 @@ def keep(plan: Plan, record: dict[str, Any]):
 
 
 def finish(plan: Plan, model: nn.Module, record: dict[str, Any], progress: Progress) -> None:
-    """Write the encoder with its tokenizer, then the record, and say both."""
+    """Write the encoder, then the record, and say both."""
     if dist.get_global_rank() == 0:
         folder = plan.out / "encoder"
         if isinstance(model, HFBertForMaskedLM):
             model.save(folder)
         else:
             convert.save_encoder(model, plan.encoder, folder)
-        shutil.copytree(Path(plan.config.data.path) / "tokenizer", folder, dirs_exist_ok=True)
     record["status"] = "finished"
     keep(plan, record)(progress)
     result, cost = record["eval"], record["cost"]

@@ -12,11 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from recipe import train
 from recipe.config import TrainConfig, load
 from recipe.cost.records import read_record
 from recipe.errors import UserError
+from recipe.training.checkpoint import find_checkpoint
+from recipe.training.hardware import find_hardware
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -117,6 +120,24 @@ def test_killed_at_any_batch_and_resumed_the_run_is_the_unbroken_one(yaml, tmp_p
     a, b = read_record(out), read_record(tmp_path / "unbroken")
     assert (a["tokens"], a["batches"], a["eval"]) == (b["tokens"], b["batches"], b["eval"])
     assert len(a["resumed"]) == 1
+
+
+@pytest.mark.parametrize("model", ["mosaic_bert", "hf_bert"])
+def test_a_checkpoint_is_an_encoder_before_the_run_is_over(yaml, tmp_path, model):
+    words = (f"model.name={model}", "duration=4ba", "checkpoint_every=2ba")
+    run(yaml, *words)
+    whole = find_checkpoint(str(tmp_path / "run"))
+    chosen = whole.resolve_backends(find_hardware("cpu", "fp32", ranks=1))
+    (tmp_path / "run" / "encoder" / "model.safetensors").unlink()  # which is written at the end
+    with pytest.raises(UserError, match="no finished encoder"):
+        find_checkpoint(str(tmp_path / "run"))
+    encoders = []
+    for batch in (2, 4):
+        found = find_checkpoint(str(tmp_path / "run" / "checkpoints" / f"ba{batch}-rank0.pt"))
+        assert (found.model, found.batch) == (model, batch)
+        parameters = found.classifier(2, chosen).named_parameters()
+        encoders.append({name: p for name, p in parameters if "embeddings" in name})
+    assert encoders[0] and any(not torch.equal(p, encoders[1][name]) for name, p in encoders[0].items())
 
 
 @pytest.mark.parametrize("launcher", ["composer", "torchrun"])

@@ -7,7 +7,6 @@ train and dev of different ones.
 
 from __future__ import annotations
 
-import itertools
 import random
 import re
 from collections import defaultdict
@@ -62,7 +61,7 @@ def write(folder: Path, config: PrepareConfig, train: int = 2000, dev: int = 500
         halves["dev"][package], halves["train"][package] = found[:cut], found[cut:]
     tasks: tuple[tuple[str, Row, Callable], ...] = (
         ("DocPackage", ("index", "sentence", "label"), package_rows),
-        ("DocPair", ("index", "sentence1", "sentence2", "label"), pair_rows),
+        ("DocOrder", ("index", "sentence", "label"), order_rows),
     )
     tables = {}
     for name, header, rows_of in tasks:
@@ -112,31 +111,31 @@ def package_rows(entries: dict[str, list[Sentences]], shuffler: random.Random, c
     return rows
 
 
-def pair_rows(entries: dict[str, list[Sentences]], shuffler: random.Random, count: int) -> list[Row]:
-    """(sentence1, sentence2, label), at most `count`, half of each label.
+def order_rows(entries: dict[str, list[Sentences]], shuffler: random.Random, count: int) -> list[Row]:
+    """(sentence, label), at most `count`, half of each label: `written`, or `exchanged` neighbouring words.
 
-    Half of a package's neighbouring sentences stay together; the other half exchange partners among themselves. So both
-    labels draw on the same packages, positions and sentences in equal parts, and only the relation tells them apart.
+    A quarter of the inner words move. The first and the last word stay, as a capital inside or no full stop at the end
+    would give the answer away.
     """
-    same, different = [], []
-    for _, texts in sorted(entries.items()):
-        pairs = [(i, *two) for i, found in enumerate(texts) for two in itertools.pairwise(found)]
-        shuffler.shuffle(pairs)
-        kept, exchanged = pairs[: len(pairs) // 2], sorted(pairs[len(pairs) // 2 :])
-        turn = len(exchanged) // 2  # sorted by entry, so half-way around lies another entry
-        partners = exchanged[turn:] + exchanged[:turn]
-        apart = [
-            (first, second, "different")
-            for (i, first, _), (_, _, second) in zip(exchanged, partners, strict=True)
-            if second not in texts[i]
-        ]
-        least = min(len(kept), len(apart))
-        same += [(first, second, "same") for _, first, second in kept[:least]]
-        different += shuffler.sample(apart, least)
-    # in step, so that a cut leaves the packages of both labels alike
-    rows = [row for pair in shuffler.sample(list(zip(same, different, strict=True)), len(same)) for row in pair][:count]
-    shuffler.shuffle(rows)
+    found = sorted({sentence for texts in entries.values() for sentence in _flat(texts)})
+    shuffler.shuffle(found)
+    rows = []
+    for number, sentence in enumerate(found[:count]):
+        rows.append((exchange(sentence, shuffler), "exchanged") if number % 2 else (sentence, "written"))
     return rows
+
+
+def exchange(sentence: str, shuffler: random.Random) -> str:
+    """The sentence with some of its neighbouring words in each other's place."""
+    words = sentence.split()
+    places = [i for i in range(1, len(words) - 2) if words[i] != words[i + 1]]
+    shuffler.shuffle(places)
+    moved: set[int] = set()
+    for i in places:
+        if len(moved) < max(2, len(words) // 4) and not moved & {i, i + 1}:
+            words[i], words[i + 1] = words[i + 1], words[i]
+            moved |= {i, i + 1}
+    return " ".join(words)
 
 
 def _flat(texts: Iterable[Sentences]) -> Iterable[str]:

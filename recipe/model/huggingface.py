@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
 
 from recipe.model.config import EncoderConfig
 
@@ -47,14 +47,25 @@ class HFBertForMaskedLM(nn.Module):
         """Hugging Face's own folder: config.json and model.safetensors."""
         self.bert.save_pretrained(folder)
 
+    def save_config(self, folder: Path) -> None:
+        """Its config.json alone."""
+        self.bert.config.save_pretrained(folder)
+
 
 class HFForSequenceClassification(nn.Module):
-    """Any BERT-family folder with Hugging Face's classification head, on padded batches."""
+    """Any BERT-family folder with Hugging Face's classification head, on padded batches.
 
-    def __init__(self, folder: Path, num_labels: int) -> None:
+    Without `pretrained` the folder gives the sizes alone, and the caller the weights.
+    """
+
+    def __init__(self, folder: Path, num_labels: int, pretrained: bool = True) -> None:
         super().__init__()
         self.num_labels = num_labels
-        self.model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=num_labels)
+        config = AutoConfig.from_pretrained(folder, num_labels=num_labels)
+        if pretrained:
+            self.model = AutoModelForSequenceClassification.from_pretrained(folder, config=config)
+        else:
+            self.model = AutoModelForSequenceClassification.from_config(config)
 
     def sequence_logits(self, batch: dict) -> Tensor:
         """(S, C) of input_ids, attention_mask, token_type_ids, all (S, L)."""

@@ -82,21 +82,22 @@ class Checkpoint:
         # The library's own list of new weights is checked here, as an error and not a line to overlook.
         logging.getLogger("transformers").setLevel(logging.ERROR)
         try:
-            model = HFForSequenceClassification(self.folder, outputs)
+            model = HFForSequenceClassification(self.folder, outputs, pretrained=self.weights is None)
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(f"{self.folder}: cannot be loaded: {_one_line(error)}") from None
         encoder = model.model.base_model
-        state, given = encoder.state_dict(), _hf_names(self.folder)
-        missing = sorted(name for name in state.keys() - given if not name.startswith(POOLER))
+        state = encoder.state_dict()
+        if self.weights is not None:
+            pooler = {name: tensor for name, tensor in state.items() if name.startswith(POOLER)}
+            weights = {n.removeprefix(HF_PREFIX): t for n, t in self.weights.items() if n.startswith(HF_PREFIX)}
+            convert.load_weights(encoder, pooler | weights, str(self.folder))
+            return model
+        missing = sorted(name for name in state.keys() - _hf_names(self.folder) if not name.startswith(POOLER))
         if missing:
             raise UserError(
                 f"{self.folder}: no weights for `{missing[0]}` ({len(missing)} missing); "
                 "not a BERT encoder under Hugging Face's names"
             )
-        if self.weights is not None:
-            pooler = {name: tensor for name, tensor in state.items() if name.startswith(POOLER)}
-            weights = {n.removeprefix(HF_PREFIX): t for n, t in self.weights.items() if n.startswith(HF_PREFIX)}
-            convert.load_weights(encoder, pooler | weights, str(self.folder))
         return model
 
 
@@ -115,9 +116,10 @@ def find_checkpoint(path: str) -> Checkpoint:
         record = records.read_record(place)
         if record["kind"] != "pretrain":
             raise UserError(f"checkpoint={path}: a run of kind `{record['kind']}`, which has no encoder; {FORMS}")
-        if not (place / "encoder" / "config.json").is_file():
+        if not (place / "encoder" / "model.safetensors").is_file():
             raise UserError(
-                f"checkpoint={path}: no encoder in it, the run is `{record['status']}`; finish it with autoresume=true"
+                f"checkpoint={path}: no finished encoder in it, the run is `{record['status']}`; finish it with "
+                "autoresume=true, or give one of its checkpoints/*.pt"
             )
         return _from_folder(place / "encoder", place)
     if not (place / "config.json").is_file():
@@ -128,7 +130,7 @@ def find_checkpoint(path: str) -> Checkpoint:
 
 
 def _from_folder(folder: Path, run: Path | None, batch: int | None = None, weights: Any = None) -> Checkpoint:
-    if not (folder / "model.safetensors").is_file():
+    if weights is None and not (folder / "model.safetensors").is_file():
         raise UserError(f"{folder}: no model.safetensors; {FORMS}")
     try:
         values = json.loads((folder / "config.json").read_text("utf-8"))
@@ -168,7 +170,7 @@ def _from_file(file: Path) -> Checkpoint:
     if file.suffix != ".pt" or not (run / records.FILE_NAME).is_file():
         raise UserError(f"checkpoint={file}: not a checkpoint in a run's folder; {FORMS}")
     if not (run / "encoder" / "config.json").is_file():
-        raise UserError(f"checkpoint={file}: the run has no encoder/ with its sizes and tokenizer yet; let it finish")
+        raise UserError(f"checkpoint={file}: {run / 'encoder'} does not hold the run's sizes and tokenizer any more")
     try:
         # Composer's checkpoints hold clocks and random states beside the tensors, so this unpickles: a user's own file.
         state = torch.load(file, map_location="cpu", weights_only=False)["state"]
