@@ -1,12 +1,13 @@
 """Two small classification tasks in GLUE's TSV layout, made of documentation that pretraining has not seen.
 
-DocPackage: which package does this sentence document? DocOpening: is it the first sentence of its entry, or a later one?
-Both are made of the entries that `recipe.prepare` holds out for validation, train and dev of different ones. Tasks on
-pairs of sentences or on the order of words were tried and are beyond encoders that were trained for seconds.
+DocPackage: which package does this sentence document? DocPair: do these two sentences stand together in one entry
+(`same`), or are they from two (`different`)? Both are made of the entries that `recipe.prepare` holds out for validation,
+train and dev of different ones.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections import defaultdict
@@ -34,7 +35,7 @@ _NAMES = re.compile(
 
 
 def write(folder: Path, config: PrepareConfig, train: int = 2000, dev: int = 500) -> None:
-    """Write `DocPackage/{train,dev}.tsv` and `DocOpening/{train,dev}.tsv`, `train` and `dev` rows each.
+    """Write `DocPackage/{train,dev}.tsv` and `DocPair/{train,dev}.tsv`, `train` and `dev` rows each.
 
     Args:
         folder: gets the two sub-folders.
@@ -61,7 +62,7 @@ def write(folder: Path, config: PrepareConfig, train: int = 2000, dev: int = 500
         halves["dev"][package], halves["train"][package] = found[:cut], found[cut:]
     tasks: tuple[tuple[str, Row, Callable], ...] = (
         ("DocPackage", ("index", "sentence", "label"), package_rows),
-        ("DocOpening", ("index", "sentence", "label"), opening_rows),
+        ("DocPair", ("index", "sentence1", "sentence2", "label"), pair_rows),
     )
     tables = {}
     for name, header, rows_of in tasks:
@@ -111,19 +112,27 @@ def package_rows(entries: dict[str, list[Sentences]], shuffler: random.Random, c
     return rows
 
 
-def opening_rows(entries: dict[str, list[Sentences]], shuffler: random.Random, count: int) -> list[Row]:
-    """(sentence, label), at most `count`, half of each label: `first` of its entry, or a `later` one of the same entries."""
-    first: dict[str, None] = {}
-    later: dict[str, None] = {}
-    for _, texts in sorted(entries.items()):
-        for found in texts:
-            if len(found) > 1:
-                first[found[0]] = None
-                later[shuffler.choice(found[1:])] = None
-    both = first.keys() & later.keys()  # these have no right answer
-    pools = [(label, [s for s in pool if s not in both]) for label, pool in (("first", first), ("later", later))]
-    least = min(len(pool) for _, pool in pools)
-    rows = [(s, label) for label, pool in pools for s in shuffler.sample(pool, min(least, count // 2))]
+def pair_rows(entries: dict[str, list[Sentences]], shuffler: random.Random, count: int) -> list[Row]:
+    """(sentence1, sentence2, label), at most `count`, half of each label.
+
+    Half of all neighbouring sentences stay together; the other half exchange partners among themselves. So both labels draw
+    on the same packages, positions and sentences in equal parts, and only the relation tells them apart.
+    """
+    texts = [found for _, of_package in sorted(entries.items()) for found in of_package]
+    pairs = [(i, *two) for i, found in enumerate(texts) for two in itertools.pairwise(found)]
+    shuffler.shuffle(pairs)
+    kept, exchanged = pairs[: len(pairs) // 2], sorted(pairs[len(pairs) // 2 :])
+    turn = len(exchanged) // 2  # sorted by entry, so half-way around lies another entry
+    partners = exchanged[turn:] + exchanged[:turn]
+    same = [(first, second, "same") for _, first, second in kept]
+    different = [
+        (first, second, "different")
+        for (i, first, _), (_, _, second) in zip(exchanged, partners, strict=True)
+        if second not in texts[i]
+    ]
+    shuffler.shuffle(different)
+    least = min(len(same), len(different), count // 2)
+    rows = same[:least] + different[:least]
     shuffler.shuffle(rows)
     return rows
 

@@ -105,36 +105,38 @@ def test_tasks(entries, tmp_path, monkeypatch):
     held_out = [e.text for e in entries if sources.held_out(e.text, config.validation_fraction, config.seed)]
     known = {sentence for text in held_out for sentence in doc_tasks.sentences(text)}
     seen = {}
-    for task in ("DocPackage", "DocOpening"):
+    for task, columns in (("DocPackage", ["sentence"]), ("DocPair", ["sentence1", "sentence2"])):
         for split, count in (("train", 2000), ("dev", 500)):
             path = Path(task) / f"{split}.tsv"
             assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
             header, rows = table(tmp_path / "a" / path)
-            assert header == ["index", "sentence", "label"]
+            assert header == ["index", *columns, "label"]
             assert [row[0] for row in rows] == [str(i) for i in range(count)]
             assert all(len(row) == len(header) for row in rows)
             seen[task, split] = rows
-            assert {sentence for _, sentence, _ in rows} <= known
+            assert {cell for row in rows for cell in row[1:-1]} <= known
     labels = Counter(row[-1] for row in seen["DocPackage", "train"])
     assert set(labels) == set(PACKAGES)
     assert max(labels.values()) <= 1.5 * min(labels.values())
     for split in ("train", "dev"):
-        labels = Counter(row[-1] for row in seen["DocOpening", split])
-        assert labels["first"] == labels["later"]
+        labels = Counter(row[-1] for row in seen["DocPair", split])
+        assert labels["same"] == labels["different"]
     words = " ".join(row[1] for row in seen["DocPackage", "train"]).lower().split()
     assert not {"numpy", "torch", "scipy", "matplotlib", "networkx", "pandas", "np", "sklearn"} & set(words)
 
 
-def test_openings_are_what_their_label_says():
+def test_pairs_are_what_their_label_says():
     entries = {p: [[f"{p} {i} {j}" for j in range(i % 4)] for i in range(60)] for p in "abc"}
-    entries["a"].append(["b 3 0", "b 3 1"])  # the opening of an entry in another package too
-    entries["c"].append(["c 9 9", "b 2 0"])  # later here, and an opening elsewhere
-    rows = doc_tasks.opening_rows(entries, random.Random(5), 100)
-    assert Counter(label for _, label in rows) == {"first": 50, "later": 50}
-    sentences = [sentence for sentence, _ in rows]
-    assert len(sentences) == len(set(sentences)) and "b 2 0" not in sentences
-    for sentence, label in rows:
-        assert (sentence.endswith(" 0")) == (label == "first"), sentence
+    rows = doc_tasks.pair_rows(entries, random.Random(5), 100)
+    assert Counter(row[-1] for row in rows) == {"same": 50, "different": 50}
+    for first, second, label in rows:
+        (package, entry, place), (other, other_entry, other_place) = first.split(), second.split()
+        assert ((package, entry) == (other, other_entry)) == (label == "same")
+        assert label == "different" or int(other_place) == int(place) + 1
+    assert len({row[:2] for row in rows}) == 100
+    # no sentence gives its label away: both labels draw on the packages alike, in both columns
+    by_package = Counter((row[column].split()[0], row[-1]) for row in rows for column in (0, 1))
+    assert max(abs(by_package[p, "same"] - by_package[p, "different"]) for p in "abc") <= 25
 
 
 def test_sentences():

@@ -150,11 +150,11 @@ def test_what_cannot_be_chosen(tmp_path):
         choose_tasks(str(tmp_path), ["CoLA", "RTE"])
     with pytest.raises(UserError, match=r"no such folder"):
         choose_tasks(str(tmp_path / "nowhere"), [])
-    (tmp_path / "DocOpening").mkdir()
+    (tmp_path / "DocPair").mkdir()
     with pytest.raises(UserError, match=r"two benchmarks \(GLUE, demo\)"):
         choose_tasks(str(tmp_path), [])
-    chosen, absent = choose_tasks(str(tmp_path), ["DocOpening"])
-    assert [task.name for task in chosen] == ["DocOpening"] and absent == ["DocPackage"]
+    chosen, absent = choose_tasks(str(tmp_path), ["DocPair"])
+    assert [task.name for task in chosen] == ["DocPair"] and absent == ["DocPackage"]
 
 
 def test_the_hub_has_all_of_glue_and_says_so_where_it_cannot_be_reached(monkeypatch):
@@ -162,8 +162,8 @@ def test_the_hub_has_all_of_glue_and_says_so_where_it_cannot_be_reached(monkeypa
 
     chosen, absent = choose_tasks("hub", [])
     assert len(chosen) == 8 and absent == []
-    with pytest.raises(UserError, match="DocOpening is not in hub"):
-        choose_tasks("hub", ["DocOpening"])
+    with pytest.raises(UserError, match="DocPair is not in hub"):
+        choose_tasks("hub", ["DocPair"])
 
     def unreachable(*_, **__):
         raise ConnectionError("no\nroute")
