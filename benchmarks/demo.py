@@ -22,7 +22,7 @@ from recipe.training.quiet import quiet_libraries
 
 OUT = Path("demo")
 # In batches. A batch costs the baseline more, so it gets fewer of them: the curves are drawn over about the same dollars.
-BUDGETS = {"mosaic_bert": (40, 120, 280), "hf_bert": (20, 60, 160)}
+BUDGETS = {"mosaic_bert": (30, 120, 300), "hf_bert": (20, 60, 160)}
 BASELINE = ("data.mask_rate=0.15",)  # as the paper's baseline has it
 
 
