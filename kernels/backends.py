@@ -6,6 +6,8 @@ A backend is a row: its name and the reason, if any, for which it cannot meet gi
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,6 +29,7 @@ class Backend:
     name: str
     what: str
     refusal: Callable[[Requirements], str | None]  # None: it can
+    slow: Callable[[Requirements], str | None] = lambda _: None  # why `auto` passes over it although it can
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,48 @@ def _never(_: Requirements) -> None:
     return None
 
 
+def interpreting() -> bool:
+    """Whether Triton runs kernels on the CPU, in its interpreter; it must be asked for before Triton is first imported."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def triton_refusal(device: str, dtype: torch.dtype) -> str | None:
+    """Why the Triton kernels cannot run on tensors of this device and type, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"{dtype}: the kernels compute in float32, for float32, bfloat16 or float16"
+    if device == "cuda":
+        major, minor = torch.cuda.get_device_capability()
+        return None if major >= 8 else f"this GPU is sm_{major}{minor}; Ampere (sm_80) or newer is needed"
+    if device == "cpu" and interpreting():
+        return None
+    return f"device {device}: needs a CUDA GPU (for tests, Triton's interpreter: TRITON_INTERPRET=1)"
+
+
+def check_triton(name: str, x: torch.Tensor) -> None:
+    """Raise a `ValueError` where the Triton kernels cannot run on tensor `x`, which the caller knows as `name`."""
+    reason = triton_refusal(x.device.type, x.dtype)
+    if reason is not None:
+        raise ValueError(f"backend=triton cannot take {name}: {reason}; use backend=reference")
+
+
+def _triton(needs: Requirements) -> str | None:
+    return triton_refusal(needs.device, needs.dtype)
+
+
+def _interpreted(needs: Requirements) -> str | None:
+    return "interpreted on the CPU, for tests only" if needs.device == "cpu" else None
+
+
 ATTENTION = (
     Backend("sdpa", "torch's scaled_dot_product_attention, padded inside", _never),
     Backend("reference", "plain torch, one sequence at a time", _never),
 )
-KERNELS = (Backend("reference", "plain torch", _never),)
+KERNELS = (
+    Backend("triton", "fused Triton kernels", _triton, slow=_interpreted),
+    Backend("reference", "plain torch", _never),
+)
 
 
 def resolve(kind: str, requested: str, requirements: Requirements) -> Resolved:
@@ -58,9 +98,10 @@ def resolve(kind: str, requested: str, requirements: Requirements) -> Resolved:
     refusals = {row.name: row.refusal(requirements) for row in rows}
     listing = "; ".join(f"{name}: {reason or 'can run'}" for name, reason in refusals.items())
     if requested == "auto":
-        for name, reason in refusals.items():
+        passed = {row.name: refusals[row.name] or row.slow(requirements) for row in rows}
+        for name, reason in passed.items():
             if reason is None:
-                passed_over = [f"{n}: {r}" for n, r in refusals.items() if r is not None]
+                passed_over = [f"{n}: {r}" for n, r in passed.items() if r is not None]
                 return Resolved(name, "fastest that can run" + (f" ({'; '.join(passed_over)})" if passed_over else ""))
         raise ValueError(f"model.{kind}=auto: nothing can run here ({listing})")
     if requested not in refusals:
@@ -79,7 +120,7 @@ def main() -> None:
         chosen = resolve(kind, "auto", requirements).name
         for row in rows:
             state = row.refusal(requirements) or ("auto" if row.name == chosen else "can run")
-            print(f"  {kind:<10} {row.name:<10} {state:<8} {row.what}")
+            print(f"  {kind:<10} {row.name:<10} {row.what:<52} {state}")
 
 
 if __name__ == "__main__":
