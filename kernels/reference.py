@@ -62,10 +62,10 @@ def attention(
     return torch.cat(outputs).to(q_TNH.dtype) if outputs else torch.empty_like(q_TNH)
 
 
-def glu(x: Tensor, activation: str = "gelu") -> Tensor:
-    """activation(a) * b, where x = [a, b] is the output (T, 2 F) of one fused projection (arXiv 2002.05202)."""
+def glu(x: Tensor, activation: str = "gelu", dropout_p: float = 0.0) -> Tensor:
+    """dropout(activation(a) * b), where x = [a, b] is the output (T, 2 F) of one fused projection (arXiv 2002.05202)."""
     a, b = at_least_float32(x).chunk(2, dim=-1)
-    return (ACTIVATIONS[activation](a) * b).to(x.dtype)
+    return F.dropout((ACTIVATIONS[activation](a) * b).to(x.dtype), dropout_p)
 
 
 def layer_norm(

@@ -86,15 +86,16 @@ class FeedForward(nn.Module):
     def __init__(self, config: EncoderConfig, backends: Backends) -> None:
         super().__init__()
         self.gated = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.out = nn.Linear(config.intermediate_size, config.hidden_size)
         self.norm = LayerNorm(config, backends)
         self.activation = config.hidden_act
+        self.dropout_p = config.hidden_dropout_prob
         self.backend = backends.kernels.name
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        inner_TF = kernels.glu(self.gated(x_TD), self.activation, backend=self.backend)
-        return self.norm(self.out(self.dropout(inner_TF)), x_TD)
+        dropout_p = self.dropout_p if self.training else 0.0
+        inner_TF = kernels.glu(self.gated(x_TD), self.activation, dropout_p, backend=self.backend)
+        return self.norm(self.out(inner_TF), x_TD)
 
 
 class Layer(nn.Module):
