@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernels.triton import glu
+from kernels.triton import glu, layer_norm
 from tests.kernels.aot import Case
 
 LOW, FULL, COUNT, BIG = "*bf16", "*fp32", "i32", "i64"
@@ -22,8 +22,45 @@ def _glu(kernel: str, columns: int, activation: str, dropout: bool) -> Case:
     )
 
 
+_NORM = {"x": LOW, "residual": LOW, "weight": FULL, "bias": FULL, "out": LOW, "dout": LOW, "dx": LOW, "dresidual": LOW}
+_NORM |= {
+    "statistics": FULL,
+    "partial": FULL,
+    "dweight": FULL,
+    "dbias": FULL,
+    "seed": "*i64",
+    "eps": "fp32",
+    "scale": "fp32",
+}
+_NORM |= dict.fromkeys(("tokens", "columns", "rows", "x_t", "residual_t", "threshold", "programs"), COUNT)
+
+
+def _norm(kernel: str, columns: int, fused: bool) -> Case:
+    """`fused`: with residual and dropout, as after attention; without dropout, as after the feed-forward."""
+
+    def constants(capability: int) -> dict:
+        own = {"OWN_DRESIDUAL": fused} if kernel == "backward" else {}
+        return {"RESIDUAL": True, "DROPOUT": fused, **own, **layer_norm.parameters(capability, columns)}
+
+    name = f"layer_norm_{kernel}_{columns}" + ("_dropout" if fused else "")
+    odd = ("tokens", "threshold", "rows")
+    return Case(name, "layer_norm", f"{kernel}_kernel", _NORM, constants, dot=False, odd=odd)
+
+
 CASES = [
-    _glu(kernel, columns, "gelu", dropout)
-    for kernel in ("forward", "backward")
-    for columns, dropout in ((3072, True), (4096, False))
+    *(
+        _glu(k, columns, "gelu", dropout)
+        for k in ("forward", "backward")
+        for columns, dropout in ((3072, True), (4096, False))
+    ),
+    *(_norm(k, columns, fused) for k in ("forward", "backward") for columns, fused in ((768, True), (1024, False))),
+    Case(
+        "layer_norm_reduction",
+        "layer_norm",
+        "reduction_kernel",
+        _NORM,
+        lambda _: dict(layer_norm.REDUCTION),
+        dot=False,
+        odd=("programs",),
+    ),
 ]
