@@ -1,4 +1,4 @@
-"""LayerNorm(dropout(x) + residual): a program holds whole rows in registers, several of them, so that weights are read once for all.
+"""LayerNorm(dropout(x) + residual): a program holds several whole rows in registers, so that weights are read once for all.
 
 The sum is not stored: the backward reads x and residual again, which moves as many bytes and rounds nothing, and draws the
 same dropout mask. The gradients of weight and bias are summed in two stages, both in a fixed order: each program over its

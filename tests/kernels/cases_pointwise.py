@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernels.triton import glu, layer_norm
+from kernels.triton import cross_entropy, glu, layer_norm
 from tests.kernels.aot import Case
 
 LOW, FULL, COUNT, BIG = "*bf16", "*fp32", "i32", "i64"
@@ -47,6 +47,26 @@ def _norm(kernel: str, columns: int, fused: bool) -> Case:
     return Case(name, "layer_norm", f"{kernel}_kernel", _NORM, constants, dot=False, odd=odd)
 
 
+_LOSS = {
+    "logits": LOW,
+    "bias": FULL,
+    "labels": "*i64",
+    "losses": FULL,
+    "right": FULL,
+    "z_loss": "fp32",
+    "smoothing": "fp32",
+}
+_LOSS |= {"columns": COUNT, "logits_m": COUNT}
+
+
+def _loss(vocabulary: int, gradient: bool) -> Case:
+    def constants(capability: int) -> dict:
+        return {"GRADIENT": gradient, "SMOOTHING": gradient, **cross_entropy.parameters(capability, vocabulary)}
+
+    name = f"cross_entropy_{vocabulary}" + ("_gradient_smoothing" if gradient else "")
+    return Case(name, "cross_entropy", "rows_kernel", _LOSS, constants, dot=False, odd=("losses", "right"))
+
+
 CASES = [
     *(
         _glu(k, columns, "gelu", dropout)
@@ -63,4 +83,5 @@ CASES = [
         dot=False,
         odd=("programs",),
     ),
+    *(_loss(30528, gradient) for gradient in (False, True)),
 ]
