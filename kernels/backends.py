@@ -49,11 +49,11 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def triton_refusal(device: str, dtype: torch.dtype) -> str | None:
-    """Why the Triton kernels cannot run on tensors of this device and type, or None."""
+def triton_refusal(device: str, dtype: torch.dtype | None) -> str | None:
+    """Why the Triton kernels cannot run on tensors of this device and type (None: any type will do), or None."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
         return f"{dtype}: the kernels compute in float32, for float32, bfloat16 or float16"
     if device == "cuda":
         major, minor = torch.cuda.get_device_capability()
@@ -63,9 +63,12 @@ def triton_refusal(device: str, dtype: torch.dtype) -> str | None:
     return f"device {device}: needs a CUDA GPU (for tests, Triton's interpreter: TRITON_INTERPRET=1)"
 
 
-def check_triton(name: str, x: torch.Tensor) -> None:
-    """Raise a `ValueError` where the Triton kernels cannot run on tensor `x`, which the caller knows as `name`."""
-    reason = triton_refusal(x.device.type, x.dtype)
+def check_triton(name: str, x: torch.Tensor, computes: bool = True) -> None:
+    """Raise a `ValueError` where the Triton kernels cannot run on tensor `x`, which the caller knows as `name`.
+
+    A kernel that only moves elements, and does not compute with them, takes any type.
+    """
+    reason = triton_refusal(x.device.type, x.dtype if computes else None)
     if reason is not None:
         raise ValueError(f"backend=triton cannot take {name}: {reason}; use backend=reference")
 

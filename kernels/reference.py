@@ -104,7 +104,7 @@ def unpad(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
     lengths = (mask != 0).sum(dim=1, dtype=torch.int32)
     indices = mask.flatten().nonzero().flatten()
     cu_seqlens = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-    return x.flatten(0, 1)[indices], indices, cu_seqlens, int(lengths.max())
+    return x.flatten(0, 1)[indices], indices, cu_seqlens, int(lengths.max()) if len(lengths) else 0
 
 
 def pad(tokens: Tensor, indices: Tensor, sequences: int, length: int) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from kernels.triton import cross_entropy, glu, layer_norm
+from collections.abc import Callable
+
+from kernels.triton import cross_entropy, glu, layer_norm, padding
 from tests.kernels.aot import Case
 
 LOW, FULL, COUNT, BIG = "*bf16", "*fp32", "i32", "i64"
@@ -67,6 +69,16 @@ def _loss(vocabulary: int, gradient: bool) -> Case:
     return Case(name, "cross_entropy", "rows_kernel", _LOSS, constants, dot=False, odd=("losses", "right"))
 
 
+_PADDING = {"x": "*i16", "out": "*i16", "mask": "*i64", "lengths": "*i32", "cu_seqlens": "*i32", "totals": "*i32"}
+_PADDING |= {"indices": "*i64", "inverse": "*i32"}
+_PADDING |= dict.fromkeys(("sources", "rows", "columns", "x_n", "tokens", "sequences", "length", "mask_s"), COUNT)
+
+
+def _padding(name: str, kernel: str, constants: Callable[[int], dict], **types: str) -> Case:
+    odd = ("sources", "rows", "tokens", "sequences", "length", "mask_s")
+    return Case(f"padding_{name}", "padding", f"{kernel}_kernel", _PADDING | types, constants, dot=False, odd=odd)
+
+
 CASES = [
     *(
         _glu(k, columns, "gelu", dropout)
@@ -84,4 +96,9 @@ CASES = [
         odd=("programs",),
     ),
     *(_loss(30528, gradient) for gradient in (False, True)),
+    _padding("gather_768", "gather", lambda capability: padding.parameters(capability, 768)),
+    _padding("scatter_1024", "gather", lambda capability: padding.parameters(capability, 1024), indices="*i32"),
+    _padding("count", "count", lambda _: dict(padding.PLAN)),
+    _padding("index", "index", lambda _: dict(padding.PLAN)),
+    _padding("inversion", "inversion", lambda _: dict(padding.INVERSION)),
 ]
