@@ -28,8 +28,11 @@ def values(shape, dtype):
 
 
 @needs_triton
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [*((shape, torch.float32) for shape in SHAPES), *((SHAPES[2], dtype) for dtype in TYPES)],
+    ids=str,
+)
 def test_as_torch(shape, dtype):
     mask, x = ragged(*shape[:2]), values(shape, dtype)
     expected, got = (kernels.unpad(x, mask, backend=backend) for backend in ("reference", "triton"))
@@ -44,7 +47,7 @@ def test_as_torch(shape, dtype):
 
 @needs_triton
 @pytest.mark.parametrize("dtype", TYPES[:4], ids=str)
-@pytest.mark.parametrize("shape", [(3, 7, 5), (5, 63, 768), (4, 9)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 7, 5), (4, 9)], ids=str)
 def test_gradients(shape, dtype):
     mask = ragged(*shape[:2])
     x = values(shape, dtype)
@@ -81,14 +84,15 @@ def test_nothing_there(shape):
 
 
 @needs_triton
-def test_strides_and_long_batches():
-    mask = ragged(530, 3)  # more sequences than a program looks at in one step
-    x = values((3, 530, 10), torch.float32).transpose(0, 1)[..., ::2]
+def test_strides_and_many_steps(monkeypatch):
+    """More sequences, and longer ones, than a program looks at in one step."""
+    from kernels.triton import padding as kernel
+
+    monkeypatch.setitem(kernel.PLAN, "BLOCK", 16)
+    mask = ragged(37, 50)
+    x = values((50, 37, 10), torch.float32).transpose(0, 1)[..., ::2]
     expected, got = kernels.unpad(x, mask), kernels.unpad(x, mask, backend="triton")
     assert all(map(torch.equal, expected[:3], got[:3])) and expected[3] == got[3]
-    long = ragged(2, 1300, seed=1)
-    got = kernels.unpad(long, long, backend="triton")
-    assert torch.equal(got[1], long.flatten().nonzero().flatten()) and got[0].all()
 
 
 @needs_triton
