@@ -22,6 +22,7 @@ class Requirements:
     dtype: torch.dtype  # that the activations will have
     head_dim: int
     attention_dropout: float = 0.0
+    alibi: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,57 @@ def _interpreted(needs: Requirements) -> str | None:
     return "interpreted on the CPU, for tests only" if needs.device == "cpu" else None
 
 
+def head_refusal(head_dim: int) -> str | None:
+    """Why the Triton attention cannot take heads of this size, or None."""
+    if 0 < head_dim <= 128 and head_dim % 8 == 0:
+        return None
+    return f"head_dim={head_dim}: the kernels take multiples of 8 up to 128"
+
+
+def _triton_attention(needs: Requirements) -> str | None:
+    if needs.attention_dropout:
+        return f"attention dropout {needs.attention_dropout}: the kernel has none; set it to 0, or take sdpa"
+    return triton_refusal(needs.device, needs.dtype) or head_refusal(needs.head_dim)
+
+
+def _flash_attn(needs: Requirements) -> str | None:
+    if importlib.util.find_spec("flash_attn") is None:
+        return "the package flash-attn is not installed"
+    if needs.device != "cuda":
+        return f"device {needs.device}: needs a CUDA GPU"
+    if needs.dtype not in (torch.bfloat16, torch.float16):
+        return f"{needs.dtype}: only bfloat16 and float16"
+    if needs.head_dim > 256 or needs.head_dim % 8:
+        return f"head_dim={needs.head_dim}: only multiples of 8 up to 256"
+    major, minor = torch.cuda.get_device_capability()
+    return None if major >= 8 else f"this GPU is sm_{major}{minor}; Ampere (sm_80) or newer is needed"
+
+
+def _xformers(needs: Requirements) -> str | None:
+    if importlib.util.find_spec("xformers") is None:
+        return "the package xformers is not installed"
+    if needs.device != "cuda":
+        return f"device {needs.device}: needs a CUDA GPU"
+    if needs.alibi:
+        return "ALiBi: xformers adds it only as a dense (heads, tokens, tokens) bias; take triton, flex or sdpa"
+    return None
+
+
+def _flex(needs: Requirements) -> str | None:
+    if needs.attention_dropout:
+        return f"attention dropout {needs.attention_dropout}: flex_attention has none; set it to 0, or take sdpa"
+    if needs.device != "cuda":
+        return f"device {needs.device}: compiled flex_attention has gradients on a CUDA GPU only"
+    if needs.head_dim < 16:
+        return f"head_dim={needs.head_dim}: at least 16"
+    return None
+
+
 ATTENTION = (
+    Backend("triton", "fused varlen Triton kernels, ALiBi in registers", _triton_attention, slow=_interpreted),
+    Backend("flash_attn", "FlashAttention 2, varlen with ALiBi", _flash_attn),
+    Backend("xformers", "block-diagonal mask, no ALiBi", _xformers),
+    Backend("flex", "torch's flex_attention, masked by sequence", _flex),
     Backend("sdpa", "torch's scaled_dot_product_attention, padded inside", _never),
     Backend("reference", "plain torch, one sequence at a time", _never),
 )

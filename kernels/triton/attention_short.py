@@ -4,7 +4,7 @@ The rows of the softmax are whole, so the forward needs no running maximum, and 
 "delta" that other kernels make in a pass of its own) in registers: one kernel reads q, k, v, dout and writes dq, dk, dv, without
 atomics.
 
-Shapes: L keys of a sequence, padded to BLOCK_L; M queries of a tile; H head size, padded to BLOCK_H. Scores are in base 2.
+Shapes: L keys of a sequence, padded to BLOCK_L; M queries of a tile; H head size, padded to BLOCK_H; N heads; T tokens.
 """
 
 from __future__ import annotations
@@ -14,35 +14,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.triton.attention_parts import (
+    LOG2E,
+    biased,
+    head_slope,
+    load_tile,
+    nearest,
+    padded_head,
+    precision,
+    sequence_bounds,
+    store_tile,
+    strides,
+)
 from kernels.triton.device import capability, device_of
-from kernels.triton.launch import nearest, precision, strides
 
 MAX_LENGTH = 128
-LOG2E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def _rows(pointer, start, stride, offsets, offsets_h, length, HEAD: tl.constexpr):
-    """A (rows, BLOCK_H) tile of one sequence and head, zero beyond the sequence and the head's size."""
-    address = pointer + start.to(tl.int64) * stride + offsets[:, None] * stride + offsets_h[None, :]
-    return tl.load(address, mask=(offsets[:, None] < length) & (offsets_h[None, :] < HEAD), other=0.0)
-
-
-@triton.jit
-def _store_rows(pointer, start, stride, offsets, offsets_h, length, x, HEAD: tl.constexpr):
-    address = pointer + start.to(tl.int64) * stride + offsets[:, None] * stride + offsets_h[None, :]
-    mask = (offsets[:, None] < length) & (offsets_h[None, :] < HEAD)
-    tl.store(address, x.to(pointer.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _biased(scores, distance, slope, window, HAS_SLOPES: tl.constexpr, HAS_WINDOW: tl.constexpr):
-    """Scores less slope * distance, and -inf beyond the window."""
-    if HAS_SLOPES:
-        scores -= slope * distance
-    if HAS_WINDOW:
-        scores = tl.where(distance <= window, scores, float("-inf"))
-    return scores
 
 
 @triton.jit
@@ -53,32 +39,24 @@ def forward_kernel(
     HEAD: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr,
     HAS_SLOPES: tl.constexpr, HAS_WINDOW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    sequence = tl.program_id(0) // heads
     head = tl.program_id(0) % heads
-    start = tl.load(cu_seqlens + sequence)
-    length = tl.load(cu_seqlens + sequence + 1) - start
-    if length <= 0:
-        return
-    slope = 0.0
-    if HAS_SLOPES:
-        slope = tl.load(slopes + head).to(tl.float32) * LOG2E
-    h = tl.arange(0, BLOCK_H)
-    j = tl.arange(0, BLOCK_L)
-    k_LH = _rows(k + head * k_n, start, k_t, j, h, length, HEAD)
-    v_LH = _rows(v + head * v_n, start, v_t, j, h, length, HEAD)
+    start, length = sequence_bounds(cu_seqlens, tl.program_id(0) // heads, tokens)
+    slope = head_slope(slopes, head, HAS_SLOPES)
+    k_LH = load_tile(k + head * k_n, start, k_t, length, BLOCK_L, HEAD, BLOCK_H)
+    v_LH = load_tile(v + head * v_n, start, v_t, length, BLOCK_L, HEAD, BLOCK_H)
+    j = tl.arange(0, BLOCK_L)[None, :]
     for first in tl.range(0, length, BLOCK_M, num_stages=1):
         i = first + tl.arange(0, BLOCK_M)
-        q_MH = _rows(q + head * q_n, start, q_t, i, h, length, HEAD)
+        q_MH = load_tile(q + head * q_n, start + first, q_t, length - first, BLOCK_M, HEAD, BLOCK_H)
         s_ML = tl.dot(q_MH, tl.trans(k_LH), input_precision=PRECISION) * (scale * LOG2E)
-        distance = tl.abs(i[:, None] - j[None, :]).to(tl.float32)
-        s_ML = _biased(s_ML, distance, slope, window, HAS_SLOPES, HAS_WINDOW)
-        s_ML = tl.where(j[None, :] < length, s_ML, float("-inf"))
-        # A padded query far outside the window sees no key; its row, never stored, must not become NaN arithmetic.
+        s_ML = biased(s_ML, i[:, None], j, slope, window, HAS_SLOPES, HAS_WINDOW)
+        s_ML = tl.where(j < length, s_ML, float("-inf"))
+        # A padded query can be outside every key's window; its row, which is not stored, must not become inf - inf.
         greatest = tl.maximum(tl.max(s_ML, 1), -1e30)
         p_ML = tl.exp2(s_ML - greatest[:, None])
         total = tl.sum(p_ML, 1)
         o_MH = tl.dot(p_ML.to(v_LH.dtype), v_LH, input_precision=PRECISION) / total[:, None]
-        _store_rows(out + head * out_n, start, out_t, i, h, length, o_MH, HEAD)
+        store_tile(out + head * out_n, start + first, out_t, length - first, o_MH, BLOCK_M, HEAD, BLOCK_H)
         tl.store(lse + head.to(tl.int64) * tokens + start + i, greatest + tl.log2(total), mask=i < length)
 
 
@@ -90,62 +68,58 @@ def backward_kernel(
     HEAD: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr,
     HAS_SLOPES: tl.constexpr, HAS_WINDOW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    sequence = tl.program_id(0) // heads
     head = tl.program_id(0) % heads
-    start = tl.load(cu_seqlens + sequence)
-    length = tl.load(cu_seqlens + sequence + 1) - start
-    if length <= 0:
-        return
-    slope = 0.0
-    if HAS_SLOPES:
-        slope = tl.load(slopes + head).to(tl.float32) * LOG2E
-    h = tl.arange(0, BLOCK_H)
-    j = tl.arange(0, BLOCK_L)
-    k_LH = _rows(k + head * k_n, start, k_t, j, h, length, HEAD)
-    v_LH = _rows(v + head * v_n, start, v_t, j, h, length, HEAD)
+    start, length = sequence_bounds(cu_seqlens, tl.program_id(0) // heads, tokens)
+    slope = head_slope(slopes, head, HAS_SLOPES)
+    k_LH = load_tile(k + head * k_n, start, k_t, length, BLOCK_L, HEAD, BLOCK_H)
+    v_LH = load_tile(v + head * v_n, start, v_t, length, BLOCK_L, HEAD, BLOCK_H)
     dk_LH = tl.zeros((BLOCK_L, BLOCK_H), dtype=tl.float32)
     dv_LH = tl.zeros((BLOCK_L, BLOCK_H), dtype=tl.float32)
+    j = tl.arange(0, BLOCK_L)[:, None]
     for first in tl.range(0, length, BLOCK_M, num_stages=1):
         i = first + tl.arange(0, BLOCK_M)
-        q_MH = _rows(q + head * q_n, start, q_t, i, h, length, HEAD)
-        do_MH = _rows(dout + head * do_n, start, do_t, i, h, length, HEAD)
+        q_MH = load_tile(q + head * q_n, start + first, q_t, length - first, BLOCK_M, HEAD, BLOCK_H)
+        do_MH = load_tile(dout + head * do_n, start + first, do_t, length - first, BLOCK_M, HEAD, BLOCK_H)
         # Padded queries: exp2(s - inf) = 0, so they add nothing to dk and dv.
         lse_M = tl.load(lse + head.to(tl.int64) * tokens + start + i, mask=i < length, other=float("inf"))
         # Keys are the rows here, so that the products for dv and dk take P and dS as they stand in registers.
         s_LM = tl.dot(k_LH, tl.trans(q_MH), input_precision=PRECISION) * (scale * LOG2E)
-        distance = tl.abs(j[:, None] - i[None, :]).to(tl.float32)
-        s_LM = _biased(s_LM, distance, slope, window, HAS_SLOPES, HAS_WINDOW)
-        p_LM = tl.where(j[:, None] < length, tl.exp2(s_LM - lse_M[None, :]), 0.0)
+        s_LM = biased(s_LM, i[None, :], j, slope, window, HAS_SLOPES, HAS_WINDOW)
+        p_LM = tl.where(j < length, tl.exp2(s_LM - lse_M[None, :]), 0.0)
         dv_LH = tl.dot(p_LM.to(do_MH.dtype), do_MH, dv_LH, input_precision=PRECISION)
         dp_LM = tl.dot(v_LH, tl.trans(do_MH), input_precision=PRECISION)
         delta_M = tl.sum(p_LM * dp_LM, 0)
         ds_LM = (p_LM * (dp_LM - delta_M[None, :])).to(q_MH.dtype)
         dk_LH = tl.dot(ds_LM, q_MH, dk_LH, input_precision=PRECISION)
         dq_MH = tl.dot(tl.trans(ds_LM), k_LH, input_precision=PRECISION) * scale
-        _store_rows(dq + head * dq_n, start, dq_t, i, h, length, dq_MH, HEAD)
-    _store_rows(dk + head * dk_n, start, dk_t, j, h, length, dk_LH * scale, HEAD)
-    _store_rows(dv + head * dv_n, start, dv_t, j, h, length, dv_LH, HEAD)
+        store_tile(dq + head * dq_n, start + first, dq_t, length - first, dq_MH, BLOCK_M, HEAD, BLOCK_H)
+    store_tile(dk + head * dk_n, start, dk_t, length, dk_LH * scale, BLOCK_L, HEAD, BLOCK_H)
+    store_tile(dv + head * dv_n, start, dv_t, length, dv_LH, BLOCK_L, HEAD, BLOCK_H)
 
 
-# Queries a tile and warps, by size of the padded head. Chosen by what tests/kernels/compiled.json shows: no spill on any
-# GPU, and on most of them two programs or more at once on a multiprocessor. Not measured.
+# Queries a tile and warps, by size of the padded head and then by GPU. Chosen by what tests/kernels/compiled.json shows: nothing
+# spills, and warp-group and fifth-generation products (sm_90, sm_100) get the tiles they want. Not measured.
 _FORWARD = {32: (64, 4), 64: (32, 4), 128: (32, 4)}
-_BACKWARD = {32: (32, 4), 64: (32, 4), 128: (32, 8)}
-# Warp-group and fifth-generation products want 64 queries in the forward; sm_120 has a tighter register budget here.
-_FORWARD_FOR = {gpu: {32: (64, 4), 64: (64, 4), 128: (64, 4)} for gpu in (90, 100)}
-_BACKWARD_FOR = {120: {32: (32, 4), 64: (32, 8), 128: (16, 8)}}
+_BACKWARD = {32: (32, 4), 64: (32, 8), 128: (16, 8)}
+_FORWARD_ON = {gpu: dict.fromkeys((32, 64, 128), (64, 4)) for gpu in (90, 100)}
+_BACKWARD_ON = {90: {32: (32, 4), 64: (64, 8), 128: (32, 8)}, 100: {32: (32, 4), 64: (32, 4), 128: (32, 8)}}
+
+
+def fits(max_seqlen: int, head: int, dtype: torch.dtype, window: bool) -> bool:
+    """Whether sequences fit on chip: not with float32's three-fold products, nor with a window beside the largest heads."""
+    return max_seqlen <= MAX_LENGTH and dtype != torch.float32 and not (window and head > 96)
 
 
 def constants(
     kernel: str, gpu: int, max_seqlen: int, head: int, dtype: torch.dtype, slopes: bool, window: bool
 ) -> dict:
     """The constants of a launch of "forward" or "backward", for launchers and for ahead-of-time compilation."""
-    block_h = max(32, triton.next_power_of_2(head))
+    block_h = padded_head(head)
     block_l = max(16, triton.next_power_of_2(max_seqlen))
-    default, special = (_FORWARD, _FORWARD_FOR) if kernel == "forward" else (_BACKWARD, _BACKWARD_FOR)
+    default, special = (_FORWARD, _FORWARD_ON) if kernel == "forward" else (_BACKWARD, _BACKWARD_ON)
     block_m, warps = special.get(nearest(gpu), default)[block_h]
     if window and kernel == "backward":
-        warps = 8  # its comparisons need the few registers that four warps have left
+        warps = 8  # its comparisons need registers that four warps have not left
     return {
         "HEAD": head, "BLOCK_H": block_h, "BLOCK_L": block_l, "BLOCK_M": min(block_m, block_l),
         "HAS_SLOPES": slopes, "HAS_WINDOW": window, "PRECISION": precision(dtype),

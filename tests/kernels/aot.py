@@ -1,7 +1,7 @@
 """Compiles every Triton kernel for six GPUs that need not be there, and reads what the assembler made of it.
 
-    python -m tests.kernels.aot            renews tests/kernels/compiled.json
-    python -m tests.kernels.aot --print attention_short     prints that group's figures as JSON
+    python -m tests.kernels.aot                     renews tests/kernels/compiled.json
+    python -m tests.kernels.aot glu layer_norm      renews the rows of these files alone
 
 A process in which Triton interprets cannot compile, so test_compile.py runs this module without TRITON_INTERPRET.
 """
@@ -46,6 +46,7 @@ class Case:
     signature: dict[str, str]
     constants: Callable[[int], dict[str, Any]]
     dot: bool  # the kernel has a tl.dot, so tensor-core instructions must be there
+    fast: bool = True  # those must be of the GPU's best kind; float32's small tiles get along with warp-wide ones
     capabilities: tuple[int, ...] = CAPABILITIES
     odd: tuple[str, ...] = field(default=())  # integers that a launch cannot promise to be multiples of 16
 
@@ -114,13 +115,17 @@ def measure(names: list[str]) -> dict[str, dict[str, dict[str, Any]]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--print", dest="group", help="only this group, to standard output")
-    group = parser.parse_args().group
-    if group:
-        print(json.dumps(measure([group])))
+    parser.add_argument("groups", nargs="*", help="files below kernels/triton to renew; all of them when none is named")
+    parser.add_argument("--print", action="store_true", help="print the figures, leave the table as it is")
+    arguments = parser.parse_args()
+    figures = measure(arguments.groups or list(groups()))
+    if arguments.print:
+        print(json.dumps(figures))
         return
-    figures = measure(list(groups()))
-    rows = (f'  "{name}": {{\n{_lines(by_capability)}\n  }}' for name, by_capability in figures.items())
+    kept = json.loads(TABLE.read_text()) if TABLE.exists() else {}
+    names = [case.name for cases in groups().values() for case in cases]
+    table = {name: figures.get(name, kept.get(name, {})) for name in names}
+    rows = (f"  {json.dumps(name)}: {{\n{_lines(by_capability)}\n  }}" for name, by_capability in table.items())
     TABLE.write_text("{\n" + ",\n".join(rows) + "\n}\n")
 
 

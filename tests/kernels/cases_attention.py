@@ -4,6 +4,7 @@ kernels, so one case serves both."""
 from __future__ import annotations
 
 from functools import partial
+from importlib import import_module
 
 import torch
 
@@ -19,31 +20,50 @@ def signature(dtype: torch.dtype) -> dict[str, str]:
     return {**tensors, **others, **dict.fromkeys(("heads", "tokens", "window", "blocks", *STRIDES), "i32")}
 
 
-def short_constants(kernel, length, head, dtype, slopes, window, capability):
-    from kernels.triton import attention_short
-
-    constants = attention_short.constants(kernel, capability, length, head, dtype, slopes, window)
-    return constants if slopes else {**constants, "slopes": None}
+def constants(module, kernel, arguments, slopes, capability):
+    chosen = import_module(f"kernels.triton.{module}").constants(kernel, capability, *arguments)
+    return chosen if slopes else {**chosen, "slopes": None}
 
 
-def short(kernel: str, length: int, head: int, dtype=torch.bfloat16, slopes=True, window=False, **more) -> Case:
-    extras = ("" if slopes else ", no slopes") + (", window" if window else "")
+def case(
+    module: str, kernel: str, length: int | None, head: int, dtype=torch.bfloat16, slopes=True, window=False, **more
+):
+    shape = ([] if length is None else [length]) + [head]
+    variant = ("" if slopes else ", no slopes") + (", window" if window else "")
     return Case(
-        name=f"attention_short {kernel}, {length} x {head}, {TYPES[dtype][1:]}{extras}",
-        module="attention_short",
+        name=f"{module} {kernel}, {' x '.join(map(str, shape))}, {TYPES[dtype][1:]}{variant}",
+        module=module,
         kernel=f"{kernel}_kernel",
         signature=signature(dtype),
-        constants=partial(short_constants, kernel, length, head, dtype, slopes, window),
+        constants=partial(constants, module, kernel, (*shape, dtype, slopes, window), slopes),
         dot=True,
-        odd=("heads", "tokens", "window"),
+        odd=("heads", "tokens", "blocks", "window"),
         **more,
     )
 
 
+short = partial(case, "attention_short")
+tiled = partial(case, "attention_tiled", length=None)
+
+# Heads of 64 for every GPU; for the others, and for variants, the GPUs where registers or shared memory are tightest.
 CASES = [
     short("forward", 128, 64),
-    short("forward", 128, 128),
-    *(short("backward", 128, head) for head in (32, 64, 96, 128)),
-    # Where registers are tightest.
-    short("backward", 128, 64, window=True, capabilities=(80, 90)),
+    short("backward", 128, 64),
+    short("backward", 128, 128),
+    short("forward", 128, 128, capabilities=(80, 90, 100)),
+    short("backward", 128, 32, capabilities=(80, 90)),
+    short("backward", 128, 96, capabilities=(89, 100)),
+    short("backward", 128, 64, window=True, capabilities=(80, 90, 120)),
+    tiled("forward", head=64),
+    tiled("dq", head=64),
+    tiled("dkdv", head=64),
+    tiled("dkdv", head=64, window=True, capabilities=(90,)),
+    tiled("forward", head=128, capabilities=(80, 90)),
+    tiled("dq", head=128, capabilities=(80, 90, 100)),
+    tiled("dkdv", head=128, capabilities=(80, 90, 100, 120)),
+    tiled("dkdv", head=32, dtype=torch.float16, slopes=False, capabilities=(80, 90)),
+    tiled("forward", head=64, dtype=torch.float32, capabilities=(80,), fast=False),
+    tiled("dq", head=64, dtype=torch.float32, capabilities=(80,), fast=False),
+    tiled("dkdv", head=64, dtype=torch.float32, capabilities=(80, 90), fast=False),
+    tiled("dkdv", head=128, dtype=torch.float32, capabilities=(80,), fast=False),
 ]
