@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
+TRITON_INSTALLED = importlib.util.find_spec("triton") is not None  # looked up here, where torch.compile does not trace
+
 
 @dataclass(frozen=True)
 class Requirements:
@@ -52,7 +54,7 @@ def interpreting() -> bool:
 
 def triton_refusal(device: str, dtype: torch.dtype | None) -> str | None:
     """Why the Triton kernels cannot run on tensors of this device and type (None: any type will do), or None."""
-    if importlib.util.find_spec("triton") is None:
+    if not TRITON_INSTALLED:
         return "the package triton is not installed"
     if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
         return f"{dtype}: the kernels compute in float32, for float32, bfloat16 or float16"
