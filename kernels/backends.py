@@ -52,6 +52,13 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def _gpu_refusal() -> str | None:
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA GPU here"
+    major, minor = torch.cuda.get_device_capability()
+    return None if major >= 8 else f"this GPU is sm_{major}{minor}; Ampere (sm_80) or newer is needed"
+
+
 def triton_refusal(device: str, dtype: torch.dtype | None) -> str | None:
     """Why the Triton kernels cannot run on tensors of this device and type (None: any type will do), or None."""
     if not TRITON_INSTALLED:
@@ -59,8 +66,7 @@ def triton_refusal(device: str, dtype: torch.dtype | None) -> str | None:
     if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
         return f"{dtype}: the kernels compute in float32, for float32, bfloat16 or float16"
     if device == "cuda":
-        major, minor = torch.cuda.get_device_capability()
-        return None if major >= 8 else f"this GPU is sm_{major}{minor}; Ampere (sm_80) or newer is needed"
+        return _gpu_refusal()
     if device == "cpu" and interpreting():
         return None
     return f"device {device}: needs a CUDA GPU (for tests, Triton's interpreter: TRITON_INTERPRET=1)"
@@ -106,8 +112,7 @@ def _flash_attn(needs: Requirements) -> str | None:
         return f"{needs.dtype}: only bfloat16 and float16"
     if needs.head_dim > 256 or needs.head_dim % 8:
         return f"head_dim={needs.head_dim}: only multiples of 8 up to 256"
-    major, minor = torch.cuda.get_device_capability()
-    return None if major >= 8 else f"this GPU is sm_{major}{minor}; Ampere (sm_80) or newer is needed"
+    return _gpu_refusal()
 
 
 def _xformers(needs: Requirements) -> str | None:
