@@ -55,7 +55,7 @@ def loss_curve(backends: Backends, autocast: bool, dropout: float = 0.0, steps: 
 def test_loss_curve_in_float32():
     expected, got = loss_curve(PLAIN, False), loss_curve(TRITON, False)
     assert expected[-1] < expected[0] - 0.3, "a run that does not learn proves little"
-    torch.testing.assert_close(got, expected, rtol=2e-5, atol=0)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=0)
 
 
 @needs_triton
