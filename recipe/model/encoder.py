@@ -69,10 +69,10 @@ class Attention(nn.Module):
     def forward(
         self, x_TD: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes_N: Tensor, keep_M: Tensor | None
     ) -> Tensor:
-        q_TNH, k_TNH, v_TNH = self.qkv(x_TD).unflatten(-1, (3, self.heads, -1)).unbind(1)
+        qkv_T3NH = self.qkv(x_TD).unflatten(-1, (3, self.heads, -1))
         dropout_p = self.dropout_p if self.training else 0.0
-        mixed_TNH = kernels.attention(
-            q_TNH, k_TNH, v_TNH, cu_seqlens, max_seqlen, slopes_N, dropout_p=dropout_p, backend=self.backend
+        mixed_TNH = kernels.attention_packed(
+            qkv_T3NH, cu_seqlens, max_seqlen, slopes_N, dropout_p=dropout_p, backend=self.backend
         )
         mixed_TD = mixed_TNH.flatten(1)
         if keep_M is not None:
