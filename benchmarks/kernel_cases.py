@@ -4,8 +4,9 @@ A case makes a problem: the tensors whose gradients are wanted, what else a func
 asks for (operations, or bytes that must move at least once). An implementation is a function of a problem.
 
 Lengths: C4's documents as a log-normal distribution. Its mean, 427 tokens, is 156 billion tokens in 365 million documents
-(Dodge et al., arXiv 2104.08758, table 1). Its sigma, 1.0, is an assumption of this file and was not fitted to C4. A document is
-cut at the sequence length, as the recipe cuts it. "full" cases have every sequence at that length.
+(Dodge et al., arXiv 2104.08758, table 1; counted by that paper's tokenizer, not by WordPiece). Its sigma, 1.0, is an assumption
+of this file and was not fitted to C4. A document is cut at the sequence length, as the recipe cuts it. "full" cases have every
+sequence at that length.
 """
 
 from __future__ import annotations
