@@ -16,7 +16,8 @@ def _glu(kernel: str, columns: int, activation: str, dropout: bool) -> Case:
     signature = {"x": LOW, "out": LOW, "dout": LOW, "dx": LOW, "out_t": COUNT, "dout_t": COUNT, "dx_t": COUNT}
 
     def constants(capability: int) -> dict:
-        return {"ACTIVATION": activation, "DROPOUT": dropout, **glu.parameters(capability, columns)}
+        seed = {} if dropout else {"seed": None}
+        return {"ACTIVATION": activation, "DROPOUT": dropout, **seed, **glu.parameters(capability, columns)}
 
     name = f"glu_{kernel}_{columns}_{activation}" + ("_dropout" if dropout else "")
     return Case(
@@ -42,6 +43,7 @@ def _norm(kernel: str, columns: int, fused: bool) -> Case:
 
     def constants(capability: int) -> dict:
         own = {"OWN_DRESIDUAL": fused} if kernel == "backward" else {}
+        own |= {} if fused else {"seed": None}
         return {"RESIDUAL": True, "DROPOUT": fused, **own, **layer_norm.parameters(capability, columns)}
 
     name = f"layer_norm_{kernel}_{columns}" + ("_dropout" if fused else "")
