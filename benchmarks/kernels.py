@@ -30,6 +30,7 @@ from benchmarks import kernel_report as report
 from benchmarks.kernel_cases import CHECK_TOKENS, COMPILED, OURS, TOKENS, Case, Implementation, Problem
 
 OUT = Path("benchmarks/results/kernels")
+DEVICE = "cuda"  # of what is timed
 ROUNDS, LEAST_ROUNDS = 40, 5
 SECONDS_PER_CASE = 3.0  # of timing, split among a case's implementations
 CACHE_BYTES = 256 << 20  # more than any GPU's second-level cache
@@ -157,7 +158,7 @@ def measure_ceilings() -> dict[str, float]:
 def measure(case: Case, ceilings: dict[str, float]) -> list[dict[str, Any]]:
     """A row for each implementation and mode; without figures, and with the reason, where it is wrong or cannot run."""
     torch.manual_seed(0)
-    problem = case.problem("cuda", TOKENS)
+    problem = case.problem(DEVICE, TOKENS)
     dout = torch.randn_like(case_output(case, problem))
     calls: dict[tuple[str, str], Any] = {}
     problems: dict[str, str] = {}
@@ -203,7 +204,7 @@ def why_not(case: Case, name: str, run: Implementation, problem: Problem, dout: 
     What torch.compile makes is not checked: that would be another compilation, for the small problem's shapes.
     """
     try:
-        if name != COMPILED and (found := fault(case, name, run, CHECK_TOKENS, "cuda")):
+        if name != COMPILED and (found := fault(case, name, run, CHECK_TOKENS, DEVICE)):
             return f"wrong: {found}"
         for _ in range(2):
             forward(run, problem)
