@@ -30,6 +30,7 @@ from benchmarks import kernel_report as report
 from benchmarks.kernel_cases import CHECK_TOKENS, COMPILED, OURS, TOKENS, Case, Implementation, Problem
 
 OUT = Path("benchmarks/results/kernels")
+DEVICE = "cuda"  # of what is timed
 ROUNDS, LEAST_ROUNDS = 40, 5
 SECONDS_PER_CASE = 3.0  # of timing, split among a case's implementations
 CACHE_BYTES = 256 << 20  # more than any GPU's second-level cache
@@ -76,6 +77,8 @@ def fault(case: Case, name: str, run: Implementation, tokens: int, device: str) 
     slack = 1 if name.startswith(OURS) else 8
     torch.manual_seed(0)
     problem = case.problem(device, tokens)
+    if device == "cpu":  # Triton's interpreter multiplies bfloat16 as if it were integers
+        problem = problem.to(torch.float32)
     if "dropout_p" in problem.rest:
         problem.rest["dropout_p"] = 0.0
     truth = gradients(lambda p: kernel_cases.exact(case, p, name), problem.to(torch.float64))
@@ -157,7 +160,7 @@ def measure_ceilings() -> dict[str, float]:
 def measure(case: Case, ceilings: dict[str, float]) -> list[dict[str, Any]]:
     """A row for each implementation and mode; without figures, and with the reason, where it is wrong or cannot run."""
     torch.manual_seed(0)
-    problem = case.problem("cuda", TOKENS)
+    problem = case.problem(DEVICE, TOKENS)
     dout = torch.randn_like(case_output(case, problem))
     calls: dict[tuple[str, str], Any] = {}
     problems: dict[str, str] = {}
@@ -203,7 +206,7 @@ def why_not(case: Case, name: str, run: Implementation, problem: Problem, dout: 
     What torch.compile makes is not checked: that would be another compilation, for the small problem's shapes.
     """
     try:
-        if name != COMPILED and (found := fault(case, name, run, CHECK_TOKENS, "cuda")):
+        if name != COMPILED and (found := fault(case, name, run, CHECK_TOKENS, DEVICE)):
             return f"wrong: {found}"
         for _ in range(2):
             forward(run, problem)

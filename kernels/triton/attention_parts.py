@@ -13,24 +13,30 @@ from torch import Tensor
 
 COMPILED = (80, 86, 89, 90, 100, 120)  # the GPUs of tests/kernels/compiled.json
 LOG2E = tl.constexpr(1.4426950408889634)
+# Sizes that change from batch to batch, or from model to model: a kernel compiled for one serves all.
+ANY_SIZE = ["heads", "tokens", "blocks", "window"]
 
 
 @triton.jit
 def load_tile(pointer, row, stride, count, ROWS: tl.constexpr, HEAD: tl.constexpr, BLOCK_H: tl.constexpr):
     """(ROWS, BLOCK_H), zero beyond the sequence and beyond the head's size."""
-    r = tl.arange(0, ROWS)
-    h = tl.arange(0, BLOCK_H)
-    address = pointer + row.to(tl.int64) * stride + r[:, None] * stride + h[None, :]
-    return tl.load(address, mask=(r[:, None] < count) & (h[None, :] < HEAD), other=0.0)
+    r = tl.arange(0, ROWS)[:, None]
+    h = tl.arange(0, BLOCK_H)[None, :]
+    mask = r < count
+    if HEAD < BLOCK_H:
+        mask = mask & (h < HEAD)
+    return tl.load(pointer + row.to(tl.int64) * stride + r * stride + h, mask=mask, other=0.0)
 
 
 @triton.jit
 def store_tile(pointer, row, stride, count, x, ROWS: tl.constexpr, HEAD: tl.constexpr, BLOCK_H: tl.constexpr):
     """Rounds once, to the tensor's type."""
-    r = tl.arange(0, ROWS)
-    h = tl.arange(0, BLOCK_H)
-    address = pointer + row.to(tl.int64) * stride + r[:, None] * stride + h[None, :]
-    tl.store(address, x.to(pointer.dtype.element_ty), mask=(r[:, None] < count) & (h[None, :] < HEAD))
+    r = tl.arange(0, ROWS)[:, None]
+    h = tl.arange(0, BLOCK_H)[None, :]
+    mask = r < count
+    if HEAD < BLOCK_H:
+        mask = mask & (h < HEAD)
+    tl.store(pointer + row.to(tl.int64) * stride + r * stride + h, x.to(pointer.dtype.element_ty), mask=mask)
 
 
 @triton.jit

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.triton.attention_parts import (
+    ANY_SIZE,
     LOG2E,
     biased,
     head_slope,
@@ -31,7 +32,7 @@ from kernels.triton.device import capability, device_of
 MAX_LENGTH = 128
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY_SIZE)
 def forward_kernel(
     q, k, v, out, lse, cu_seqlens, slopes,
     heads, tokens, scale, window,
@@ -60,7 +61,7 @@ def forward_kernel(
         tl.store(lse + head.to(tl.int64) * tokens + start + i, greatest + tl.log2(total), mask=i < length)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY_SIZE)
 def backward_kernel(
     dout, q, k, v, lse, dq, dk, dv, cu_seqlens, slopes,
     heads, tokens, scale, window,

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.triton.attention_parts import (
+    ANY_SIZE,
     LOG2E,
     biased,
     head_slope,
@@ -49,7 +50,7 @@ def span(first, length, window, ROWS: tl.constexpr, STEP: tl.constexpr, HAS_WIND
     return low, high
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY_SIZE)
 def forward_kernel(
     q, k, v, out, lse, cu_seqlens, slopes,
     heads, tokens, blocks, scale, window,
@@ -87,7 +88,7 @@ def forward_kernel(
     tl.store(lse + head.to(tl.int64) * tokens + start + i, greatest_M + tl.log2(total_M), mask=i < length)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY_SIZE)
 def dq_kernel(
     dout, q, k, v, out, lse, delta, dq, cu_seqlens, slopes,
     heads, tokens, blocks, scale, window,
@@ -124,7 +125,7 @@ def dq_kernel(
     store_tile(dq + head * dq_n, start + first, dq_t, length - first, dq_MH * scale, BLOCK_M, HEAD, BLOCK_H)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY_SIZE)
 def dkdv_kernel(
     dout, q, k, v, lse, delta, dk, dv, cu_seqlens, slopes,
     heads, tokens, blocks, scale, window,

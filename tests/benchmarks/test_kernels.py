@@ -118,6 +118,40 @@ def test_every_kernel_is_measured():
         assert shape == case.implementations(problem)["eager"](problem).shape
 
 
+@pytest.mark.parametrize("kernel", CASES)
+def test_measuring(kernel, monkeypatch, tmp_path):
+    """All of a run but the clock and the GPU: every implementation is called in both modes, and one that fails is a line."""
+    case = CASES[kernel]
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(kernels, "DEVICE", "cpu")
+    monkeypatch.setattr(kernels, "TOKENS", 24)
+    monkeypatch.setattr(kernels, "CHECK_TOKENS", 24)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a CPU")
+    monkeypatch.setattr(kernels, "measure_ceilings", lambda: {"GB/s": 10.0, "TFLOP/s": 1.0})
+    monkeypatch.setattr(kernels, "provenance", lambda: record()["provenance"])
+    times = {"eager": 2.0, "reference": 4.0, "sdpa": 1.0}
+
+    def in_turns(calls, seconds):
+        return {(name, mode): [call() or times[name]] * 5 for (name, mode), call in calls.items()}
+
+    monkeypatch.setattr(kernels, "time_in_turns", in_turns)
+    assert kernels.measure_all([case], 60, tmp_path) == 1, "ours cannot run here"
+    stored = json.loads(next(tmp_path.glob("*.json")).read_text())["rows"]
+    eager = {r["mode"]: r for r in stored if r["implementation"] == "eager"}
+    assert set(eager) == {"forward", "both"} and all(
+        r["p50_ms"] == 2.0 and r["triton_is"] is None for r in eager.values()
+    )
+    problem = case.problem("cpu", 24)
+    per_second = problem.total_work / 2e-3 / (1e9 if case.unit == "GB/s" else 1e12)
+    assert eager["both"]["rate"] == pytest.approx(per_second)
+    ours = [r for r in stored if r["implementation"] == "triton"]
+    assert len(ours) == 1 and "needs a CUDA GPU" in ours[0]["problem"]
+    # and when the time is over, a line says what was not measured, which is no failure
+    assert kernels.measure_all([case], -1, tmp_path) == 0
+    assert "not measured: -1 s were over" in next(tmp_path.glob("*.txt")).read_text()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_refused_without_a_gpu(capsys, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)

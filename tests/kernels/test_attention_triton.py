@@ -17,7 +17,7 @@ from tests.kernels.helpers import DEVICE, DTYPES, assert_as_exact, needs_triton
 pytestmark = needs_triton
 
 SHORT = [1, 3, 0, 63, 127, 128]
-LONG = [129, 1, 0, 200]
+LONG = [129, 1, 0, 66]
 NAMES = "out dq dk dv"
 
 
@@ -75,7 +75,7 @@ def compare(lengths, heads, size, dtype, alibi=True, window=None, longest=None):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("lengths", [SHORT, LONG], ids=["short", "long"])
 def test_as_float64(lengths, dtype):
-    compare(lengths, 3, 32, dtype)
+    compare(lengths, 3 if lengths is SHORT else 2, 32, dtype)
 
 
 @pytest.mark.parametrize("size", [64, 96, 128])
@@ -140,8 +140,8 @@ def test_scores_so_low_that_a_padded_key_would_outshine_them():
 @pytest.mark.parametrize("length", [40, 140])
 def test_strides_and_repeats(length):
     """Views of any token and head stride are read as they are, inputs are not written, two runs agree to the bit."""
-    qkv, dout = inputs([length], 3, 32, torch.bfloat16)
-    before, slopes, cu_seqlens = qkv.clone(), kernels.alibi_slopes(3).to(DEVICE), bounds([length])
+    qkv, dout = inputs([length], 2, 32, torch.bfloat16)
+    before, slopes, cu_seqlens = qkv.clone(), kernels.alibi_slopes(2).to(DEVICE), bounds([length])
 
     def function(q, k, v):
         return kernels.attention(q, k, v, cu_seqlens, length, slopes, backend="triton")
@@ -173,8 +173,8 @@ def test_nothing_at_all(lengths):
 
 @pytest.mark.parametrize("length", [9, 130])
 def test_opcheck(length):
-    qkv, _ = inputs([length, 3], 2, 16, torch.float16)
-    rest = (bounds([length, 3]), length, kernels.alibi_slopes(2).to(DEVICE), None)
+    qkv, _ = inputs([length, 3], 1, 16, torch.float16)
+    rest = (bounds([length, 3]), length, kernels.alibi_slopes(1).to(DEVICE), None)
     q, k, v = (x.clone().requires_grad_() for x in qkv.unbind(1))
     torch.library.opcheck(torch.ops.bert_kernels.attention, (q, k, v, *rest))
     torch.library.opcheck(torch.ops.bert_kernels.attention_packed, (qkv.requires_grad_(), *rest))

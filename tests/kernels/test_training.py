@@ -94,7 +94,7 @@ def test_padded_calls_agree():
 
 @needs_triton
 def test_the_model_compiles_whole():
-    """One graph from ids to the loss, through every kernel, forward and backward; only traced, so that no C compiler is needed."""
+    """One graph from ids to the loss, through every kernel, both ways; only traced, so that no C compiler is needed."""
     model, batch = model_of(TRITON, dropout=0.1).train(), batch_of([5, 12], 0)
     results = []
     for run in (model.masked_lm_loss, torch.compile(model.masked_lm_loss, backend="aot_eager", fullgraph=True)):
