@@ -47,9 +47,9 @@ def run(yaml, *words) -> dict:
     return train.train(load(TrainConfig, str(yaml), words))
 
 
-def command(*words: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
+def command(*words: str, launcher: tuple[str, ...] = (), **variables: str) -> subprocess.Popen:
     program = [*launcher, *([] if launcher else [sys.executable]), "-m", "recipe.train", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.Popen(
         program, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -154,6 +154,20 @@ def test_two_ranks_train_what_one_trains(yaml, tmp_path, launcher):
     assert (two["batches"], two["sequences"]) == (single["batches"], single["sequences"])
     # One rank and two read the same documents an epoch in another order, so the curves agree as two samples do.
     assert losses(tmp_path / "two")[-1] == pytest.approx(losses(tmp_path / "run")[-1], abs=0.15)
+
+
+def test_triton_kernels_give_the_reference_s_curve(yaml, tmp_path):
+    """The whole command with every kernel in Triton's interpreter, beside plain torch."""
+    words = ("duration=5ba", "log_every=1", "batch_size=4", "data.sequence_length=24", "data.eval_documents=4",
+             "precision=fp32", "device=cpu", "model.hidden_dropout_prob=0")  # fmt: skip
+    triton = ("model.attention=triton", "model.kernels=triton", f"out={tmp_path / 'triton'}")
+    interpreted = command(str(yaml), *words, *triton, TRITON_INTERPRET="1")
+    plain = run(yaml, *words, "model.attention=reference", "model.kernels=reference")
+    assert interpreted.wait(300) == 0, interpreted.stderr.read()
+    record = read_record(tmp_path / "triton")
+    assert [choice["name"] for choice in record["backends"].values()] == ["triton", "triton"]
+    assert losses(tmp_path / "triton") == pytest.approx(losses(tmp_path / "run"), rel=1e-4)
+    assert record["eval"]["loss"] == pytest.approx(plain["eval"]["loss"], rel=1e-4)
 
 
 MISTAKES = {
