@@ -73,7 +73,10 @@ class Data:
     train_split: str = "train"
     eval_split: str = "validation"
     sequence_length: int = 128
+    batching: str = "auto"  # sequences | tokens (packed) | padded; auto: padded for hf_bert, else sequences
+    masking: str = "token"  # token | word | span
     mask_rate: float = 0.30
+    mask_rate_end: Optional[float] = None  # linearly from `mask_rate` to it over the run; absent: constant
     eval_mask_rate: float = 0.15
     eval_documents: int = 0  # 0: the whole split
     workers: int = -1  # processes that read and mask; -1: 0 on a CPU, 8 a GPU
@@ -131,7 +134,7 @@ class TrainConfig:
     schedule: Schedule = field(default_factory=Schedule)
     cost: Cost = field(default_factory=Cost)
     duration: str = "70000ba"  # batches (ba), sequences (sp), real tokens (tok) or epochs (ep)
-    batch_size: int = 4096  # sequences, over all ranks
+    batch_size: int = 4096  # sequences, over all ranks; with data.batching=tokens as many full-length ones' tokens
     microbatch_size: int = 0  # sequences a rank at a time; 0: its whole share of the batch
     precision: str = "auto"  # auto | amp_bf16 | fp32
     device: str = "auto"  # auto | gpu | cpu
