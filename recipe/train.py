@@ -30,7 +30,7 @@ from recipe.model.flops import training_flops
 from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.model.huggingface import HFBertForMaskedLM
 from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, clock, say
-from recipe.training.checks import check_numbers, parse_time
+from recipe.training.checks import batching_of, check_numbers, parse_time, planned_documents
 from recipe.training.composer_model import MaskedLM
 from recipe.training.hardware import Hardware, find_hardware, measured_cpu_peak
 from recipe.training.optimizer import build_optimizer
@@ -190,7 +190,6 @@ def build_trainer(plan: Plan, model: nn.Module, meter: Meter) -> Trainer:
     a_rank = config.batch_size // plan.ranks
     microbatch = min(config.microbatch_size or a_rank, a_rank)
     optimizer_model = MaskedLM(model, plan.hardware.device, plan.hardware.autocast)
-    interval = config.checkpoint_every if parse_time("", config.checkpoint_every).value else "1dur"
     random_state = RandomStateOnResume()
     trainer = Trainer(
         model=optimizer_model,
@@ -198,7 +197,7 @@ def build_trainer(plan: Plan, model: nn.Module, meter: Meter) -> Trainer:
         schedulers=LinearWithWarmup(config.schedule.warmup, config.schedule.final_lr),
         train_dataloader=data_spec(plan, train=True, batch_size=a_rank),
         eval_dataloader=evaluator(plan, microbatch),
-        eval_interval=config.eval_every if parse_time("", config.eval_every).value else "1dur",
+        eval_interval=interval(config, config.eval_every),
         max_duration=config.duration,
         device_train_microbatch_size=microbatch,
         accumulate_train_batch_on_tokens=True,
@@ -209,7 +208,7 @@ def build_trainer(plan: Plan, model: nn.Module, meter: Meter) -> Trainer:
         save_folder=str(plan.out / "checkpoints"),
         save_filename="ba{batch}-rank{rank}.pt",
         save_latest_filename="latest-rank{rank}.pt",
-        save_interval=interval,
+        save_interval=interval(config, config.checkpoint_every),
         save_num_checkpoints_to_keep=config.keep_checkpoints,
         autoresume=plan.resumes,
         callbacks=[meter, random_state],
@@ -217,6 +216,13 @@ def build_trainer(plan: Plan, model: nn.Module, meter: Meter) -> Trainer:
     )
     random_state.saved = trainer._rng_state  # Composer offers no public way to it
     return trainer
+
+
+def interval(config: TrainConfig, every: str) -> str:
+    """What Composer calls it; "at the end only" is 1dur, or the duration where Composer is not told how long an epoch is."""
+    if parse_time("", every).value:
+        return every
+    return config.duration if batching_of(config) == "tokens" else "1dur"
 
 
 def data_spec(plan: Plan, train: bool, batch_size: int) -> DataSpec:
@@ -228,8 +234,9 @@ def data_spec(plan: Plan, train: bool, batch_size: int) -> DataSpec:
         train=train,
         batch_size=batch_size,
         seed=config.seed,
-        padded=config.model.name == "hf_bert",
+        batching=batching_of(config),
         workers=workers,
+        run_documents=planned_documents(config, plan.info) if config.data.mask_rate_end is not None else None,
     )
     return DataSpec(
         loader,

@@ -21,7 +21,7 @@ ONLY_IN = {
     "streaming": ["recipe/data/shards.py", "recipe/data/stream.py"],
     "transformers": ["recipe/data/tokenizer.py", "recipe/model/huggingface.py", "recipe/convert.py"],
     "omegaconf": ["recipe/config.py"],
-    "matplotlib": ["benchmarks/"],
+    "matplotlib": ["benchmarks/", "recipe/data/histogram.py"],
     "plotly": ["benchmarks/"],
 }
 # What the files below a folder never import.

@@ -102,8 +102,10 @@ def test_duration_in_every_unit_decays_the_schedule_to_its_end(yaml, duration, b
         assert curve[-2]["tokens"] < 2000 <= curve[-1]["tokens"]
 
 
-def test_killed_at_any_batch_and_resumed_the_run_is_the_unbroken_one(yaml, tmp_path):
+@pytest.mark.parametrize("batching", ["sequences", "tokens"])
+def test_killed_at_any_batch_and_resumed_the_run_is_the_unbroken_one(yaml, tmp_path, batching):
     words = (str(yaml), "duration=160ba", "checkpoint_every=7ba", "log_every=5", "optimizer.lr=1.0e-3")
+    words = (*words, f"data.batching={batching}")
     unbroken = command(*words, f"out={tmp_path / 'unbroken'}")
     assert unbroken.wait(300) == 0, unbroken.stderr.read()
     out = tmp_path / "broken"
@@ -178,6 +180,16 @@ MISTAKES = {
     "data.eval_split=test": "has train, validation",
     "data.path=nowhere": "recipe.prepare",
     "data.mask_rate=1.5": "between 0 and 1",
+    "data.mask_rate_end=0": "between 0 and 1",
+    "data.mask_rate_end=0.15 duration=900tok": "give `duration` in sp, ba or ep",
+    "data.mask_rate_end=0.15 data.batching=tokens": "give `duration` in sp",
+    "data.masking=letter": "token, word, span",
+    "data.batching=rows": "known are auto, sequences, tokens, padded",
+    "data.batching=padded": "mosaic_bert takes sequences or tokens",
+    "data.batching=tokens model.name=hf_bert": "hf_bert takes padded",
+    "data.batching=tokens batch_size=12": "a multiple of 8",
+    "data.batching=tokens microbatch_size=4": "a multiple of 8",
+    "data.batching=tokens duration=1ep": "give sp",
     "data.sequence_length=2": "need 3",
     "duration=5": "1000ba",
     "duration=0ba": "at least 1ba",
@@ -208,7 +220,7 @@ MISTAKES = {
 @pytest.mark.parametrize("word", MISTAKES)
 def test_a_mistake_is_one_line_before_anything_is_written(yaml, tmp_path, word):
     with pytest.raises(UserError) as raised:
-        run(yaml, word)
+        run(yaml, *word.split(" "))
     message = str(raised.value)
     assert MISTAKES[word] in message and "\n" not in message
     assert not (tmp_path / "run").exists()
