@@ -11,6 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from benchmarks import study
+from benchmarks.published import SOURCE
 from benchmarks.study import Run, Study
 from recipe.cost.frontier import Point
 
@@ -75,20 +76,30 @@ def _curve(found: Study) -> go.Figure:
         figure.add_scatter(
             x=xs, y=ys, mode="lines", line={"color": color}, hoverinfo="skip", showlegend=False, legendgroup=model
         )
-        points = [point for point in found.points if point.model == model]
+        points = [point for point in found.points if point.curve == model]
         symbols = [SYMBOLS[marker] + ("" if found.on_frontier(point) else "-open") for point in points]
         figure.add_scatter(
             x=[point.cost(found.axis) for point in points],
             y=[point.score for point in points],
             mode="markers",
             marker={"color": color, "size": 10, "symbol": symbols, "line": {"width": 2, "color": color}},
+            error_y={"array": [point.half_width for point in points], "color": color, "thickness": 1.2},
             text=[_hover(found, point) for point in points],
             hovertemplate="%{text}<extra></extra>",
             name=escape(model),
             legendgroup=model,
         )
+    if found.joint:
+        xs, ys = study.line_of(found.joint, found.axis)
+        line = {"color": "#888888", "dash": "dot", "width": 1.5}
+        figure.add_scatter(x=xs, y=ys, mode="lines", line=line, hoverinfo="skip", name="all together")
+    for curve in found.published:
+        text = [f"<b>{curve.name}</b><br>score {score:.1f}<br>{SOURCE}" for score in curve.scores]
+        marker = {"color": "#777777", "symbol": "x-thin-open", "size": 9}
+        figure.add_scatter(x=curve.xs, y=curve.scores, mode="lines+markers", line={"width": 1}, marker=marker, text=text,
+                           hovertemplate="%{text}<extra></extra>", name=curve.name)  # fmt: skip
     figure.update_xaxes(title=study.axis_label(found), tickprefix="$" if found.axis == "usd" else "")
-    costs = [point.cost(found.axis) for point in found.points]
+    costs = found.xs
     if study.is_logarithmic(costs):
         marks = study.ticks(min(costs) / 2, max(costs) * 2)
         texts = [study.tick_text(mark, found.axis) for mark in marks]
@@ -103,11 +114,12 @@ def _styled(figure: go.Figure) -> go.Figure:
 
 
 def _hover(found: Study, point: Point) -> str:
-    record = next(run.record for run in found.runs if run.name == point.name)
+    tasks = found.members[found.points.index(point)][0].record["glue"]["tasks"]
+    spread = "" if point.half_width is None else f" ± {point.half_width:.2f} (95 %, {point.seeds} seeds)"
     lines = [
         f"<b>{escape(point.name)}</b>" + ("" if found.on_frontier(point) else " (dominated)"),
-        f"score {point.score:.2f}",
-        *(f"{escape(task)} {_with_std(record['glue']['tasks'][task])}" for task in found.tasks),
+        f"score {point.score:.2f}{spread}",
+        *(f"{escape(task)} {_with_std(tasks[task])}" for task in found.tasks if task in tasks and point.seeds == 1),
         f"{study.amount(point.usd, 'usd')}, {study.amount(point.device_hours, 'gpu_hours')} of device time, "
         f"{study.amount(point.seconds, 'seconds')}",
         study.amount(point.tokens, "tokens"),
@@ -147,14 +159,15 @@ def _losses(found: Study) -> str:
     """Loss against tokens of every run, or nothing when no record holds a curve."""
     figure = go.Figure()
     styles = study.styles(found)
-    for run in found.runs:
+    drawn = [(run, styles[p.curve][0]) for p, runs in zip(found.points, found.members, strict=True) for run in runs]
+    for run, color in drawn:
         entries = [entry for entry in run.record["loss_curve"] if entry.get("loss") is not None]
         if entries:
             figure.add_scatter(
                 x=[entry["tokens"] for entry in entries],
                 y=[entry["loss"] for entry in entries],
                 mode="lines",
-                line={"color": styles[run.record["model"]][0], "width": 1.2},
+                line={"color": color, "width": 1.2},
                 name=escape(run.name),
             )
     if not figure.data:

@@ -8,16 +8,19 @@ from __future__ import annotations
 import glob
 import math
 import os
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from recipe.cost import frontier
+from benchmarks.published import SOURCE, TASKS, Curve, curves
+from recipe.cost import frontier, seeds
 from recipe.cost.frontier import Gain, Point, Saving
 from recipe.cost.records import FILE_NAME, read_record
 from recipe.errors import UserError
 
+PRICES = "yamls/prices.yaml"  # what the published points' GPU-hours are billed by
 LOG_FROM = 3.0  # dearest over cheapest run: from here on the x axis is logarithmic
 
 
@@ -35,13 +38,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """What a figure shows: `points[i]` belongs to `runs[i]`."""
+    """What a figure shows: `points[i]` is the mean of the runs `members[i]`, which differ in their seed alone."""
 
     axis: str
     tasks: list[str]
     runs: list[Run]
     points: list[Point]
+    members: list[list[Run]]
     fronts: dict[str, list[Point]]
+    joint: list[Point]  # the frontier of all together; empty where they are of one model, or of several protocols
+    published: list[Curve]
     left_out: dict[str, str]  # a run's path: why it is no point
 
     @property
@@ -50,11 +56,31 @@ class Study:
         return self.runs[0].record["glue"]
 
     def on_frontier(self, point: Point) -> bool:
-        return point in self.fronts[point.model]
+        return point in self.fronts[point.curve]
+
+    @property
+    def mixed(self) -> bool:
+        """Whether runs of several protocols are in it."""
+        return any(point.protocol for point in self.points)
+
+    @property
+    def xs(self) -> list[float]:
+        """All that the x axis must hold."""
+        return [point.cost(self.axis) for point in self.points] + [x for curve in self.published for x in curve.xs]
 
 
-def gather(words: Sequence[str | Path], axis: str = "usd", tasks: Sequence[str] = ()) -> Study:
+def gather(
+    words: Sequence[str | Path],
+    axis: str = "usd",
+    tasks: Sequence[str] = (),
+    mixed: bool = False,
+    published: bool = False,
+) -> Study:
     """Read the runs that `words` name (run folders, folders of run folders, globs) and find each model's frontier.
+
+    Args:
+        mixed: let runs of several protocols in, labelled, each protocol with frontiers of its own.
+        published: the paper's points as an overlay.
 
     Raises:
         UserError: for a word without a run, an unreadable record, runs that cannot be compared, or no point at all.
@@ -73,9 +99,33 @@ def gather(words: Sequence[str | Path], axis: str = "usd", tasks: Sequence[str] 
     if not runs:
         listing = "; ".join(f"{path}: {reason}" for path, reason in left_out.items())
         raise UserError(f"no run has a place on a curve: {listing}")
-    points = frontier.points_of([run.record for run in runs], tasks)
-    shown = list(tasks) or list(runs[0].record["glue"]["tasks"])
-    return Study(axis, shown, runs, points, frontier.frontiers(points, axis), left_out)
+    single = frontier.points_of([run.record for run in runs], tasks, mixed)
+    groups = [places for places in seeds.alike([run.record for run in runs])]
+    groups = [part for places in groups for part in _by_protocol(places, single)]
+    points = [seeds.merge([single[i] for i in places]) for places in groups]
+    members = [[runs[i] for i in places] for places in groups]
+    shown = list(tasks) or list(dict.fromkeys(task for run in runs for task in run.record["glue"]["tasks"]))
+    fronts = frontier.frontiers(points, axis)
+    one_protocol = not any(point.protocol for point in points)
+    joint = frontier.frontier(points, axis) if one_protocol and len(fronts) > 1 else []
+    overlay = _overlay(axis, runs, shown, mixed) if published else []
+    return Study(axis, shown, runs, points, members, fronts, joint, overlay, left_out)
+
+
+def _by_protocol(places: Sequence[int], points: Sequence[Point]) -> list[list[int]]:
+    labels = dict.fromkeys(points[i].protocol for i in places)
+    return [[i for i in places if points[i].protocol == label] for label in labels]
+
+
+def _overlay(axis: str, runs: Sequence[Run], tasks: Sequence[str], mixed: bool) -> list[Curve]:
+    """The published points, if the runs' scores are of the same tasks, or the user says that they may differ."""
+    benchmark = runs[0].record["glue"]["benchmark"]
+    if not mixed and (benchmark != "GLUE" or len(tasks) != TASKS):
+        raise UserError(
+            f"--published: those points are the mean of {TASKS} GLUE tasks, these runs' of {len(tasks)} {benchmark} tasks; "
+            "say --mixed to draw both all the same, labelled"
+        )
+    return curves(axis, PRICES)
 
 
 def _folders(word: str) -> list[Path]:
@@ -188,6 +238,8 @@ def title(study: Study) -> tuple[str, str]:
 
 def count_of_tasks(study: Study) -> str:
     count, of = len(study.tasks), study.glue["of"]
+    if study.mixed:
+        return "several protocols, each labelled: scores of two of them are not comparable"
     if study.glue["benchmark"] == "GLUE":
         return f"mean of {count} of {of} GLUE tasks"
     return f"mean of {count} of {of} {study.glue['benchmark']} tasks, not GLUE"
@@ -211,9 +263,19 @@ def notes(study: Study) -> list[str]:
     )
     bill = "Cost is that of pretraining alone, fine-tuning is not in it"
     bill += f"; {' / '.join(prices)}." if study.axis == "usd" else "."
+    more = []
+    if any(point.half_width is not None for point in study.points):
+        more.append(
+            "Bars: 95 % confidence interval of the mean over runs that differ in their seed alone (Student's t)."
+        )
+    if study.joint:
+        more.append("Dotted: the frontier of all models together.")
+    if study.published:
+        more.append(f"Crosses: published, not measured here ({SOURCE}); dollars by this project's price table.")
     return [
         tasks,
         bill,
+        *more,
         "Filled: on the model's frontier. Hollow: dominated by a run of the same model. "
         "Lines between measured points are linear in the logarithm of cost.",
     ]
@@ -221,9 +283,12 @@ def notes(study: Study) -> list[str]:
 
 def findings(study: Study) -> list[str]:
     """How the models compare where their frontiers overlap, a sentence each; interpolated, never extrapolated."""
-    found = [_saving(saving, study.axis) for saving in frontier.savings(study.fronts, study.axis)]
-    found += [_gain(gain, study.axis) for gain in frontier.gains(study.fronts, study.axis)]
-    if not found and len(study.fronts) > 1:
+    found = []
+    for protocol in dict.fromkeys(point.protocol for point in study.points):
+        fronts = {curve: front for curve, front in study.fronts.items() if front[0].protocol == protocol}
+        found += [_saving(saving, study.axis) for saving in frontier.savings(fronts, study.axis)]
+        found += [_gain(gain, study.axis) for gain in frontier.gains(fronts, study.axis)]
+    if not found and len(study.fronts) > 1 and not study.mixed:
         return ["The models' frontiers overlap neither in score nor in cost: nothing to compare without extrapolating."]
     return found
 
@@ -248,35 +313,52 @@ def _how(comparison: Saving | Gain) -> str:
 
 
 def table(study: Study) -> list[dict[str, Any]]:
-    """Every number of every point, one row a run, as the records hold them; by model, then by cost."""
-    pairs = sorted(zip(study.runs, study.points, strict=True), key=lambda p: (p[1].model, p[1].cost(study.axis)))
-    return [_row(study, run.record, point, str(run.path)) for run, point in pairs]
+    """Every number of every point, one row a point, as the records hold them, or their mean over seeds; by curve, then cost."""
+    pairs = sorted(zip(study.members, study.points, strict=True), key=lambda p: (p[1].curve, p[1].cost(study.axis)))
+    return [_row(study, runs, point) for runs, point in pairs]
 
 
-def _row(study: Study, record: dict[str, Any], point: Point, path: str) -> dict[str, Any]:
-    glue, device, evaluation = record["glue"], record["device"], record["eval"] or {}
+def _row(study: Study, runs: Sequence[Run], point: Point) -> dict[str, Any]:
+    records = [run.record for run in runs]
+    device, provenance = records[0]["device"], records[0]["provenance"]
+    tasks = dict.fromkeys(task for record in records for task in record["glue"]["tasks"])
     return {
         "run": point.name,
-        "model": point.model,
+        "model": point.curve,
         "frontier": "yes" if study.on_frontier(point) else "no",
+        **({"joint_frontier": "yes" if point in study.joint else "no"} if study.joint else {}),
         "score": point.score,
-        "usd": record["cost"]["usd"],
-        "gpu_hours": record["cost"]["gpu_hours"],
-        "device_hours": record["cost"]["device_hours"],
-        "seconds": record["cost"]["seconds"],
-        "tokens": record["tokens"],
-        "sequences": record.get("sequences"),
-        "batches": record.get("batches"),
-        "parameters": record["parameters"],
-        "mlm_loss": evaluation.get("loss"),
-        "masked_accuracy": evaluation.get("masked_accuracy"),
-        **{task: result["score"] for task, result in glue["tasks"].items()},
-        **{f"{task}_std": result.get("std") for task, result in glue["tasks"].items()},
-        "glue_usd": (glue.get("cost") or {}).get("usd"),
+        "seeds": point.seeds,
+        "ci95": point.half_width,
+        "usd": _mean([record["cost"]["usd"] for record in records]),
+        "gpu_hours": _mean([record["cost"]["gpu_hours"] for record in records]),
+        "device_hours": _mean([record["cost"]["device_hours"] for record in records]),
+        "seconds": _mean([record["cost"]["seconds"] for record in records]),
+        "tokens": point.tokens,
+        "sequences": _mean([record.get("sequences") for record in records]),
+        "batches": _mean([record.get("batches") for record in records]),
+        "parameters": records[0]["parameters"],
+        "mlm_loss": _mean([(record["eval"] or {}).get("loss") for record in records]),
+        "masked_accuracy": _mean([(record["eval"] or {}).get("masked_accuracy") for record in records]),
+        **{task: _mean([record["glue"]["tasks"][task]["score"] for record in records]) for task in tasks},
+        **{f"{task}_std": _spread([record["glue"]["tasks"][task] for record in records]) for task in tasks},
+        "glue_usd": _mean([(record["glue"].get("cost") or {}).get("usd") for record in records]),
         "device": device["name"],
         "devices": device["count"],
         "usd_per_hour": device["usd_per_hour"],
         "price_source": device["price_source"],
-        "commit": record["provenance"].get("commit"),
-        "path": path,
+        "commit": provenance.get("commit"),
+        "path": " ".join(str(run.path) for run in runs),
     }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The one value itself, the mean of several, nothing where one is missing."""
+    if None in values:
+        return None
+    return values[0] if len(values) == 1 else math.fsum(values) / len(values)
+
+
+def _spread(tasks: Sequence[dict[str, Any]]) -> float | None:
+    """A task's standard deviation: over the seeds of fine-tuning of one run, or of pretraining where there are several."""
+    return tasks[0].get("std") if len(tasks) == 1 else statistics.stdev([task["score"] for task in tasks])

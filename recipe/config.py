@@ -160,6 +160,7 @@ class GlueConfig:
     max_train_examples: int = 0  # 0: all
     lr_scale: float = 1.0  # multiplies the table's learning rates, for encoders far smaller than Base
     from_mnli: bool = True  # RTE, MRPC and STS-B start from MNLI's checkpoint when MNLI was trained
+    processes: int = 1  # jobs (a task with a seed each) at a time: CPU processes, or GPUs
     precision: str = "auto"
     device: str = "auto"
     cost: Cost = field(default_factory=Cost)

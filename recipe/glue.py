@@ -1,38 +1,38 @@
 """`python -m recipe.glue YAML checkpoint=... [key=value ...]`: an encoder, fine-tuned and scored on tasks.
 
-The scores go into a run.json of their own and into that of the pretraining run that the encoder came from.
+A job is one task with one seed, with a record of its own; a run that was killed continues with the jobs that are missing.
+The scores go into a run.json and scores.md of their own and into the record of the pretraining run that the encoder came from.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
-from functools import partial
+import shutil
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from composer.utils import dist, reproducibility
-from torch import Tensor
+from composer.utils import dist
 
 from recipe.config import GlueConfig, run_main, to_dict
-from recipe.cost import prices, records
-from recipe.data.glue_tasks import SEEDS, TASKS, Task, TaskData, choose_tasks, read_task
-from recipe.data.sequence_batch import EncodedExamples, encode
+from recipe.cost import prices, records, scores
+from recipe.data.glue_tasks import SEEDS, TASKS, Task, choose_tasks, read_task
 from recipe.errors import UserError
-from recipe.model.encoder import Backends
+from recipe.training.callbacks import clock
 from recipe.training.checkpoint import Checkpoint, find_checkpoint
-from recipe.training.classification import Job, Outcome, fine_tune
+from recipe.training.glue_jobs import ENCODER, Job, Worker, run_jobs
 from recipe.training.hardware import Hardware, find_hardware
-from recipe.training.metrics import measure
+from recipe.training.predictions import read_test_sets, submission_name
 from recipe.training.quiet import quiet_libraries
 
-CONVENTION = "mean over tasks of the mean of each task's metrics"
+MAY_CHANGE = ("out", "processes")  # between a run and its continuation
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Everything that the jobs need, read and checked, with nothing written yet."""
+    """Everything that the jobs need, checked, with nothing written yet."""
 
     config: GlueConfig
     checkpoint: Checkpoint
@@ -40,11 +40,7 @@ class Plan:
     tasks: list[Task]
     absent: list[str]
     hardware: Hardware
-    backends: Backends
-    price: prices.Price
-
-    def seeds(self, task: Task) -> tuple[int, ...]:
-        return SEEDS[: self.config.seeds] if self.config.seeds else task.seeds
+    worker: Worker
 
     @property
     def scores_run(self) -> bool:
@@ -59,29 +55,34 @@ def glue(config: GlueConfig) -> dict[str, Any]:
     """Fine-tune and score one checkpoint; returns the record that it also writes, whose `glue` holds the scores.
 
     Raises:
-        UserError: before anything is written, for whatever cannot work; later, where a loss runs away.
+        UserError: before anything is written, for whatever cannot work; at the end, when everything else is done, for
+            tasks whose files are broken or whose loss ran away.
     """
     plan = make_plan(config)
     found = find_record(plan)
     if found is not None and found["status"] == "finished":
         print(f"{plan.out} holds these scores already; nothing to do", flush=True)
         return publish(plan, found)
-    read = {task.name: read_task(config.data, task, config.max_train_examples) for task in plan.tasks}
-    record = start_record(plan, read)
-    mnli: dict[str, Tensor] | None = None
-    for name, data in read.items():
-        train, dev = encode_task(plan, data)
-        describe(record, data, train, dev, "mnli" if data.task.from_mnli and mnli else "pretrained")
-        for seed in plan.seeds(data.task):
-            start = mnli if data.task.from_mnli else None
-            outcome, weights = run_job(plan, data, seed, train, dev, start)
-            if name == "MNLI" and mnli is None and config.from_mnli:
-                mnli = weights
-            add_run(plan, record, data, seed, dev, outcome)
-            records.write_record(plan.out, record)
-    record["status"] = "finished"
-    records.write_record(plan.out, record)
-    return publish(plan, record)
+    sizes, failed = check_tasks(plan)
+    jobs = list_jobs(plan, [task for task in plan.tasks if task.name in sizes])
+    done = kept_jobs(plan, jobs)
+    record = start_record(plan, sizes, failed, list(done.values()))
+    if done:
+        print(f"  {len(done)} of {len(jobs)} jobs were done before; continuing with the others", flush=True)
+    work = {job: sizes[job.task.name][0] * (config.epochs or job.task.epochs) for job in jobs if job not in done}
+    started, worked = time.perf_counter(), 0.0
+    for ended, (job, result) in enumerate(run_jobs(plan.worker, list(work)), len(jobs) - len(work) + 1):
+        worked += work[job]
+        passed = time.perf_counter() - started
+        left_s = passed * (sum(work.values()) / worked - 1)
+        if isinstance(result, UserError):
+            fail(failed, job.name, result)
+        else:
+            done[job] = result
+            say_job(result, f"[{ended}/{len(jobs)}]", left_s)
+        bring_in(record, [done[job] for job in jobs if job in done], failed)
+        records.write_record(plan.out, record)
+    return finish(plan, record, jobs, done)
 
 
 def make_plan(config: GlueConfig) -> Plan:
@@ -90,7 +91,8 @@ def make_plan(config: GlueConfig) -> Plan:
         raise UserError(f"fine-tuning runs on one device, not {dist.get_world_size()} ranks; start it with python -m")
     check_numbers(config)
     hardware = find_hardware(config.device, config.precision, ranks=1)
-    price = prices.price_of(hardware.name, hardware.kind, config.cost.prices, config.cost.usd_per_hour)
+    check_processes(config, hardware)
+    prices.price_of(hardware.name, hardware.kind, config.cost.prices, config.cost.usd_per_hour)
     tasks, absent = choose_tasks(config.data, config.tasks)
     checkpoint = find_checkpoint(config.checkpoint)
     limit = checkpoint.max_length
@@ -99,7 +101,7 @@ def make_plan(config: GlueConfig) -> Plan:
             f"max_length={config.max_length}, but the model has {limit} position embeddings; set max_length={limit}"
         )
     out = choose_folder(config, checkpoint)
-    return Plan(config, checkpoint, out, tasks, absent, hardware, checkpoint.resolve_backends(hardware), price)
+    return Plan(config, checkpoint, out, tasks, absent, hardware, Worker(config, checkpoint, hardware))
 
 
 def check_numbers(config: GlueConfig) -> None:
@@ -113,6 +115,12 @@ def check_numbers(config: GlueConfig) -> None:
         raise UserError(f"max_train_examples={config.max_train_examples}: give a number of examples, or 0 for all")
     if config.lr_scale <= 0:
         raise UserError(f"lr_scale={config.lr_scale}: give a factor above 0")
+
+
+def check_processes(config: GlueConfig, hardware: Hardware) -> None:
+    unit, most = ("cores", hardware.count) if hardware.kind == "cpu" else ("GPUs", torch.cuda.device_count())
+    if not 1 <= config.processes <= most:
+        raise UserError(f"processes={config.processes}: give 1 to {most}, as many as there are {unit}")
 
 
 def choose_folder(config: GlueConfig, checkpoint: Checkpoint) -> Path:
@@ -139,27 +147,80 @@ def find_record(plan: Plan) -> dict[str, Any] | None:
         raise UserError(f"out={plan.out} holds a run of kind `{record['kind']}`; choose another folder")
     now = to_dict(plan.config)
     for key in now:
-        if key != "out" and record["config"].get(key) != now[key]:
+        if key not in MAY_CHANGE and record["config"].get(key) != now[key]:
             raise UserError(
                 f"out={plan.out} holds scores with {key}={record['config'].get(key)}, and now {key}={now[key]}; "
                 "choose another folder with out=..., or remove that one"
             )
-    if record["status"] != "finished":
-        print(f"{plan.out} holds the beginning of this run; it starts anew", flush=True)
     return record
 
 
-def start_record(plan: Plan, read: dict[str, TaskData]) -> dict[str, Any]:
-    """The record with no score yet; the model is built once before, so that weights that do not fit fail first."""
-    config, hardware = plan.config, plan.hardware
-    model = plan.checkpoint.classifier(next(iter(read.values())).outputs, plan.backends)
+def check_tasks(plan: Plan) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """(training examples, outputs of the classifier) of each task that can be read; and why the others cannot."""
+    sizes, failed = {}, {}
+    for task in plan.tasks:
+        try:
+            data = read_task(plan.config.data, task, plan.config.max_train_examples)
+            read_test_sets(plan.config.data, task)
+        except UserError as error:
+            failed[task.name] = error
+        else:
+            sizes[task.name] = (len(data.train), data.outputs)
+            if data.torn_rows:
+                print(f"{task.name}: {data.torn_rows} torn lines of train.tsv left out", flush=True)
+    if not sizes:
+        raise next(iter(failed.values()))
+    reasons: dict[str, str] = {}
+    for name, error in failed.items():
+        fail(reasons, name, error)
+    if "MNLI" in failed and plan.config.from_mnli:
+        for task in [task for task in plan.tasks if task.from_mnli and task.name in sizes]:
+            del sizes[task.name]
+            problem = "starts from MNLI's encoder, and MNLI failed; repair MNLI, or set from_mnli=false"
+            fail(reasons, task.name, UserError(problem))
+    return sizes, reasons
+
+
+def fail(failed: dict[str, str], name: str, error: UserError) -> None:
+    """Note what failed, and say it in one line; the other jobs go on."""
+    failed[name] = str(error) if str(error).startswith(name) else f"{name}: {error}"
+    print(f"error: {failed[name]}", file=sys.stderr, flush=True)
+
+
+def list_jobs(plan: Plan, tasks: list[Task]) -> list[Job]:
+    """In the table's order, which has MNLI before the tasks that start from it."""
+    config, jobs = plan.config, []
+    first_mnli = None
+    heirs = config.from_mnli and any(task.from_mnli for task in tasks)
+    for task in tasks:
+        for seed in SEEDS[: config.seeds] if config.seeds else task.seeds:
+            folder = plan.out / "jobs" / f"{task.name}-{seed}"
+            keeps = heirs and task.name == "MNLI" and first_mnli is None
+            first_mnli = folder if keeps else first_mnli
+            jobs.append(Job(task, seed, folder, first_mnli if task.from_mnli else None, keeps))
+    return jobs
+
+
+def kept_jobs(plan: Plan, jobs: list[Job]) -> dict[Job, dict[str, Any]]:
+    """The records of jobs that were done before; MNLI's is of no use without its encoder, if a job still needs that."""
+    kept = {job: record for job in jobs if (record := plan.worker.kept(job)) is not None}
+    wanted = {job.start for job in jobs if job not in kept}
+    return {job: record for job, record in kept.items() if job.folder not in wanted or (job.folder / ENCODER).is_file()}
+
+
+def start_record(
+    plan: Plan, sizes: dict[str, tuple[int, int]], failed: dict[str, str], done: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The record as it is now; the model is built once before, so that weights that do not fit fail first."""
+    config, hardware, worker = plan.config, plan.hardware, plan.worker
+    model = plan.checkpoint.classifier(next(iter(sizes.values()))[1], worker.backends)
     record = records.new_record(
         kind="glue",
         name=plan.checkpoint.name,
         model=plan.checkpoint.model,
         config=to_dict(config),
-        device=records.device(hardware.kind, hardware.name, hardware.count, plan.price),
-        backends={key: dataclasses.asdict(getattr(plan.backends, key)) for key in ("attention", "kernels")},
+        device=records.device(hardware.kind, hardware.name, hardware.count, worker.price),
+        backends={key: dataclasses.asdict(getattr(worker.backends, key)) for key in ("attention", "kernels")},
         parameters=sum(p.numel() for p in model.parameters()),
     )
     record["precision"] = str(hardware.activation_dtype).removeprefix("torch.")
@@ -167,7 +228,7 @@ def start_record(plan: Plan, read: dict[str, TaskData]) -> dict[str, Any]:
     record["glue"] = {
         "benchmark": benchmark,
         "protocol": {
-            "convention": CONVENTION,
+            "convention": scores.CONVENTION,
             "max_length": config.max_length,
             "seeds": f"{config.seeds} a task" if config.seeds else "the table's",
             "epochs": "the table's" if config.epochs is None else config.epochs,
@@ -175,116 +236,67 @@ def start_record(plan: Plan, read: dict[str, TaskData]) -> dict[str, Any]:
             "lr_scale": config.lr_scale,
             "from_mnli": config.from_mnli,
         },
-        "tasks": {},
         "absent": plan.absent,
-        "score": None,
         "of": sum(task.benchmark == benchmark for task in TASKS),
-        "cost": prices.bill(0.0, hardware.count, plan.price, hardware.kind),
     }
+    bring_in(record, done, failed)
     say_start(plan, record)
     records.write_record(plan.out, record)
     return record
 
 
-def encode_task(plan: Plan, data: TaskData) -> tuple[EncodedExamples, dict[str, EncodedExamples]]:
-    tokenizer, length = plan.checkpoint.tokenizer, plan.config.max_length
-    return encode(tokenizer, data.train, length), {
-        name: encode(tokenizer, dev, length) for name, dev in data.dev.items()
-    }
-
-
-def describe(
-    record: dict[str, Any], data: TaskData, train: EncodedExamples, dev: dict[str, EncodedExamples], init: str
-) -> None:
-    """Begin a task's entry: what it is trained and scored on, and what was cut or left out."""
-    record["glue"]["tasks"][data.task.name] = {
-        "score": None,
-        "metrics": {},
-        "std": None,
-        "init": init,
-        "runs": [],
-        "train_examples": len(train),
-        "dev_examples": sum(len(examples) for examples in dev.values()),
-        "truncated_examples": train.truncated + sum(examples.truncated for examples in dev.values()),
-        "torn_rows": data.torn_rows,
-    }
-    if data.torn_rows:
-        print(f"{data.task.name}: {data.torn_rows} torn lines of train.tsv left out", flush=True)
-
-
-def run_job(
-    plan: Plan,
-    data: TaskData,
-    seed: int,
-    train: EncodedExamples,
-    dev: dict[str, EncodedExamples],
-    mnli: dict[str, Tensor] | None,
-) -> tuple[Outcome, dict[str, Tensor]]:
-    """One task with one seed; also the fine-tuned weights, all but the classifier's."""
-    config, task, checkpoint = plan.config, data.task, plan.checkpoint
-    reproducibility.seed_all(seed)
-    model = checkpoint.classifier(data.outputs, plan.backends)
-    if mnli is not None:
-        unmatched = model.load_state_dict(mnli, strict=False)
-        assert not unmatched.unexpected_keys and all(is_classifier(key) for key in unmatched.missing_keys)
-    job = Job(
-        name=f"{task.name}, seed {seed}",
-        lr=task.lr * config.lr_scale,
-        weight_decay=task.weight_decay * config.lr_scale,
-        epochs=task.epochs if config.epochs is None else config.epochs,
-        batch_size=task.batch_size,
-        seed=seed,
-    )
-
-    def collate(examples: EncodedExamples):
-        if checkpoint.model == "mosaic_bert":
-            return examples.stream
-        return partial(examples.padded, pad_id=checkpoint.pad_id)
-
-    outcome = fine_tune(model, job, train, dev, collate, plan.hardware)
-    weights = {key: value.detach().cpu() for key, value in model.state_dict().items() if not is_classifier(key)}
-    return outcome, weights
-
-
-def is_classifier(parameter: str) -> bool:
-    return "classifier" in parameter.split(".")
-
-
-def add_run(
-    plan: Plan, record: dict[str, Any], data: TaskData, seed: int, dev: dict[str, EncodedExamples], outcome: Outcome
-) -> None:
-    """Bring one job into the record: its metrics, the means over the seeds so far, the score so far, the bill."""
-    metrics = {}
-    for split, examples in dev.items():
-        suffix = split.removeprefix("dev")  # "", or "_matched" and "_mismatched"
-        found = measure(data.task.metrics, examples.labels, outcome.logits[split])
-        metrics |= {name + suffix: value for name, value in found.items()}
-    run = {"seed": seed, "score": statistics.fmean(metrics.values()), "metrics": metrics}
-    run |= {"seconds": outcome.seconds, "tokens": outcome.tokens}
-    entry = record["glue"]["tasks"][data.task.name]
-    entry["runs"].append(run)
-    scores = [run["score"] for run in entry["runs"]]
-    entry["score"] = statistics.fmean(scores)
-    entry["std"] = statistics.stdev(scores) if len(scores) > 1 else None
-    entry["metrics"] = {name: statistics.fmean(run["metrics"][name] for run in entry["runs"]) for name in metrics}
-    record["glue"]["score"] = statistics.fmean(task["score"] for task in record["glue"]["tasks"].values())
+def bring_in(record: dict[str, Any], done: list[dict[str, Any]], failed: dict[str, str]) -> None:
+    """The scores and the bill of the jobs so far into the record of them all."""
+    tasks = scores.summarise([job["job"] for job in done])
+    record["cost"] = scores.add_bills([job["cost"] for job in done])
     for key in ("tokens", "sequences", "batches"):
-        record[key] += getattr(outcome, key)
-    seconds = record["cost"]["seconds"] + outcome.seconds
-    record["cost"] = prices.bill(seconds, plan.hardware.count, plan.price, plan.hardware.kind)
-    record["glue"]["cost"] = record["cost"]
-    values = ", ".join(f"{name} {value:.2f}" for name, value in metrics.items())
-    rate = outcome.tokens / outcome.seconds
+        record[key] = sum(job[key] for job in done)
+    record["glue"] |= {"tasks": tasks, "score": scores.mean_score(tasks), "cost": record["cost"], "failed": failed}
+
+
+def finish(plan: Plan, record: dict[str, Any], jobs: list[Job], done: dict[Job, dict[str, Any]]) -> dict[str, Any]:
+    """Write what is there; raise when something is missing from it."""
+    failed = record["glue"]["failed"]
+    record["status"] = "incomplete" if failed else "finished"
+    records.write_record(plan.out, record)
+    text = scores.markdown(plan.checkpoint.name, record["glue"])
+    (plan.out / "scores.md").write_text(text, encoding="utf-8")
+    submit(plan, jobs, done)
+    if failed:
+        print("\n".join(scores.table(record["glue"])), flush=True)
+        raise UserError(f"{'; '.join(failed)} failed; repair and run the same command again: it continues with them")
+    for job in jobs:
+        (job.folder / ENCODER).unlink(missing_ok=True)
+    return publish(plan, record)
+
+
+def submit(plan: Plan, jobs: list[Job], done: dict[Job, dict[str, Any]]) -> None:
+    """Of each task that has test sets, the predictions of the seed with the best development score, for gluebenchmark.com."""
+    for task in plan.tasks:
+        of_task = [job for job in jobs if job in done and job.task == task]
+        if not of_task or not (names := done[of_task[0]]["job"]["test_sets"]):
+            continue
+        best = max(of_task, key=lambda job: done[job]["job"]["score"])
+        for name in names:
+            target = plan.out / "submission" / submission_name(task.name, name)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(best.folder / f"{name}.tsv", target)
+
+
+def say_job(record: dict[str, Any], place: str, left_s: float) -> None:
+    job = record["job"]
+    values = ", ".join(f"{name} {value:.2f}" for name, value in job["metrics"].items())
+    left = f"; {clock(left_s)} left" if left_s >= 1 else ""
     print(
-        f"{data.task.name:<10} seed {seed:<6} {values}  ({outcome.seconds:.1f} s, {outcome.batches:,} batches, "
-        f"{rate:,.0f} tokens/s, from {entry['init']})",
+        f"{place:>7} {job['task']:<10} seed {job['seed']:<6} {values}  ({job['seconds']:.1f} s, {record['batches']:,} batches, "
+        f"{job['tokens'] / job['seconds']:,.0f} tokens/s, from {job['init']}{left})",
         flush=True,
     )
 
 
 def publish(plan: Plan, record: dict[str, Any]) -> dict[str, Any]:
     """Print the table, and bring the scores into the record of the pretraining run."""
-    print("\n".join(table(record["glue"])), flush=True)
+    print("\n".join(scores.table(record["glue"])), flush=True)
     run = plan.checkpoint.run
     if run is None:
         return record
@@ -299,28 +311,6 @@ def publish(plan: Plan, record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def table(glue: dict[str, Any]) -> list[str]:
-    """The scores as lines of text."""
-    rows = [("task", "score", "std", "n", "start", "metrics")]
-    for name, task in glue["tasks"].items():
-        std = "-" if task["std"] is None else f"{task['std']:.2f}"
-        metrics = ", ".join(f"{metric} {value:.2f}" for metric, value in task["metrics"].items())
-        rows.append((name, f"{task['score']:.2f}", std, str(len(task["runs"])), task["init"], metrics))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    present, bill = f"{len(glue['tasks'])} of {glue['of']} {glue['benchmark']} tasks", glue["cost"]
-    return [
-        "",
-        *lines,
-        f"score {glue['score']:.2f} ({CONVENTION}; {present}{absence(glue['absent'])})",
-        f"{bill['seconds']:,.0f} s, {bill['device_hours']:.3f} device-hours, ${bill['usd']:.4f}",
-    ]
-
-
-def absence(names: list[str]) -> str:
-    return f"; absent: {', '.join(names)}" if names else ""
-
-
 def say_start(plan: Plan, record: dict[str, Any]) -> None:
     hardware = plan.hardware
     unit = "GPU" if hardware.kind == "gpu" else "cores"
@@ -328,9 +318,9 @@ def say_start(plan: Plan, record: dict[str, Any]) -> None:
     lines = [
         f"{plan.checkpoint.name}: {plan.checkpoint.model}, {millions:.1f} M parameters -> {plan.out}",
         f"  on {hardware.count} {unit}, {hardware.name}, {record['precision']}; "
-        f"${plan.price.usd_per_hour} an hour of one ({plan.price.source})",
+        f"${plan.worker.price.usd_per_hour} an hour of one ({plan.worker.price.source})",
         *(f"  {key}: {choice['name']} ({choice['why']})" for key, choice in record["backends"].items()),
-        "  tasks: " + ", ".join(task.name for task in plan.tasks) + absence(plan.absent),
+        "  tasks: " + ", ".join(task.name for task in plan.tasks) + scores.absence(plan.absent),
     ]
     print("\n".join(lines), flush=True)
 

@@ -29,6 +29,7 @@ from recipe.model.encoder import Backends
 from recipe.model.flops import training_flops
 from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.model.huggingface import HFBertForMaskedLM
+from recipe.training import memory
 from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, clock, say
 from recipe.training.checks import batching_of, check_numbers, parse_time, planned_documents
 from recipe.training.composer_model import MaskedLM
@@ -106,7 +107,23 @@ def make_plan(config: TrainConfig) -> Plan:
     encoder = encoder_config(config, info)
     chosen = resolve_backends(config, encoder, hardware)
     price = prices.price_of(hardware.name, hardware.kind, config.cost.prices, config.cost.usd_per_hour)
+    check_memory(config, encoder, hardware, ranks)
     return Plan(config, info, hardware, price, encoder, chosen, ranks, resumes(config))
+
+
+def check_memory(config: TrainConfig, encoder: EncoderConfig, hardware: Hardware, ranks: int) -> None:
+    """The largest microbatch fits, or is refused before anything is written."""
+    capacity = memory.capacity_here(hardware.kind, ranks)
+    if capacity is None:
+        return
+    data, model = config.data, config.model.name
+    need = memory.training_need(model, encoder, data.sequence_length, data.mask_rate, hardware.autocast, ranks)
+    memory.check_fits(need, microbatch_of(config, ranks), capacity, hardware.name)
+
+
+def microbatch_of(config: TrainConfig, ranks: int) -> int:
+    a_rank = config.batch_size // ranks
+    return min(config.microbatch_size or a_rank, a_rank)
 
 
 def encoder_config(config: TrainConfig, info: DatasetInfo) -> EncoderConfig:
@@ -187,8 +204,7 @@ def step_flops(plan: Plan, sums: Sums) -> float:
 
 def build_trainer(plan: Plan, model: nn.Module, meter: Meter) -> Trainer:
     config, gpu = plan.config, plan.hardware.kind == "gpu"
-    a_rank = config.batch_size // plan.ranks
-    microbatch = min(config.microbatch_size or a_rank, a_rank)
+    a_rank, microbatch = config.batch_size // plan.ranks, microbatch_of(config, plan.ranks)
     optimizer_model = MaskedLM(model, plan.hardware.device, plan.hardware.autocast)
     random_state = RandomStateOnResume()
     trainer = Trainer(

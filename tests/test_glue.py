@@ -4,14 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-import recipe.glue
 from recipe.config import GlueConfig, load, run_main
 from recipe.cost import records
 from recipe.errors import UserError
 from recipe.glue import glue, main
-from tests.tiny_encoder import write_encoder, write_inference, write_run, write_sst2, write_stsb
+from recipe.training import glue_jobs
+from tests.tiny_encoder import write_encoder, write_inference, write_run, write_sst2, write_stsb, write_tsv
 
+REAL = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "glue"
 YAMLS = Path(__file__).resolve().parents[1] / "yamls" / "glue"
 
 
@@ -93,7 +96,7 @@ def test_hugging_faces_bert_learns_the_same_task(tmp_path):
 
 def spy(monkeypatch) -> dict[str, tuple[dict, dict]]:
     """What every job started from and what it left, by its name."""
-    seen, real = {}, recipe.glue.fine_tune
+    seen, real = {}, glue_jobs.fine_tune
 
     def watched(model, job, *rest):
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -101,7 +104,7 @@ def spy(monkeypatch) -> dict[str, tuple[dict, dict]]:
         seen[job.name] = (before, {name: tensor.clone() for name, tensor in model.state_dict().items()})
         return outcome
 
-    monkeypatch.setattr(recipe.glue, "fine_tune", watched)
+    monkeypatch.setattr(glue_jobs, "fine_tune", watched)
     return seen
 
 
@@ -153,25 +156,186 @@ def test_scores_that_exist_are_returned_and_others_are_not_overwritten(tmp_path,
     assert "replace earlier ones" in capsys.readouterr().out
 
 
-def test_an_interrupted_run_keeps_what_it_has(tmp_path, run, monkeypatch, capsys):
+def stop_at(monkeypatch, name: str, error: BaseException) -> list[str]:
+    """Make the job `name` raise; returns the list of the jobs that were begun."""
+    begun, real = [], glue_jobs.fine_tune
+
+    def watched(model, fit, *rest):
+        begun.append(fit.name)
+        if fit.name == name:
+            raise error
+        return real(model, fit, *rest)
+
+    monkeypatch.setattr(glue_jobs, "fine_tune", watched)
+    return begun
+
+
+def without_times(glue: dict) -> dict:
+    """The scores without what two runs of the same can differ in."""
+    tasks = {
+        name: task | {"runs": [{k: v for k, v in run.items() if k != "seconds"} for run in task["runs"]]}
+        for name, task in glue["tasks"].items()
+    }
+    return {**glue, "tasks": tasks, "cost": None}
+
+
+def test_an_interrupted_run_continues_with_the_jobs_that_are_missing(tmp_path, run, monkeypatch, capsys):
+    write_inference(tmp_path / "data", "MNLI", train=48)
+    write_inference(tmp_path / "data", "RTE", train=32)
+    write_sst2(tmp_path / "data", train=32, dev=16)
+    unbroken = glue(config(tmp_path, epochs=1, seeds=2, out=str(tmp_path / "unbroken")))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        stop_at(patched, "RTE, seed 8364", KeyboardInterrupt())
+        glue(config(tmp_path, epochs=1, seeds=2))
+    partial = records.read_record(run / "glue")
+    assert partial["status"] == "running" and len(partial["glue"]["tasks"]["RTE"]["runs"]) == 1
+    assert (run / "glue" / "jobs" / "MNLI-19" / "encoder.safetensors").is_file()
+    begun = stop_at(monkeypatch, "", KeyboardInterrupt())
+    capsys.readouterr()
+    record = glue(config(tmp_path, epochs=1, seeds=2))
+    assert begun == ["RTE, seed 8364"] and record["status"] == "finished"
+    out = capsys.readouterr().out
+    assert "5 of 6 jobs were done before" in out and "[6/6] RTE        seed 8364" in out
+    assert without_times(record["glue"]) == without_times(unbroken["glue"])
+    jobs = [records.read_record(folder) for folder in sorted((run / "glue" / "jobs").iterdir())]
+    assert record["tokens"] == sum(job["tokens"] for job in jobs) == unbroken["tokens"]
+    assert record["cost"]["usd"] == pytest.approx(sum(job["cost"]["usd"] for job in jobs))
+    assert {job["job"]["init"] for job in jobs if job["job"]["task"] == "RTE"} == {"mnli"}
+    assert not list(run.rglob("encoder.safetensors"))  # half a gigabyte of Base, and nothing needs it any more
+
+
+def test_a_job_whose_files_changed_runs_again(tmp_path, run, monkeypatch):
     write_sst2(tmp_path / "data", train=32, dev=16)
     write_stsb(tmp_path / "data", train=32, dev=16)
-    real = recipe.glue.fine_tune
-
-    def stops_at_stsb(model, job, *rest):
-        if job.name.startswith("STS-B"):
-            raise KeyboardInterrupt
-        return real(model, job, *rest)
-
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(recipe.glue, "fine_tune", stops_at_stsb)
+        stop_at(patched, "STS-B, seed 19", KeyboardInterrupt())
         glue(config(tmp_path, epochs=1))
-    partial = records.read_record(run / "glue")
-    assert partial["status"] == "running" and partial["glue"]["tasks"]["SST-2"]["runs"]
-    assert records.read_record(run)["glue"] is None  # half a score is not the run's
-    assert glue(config(tmp_path, epochs=1))["status"] == "finished"
-    assert "it starts anew" in capsys.readouterr().out
-    assert len(records.read_record(run)["glue"]["tasks"]) == 2
+    with (tmp_path / "data" / "SST-2" / "dev.tsv").open("a") as file:
+        file.write("a red house\t0\n")
+    begun = stop_at(monkeypatch, "", KeyboardInterrupt())
+    record = glue(config(tmp_path, epochs=1))
+    assert begun == ["SST-2, seed 19", "STS-B, seed 19"] and record["glue"]["tasks"]["SST-2"]["dev_examples"] == 17
+
+
+def test_two_processes_find_what_one_finds(tmp_path, run, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr("recipe.glue.check_processes", lambda *_: None)  # on a machine of one core too
+    write_inference(tmp_path / "data", "MNLI", train=24)
+    write_inference(tmp_path / "data", "RTE", train=16)
+    write_sst2(tmp_path / "data", train=32, dev=16)
+    one = glue(config(tmp_path, epochs=1, out=str(tmp_path / "one")))
+    two = glue(config(tmp_path, epochs=1, processes=2, out=str(tmp_path / "two")))
+    assert without_times(two["glue"]) == without_times(one["glue"])
+    count = two["device"]["count"]
+    assert two["cost"]["device_hours"] == pytest.approx(two["cost"]["seconds"] * count / 2 / 3600)
+
+
+@pytest.mark.parametrize("processes", [0, 10_000])
+def test_more_processes_than_cores_are_refused(tmp_path, run, processes):
+    write_sst2(tmp_path / "data", train=8, dev=8)
+    with pytest.raises(UserError, match=r"processes=\d+: give 1 to \d+, as many as there are cores"):
+        glue(config(tmp_path, processes=processes))
+
+
+def test_one_bad_task_is_one_line_and_the_others_go_on(tmp_path, run, capsys):
+    write_sst2(tmp_path / "data", train=32, dev=16)
+    write_inference(tmp_path / "data", "MNLI", train=24)
+    write_inference(tmp_path / "data", "RTE", train=16)
+    write_stsb(tmp_path / "data", train=32, dev=16)
+    broken = tmp_path / "data" / "MNLI" / "dev_matched.tsv"
+    text = broken.read_text()
+    broken.write_text(text + "1\tone\ttwo\tperhaps\n")
+    yaml = tmp_path / "glue.yaml"
+    yaml.write_text(
+        f"checkpoint: {run}\ndata: {tmp_path / 'data'}\nmax_length: 48\nepochs: 1\nseeds: 1\n"
+        "device: cpu\nprecision: fp32\nlr_scale: 10\n"
+    )
+    assert run_main(GlueConfig, main, [str(yaml)]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert f"MNLI: {broken}:18: label `perhaps`; known are entailment, neutral, contradiction" in errors[0]
+    assert [line.split(":")[1] for line in errors[1:4]] == [" RTE", " STS-B", " MNLI; RTE; STS-B failed; repair and run the "
+                                                            "same command again"]  # fmt: skip
+    record = records.read_record(run / "glue")
+    assert record["status"] == "incomplete" and list(record["glue"]["tasks"]) == ["SST-2"]
+    assert list(record["glue"]["failed"]) == ["MNLI", "RTE", "STS-B"]
+    assert "failed: MNLI" in (run / "glue" / "scores.md").read_text()
+    assert records.read_record(run)["glue"] is None  # a score of fewer tasks is not the run's
+    broken.write_text(text)
+    assert run_main(GlueConfig, main, [str(yaml)]) == 0
+    assert "1 of 4 jobs were done before" in capsys.readouterr().out
+    assert len(records.read_record(run)["glue"]["tasks"]) == 4
+
+
+def test_a_loss_that_runs_away_fails_its_job_alone(tmp_path, run, monkeypatch, capsys):
+    write_sst2(tmp_path / "data", train=32, dev=16)
+    write_stsb(tmp_path / "data", train=32, dev=16)
+    stop_at(monkeypatch, "SST-2, seed 8364", UserError("SST-2, seed 8364: the loss ran away"))
+    with pytest.raises(UserError, match="^SST-2, seed 8364 failed"):
+        glue(config(tmp_path, epochs=1, seeds=2))
+    tasks = records.read_record(run / "glue")["glue"]["tasks"]
+    assert [len(task["runs"]) for task in tasks.values()] == [1, 2]
+    assert "error: SST-2, seed 8364: the loss ran away\n" in capsys.readouterr().err
+
+
+def columns(file: Path) -> list[list[str]]:
+    """The columns of a TSV file with a header line, that line included."""
+    return [list(column) for column in zip(*(line.split("\t") for line in file.read_text().splitlines()), strict=True)]
+
+
+def test_metrics_are_those_of_the_stored_predictions(tmp_path, run):
+    write_sst2(tmp_path / "data", train=64, dev=30)
+    write_stsb(tmp_path / "data", train=64, dev=30)
+    tasks = glue(config(tmp_path, epochs=2))["glue"]["tasks"]
+    labels, predictions = (list(map(int, c[1:])) for c in columns(run / "glue" / "jobs" / "SST-2-19" / "dev.tsv"))
+    assert tasks["SST-2"]["metrics"]["accuracy"] == pytest.approx(100 * accuracy_score(labels, predictions))
+    labels, predictions = (list(map(float, c[1:])) for c in columns(run / "glue" / "jobs" / "STS-B-19" / "dev.tsv"))
+    found = tasks["STS-B"]["metrics"]
+    assert found["pearson"] == pytest.approx(100 * pearsonr(labels, predictions).statistic, rel=1e-4)
+    assert found["spearman"] == pytest.approx(100 * spearmanr(labels, predictions).statistic, rel=1e-4)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data/glue, which is not here")
+def test_the_real_tasks_run_through_with_metrics_of_their_stored_predictions(tmp_path, run):
+    settings = {"data": str(REAL), "max_train_examples": 32, "max_length": 16, "epochs": 1, "lr_scale": 1.0}
+    record = glue(config(tmp_path, **settings))
+    tasks = record["glue"]["tasks"]
+    assert set(tasks) == {"CoLA", "MRPC", "RTE", "SST-2", "STS-B"} and not record["glue"]["failed"]
+    assert {name: task["dev_examples"] for name, task in tasks.items()} == {
+        "SST-2": 872, "CoLA": 1043, "RTE": 277, "MRPC": 408, "STS-B": 1500
+    }  # fmt: skip
+    of = {"accuracy": accuracy_score, "matthews": matthews_corrcoef, "pearson": lambda a, b: pearsonr(a, b).statistic,
+          "f1": f1_score, "spearman": lambda a, b: spearmanr(a, b).statistic}  # fmt: skip
+    for name, task in tasks.items():
+        labels, predictions = (c[1:] for c in columns(run / "glue" / "jobs" / f"{name}-19" / "dev.tsv"))
+        if name != "RTE":
+            labels, predictions = ([float(value) for value in column] for column in (labels, predictions))
+        for metric, value in task["metrics"].items():
+            assert value == pytest.approx(100 * of[metric](labels, predictions), rel=1e-3, abs=1e-6), (name, metric)
+
+
+def test_test_sets_are_predicted_in_the_form_that_the_benchmark_takes(tmp_path, run):
+    data = tmp_path / "data"
+    write_sst2(data, train=320, dev=80)
+    write_stsb(data)
+    write_inference(data, "MNLI", train=24)
+    dev = [line.split("\t") for line in (data / "SST-2" / "dev.tsv").read_text().splitlines()[1:]]
+    write_tsv(data / "SST-2" / "test.tsv", [("index", "sentence"), *((n, text) for n, (text, _) in enumerate(dev))])
+    write_tsv(
+        data / "STS-B" / "test.tsv", [("index", "sentence1", "sentence2"), (7, "red", "blue"), (3, "red", "tiger")]
+    )
+    write_tsv(data / "MNLI" / "test_matched.tsv", [("index", "sentence1", "sentence2"), (0, "red", "blue")])
+    record = glue(config(tmp_path, seeds=2))
+    submission = run / "glue" / "submission"
+    assert sorted(file.name for file in submission.iterdir()) == ["MNLI-m.tsv", "SST-2.tsv", "STS-B.tsv"]
+    index, predictions = columns(submission / "SST-2.tsv")
+    assert index == ["index", *map(str, range(80))] and predictions[0] == "prediction"
+    right = [p == label for p, (_, label) in zip(predictions[1:], dev, strict=True)]
+    best = max(job["score"] for job in record["glue"]["tasks"]["SST-2"]["runs"])
+    assert 100 * sum(right) / 80 == pytest.approx(best)
+    index, predictions = columns(submission / "STS-B.tsv")
+    assert index[1:] == ["7", "3"] and all(0 <= float(p) <= 5 for p in predictions[1:])
+    assert float(predictions[1]) > float(predictions[2])
+    assert columns(submission / "MNLI-m.tsv")[1][1] in ("entailment", "neutral", "contradiction")
 
 
 def test_an_early_checkpoint_does_not_give_the_run_its_scores(tmp_path, run, capsys):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -32,6 +32,14 @@ class Point:
     tokens: int  # real ones, padding excluded
     seconds: float  # of wall clock
     device_kind: str  # gpu | cpu
+    seeds: int = 1  # runs that differ in their seed alone, of which these are the means
+    half_width: float | None = None  # of the score's 95 % interval over them
+    protocol: str = ""  # in what its scoring differs from other runs'; empty where all are scored alike
+
+    @property
+    def curve(self) -> str:
+        """What shares a frontier: one model, under one protocol."""
+        return f"{self.model} [{self.protocol}]" if self.protocol else self.model
 
     def cost(self, axis: str) -> float:
         """The coordinate on `axis`, one of AXES, in US dollars, device-hours, tokens or seconds."""
@@ -88,19 +96,22 @@ def why_not(record: Record) -> str | None:
     return None
 
 
-def points_of(records: Sequence[Record], tasks: Sequence[str] = ()) -> list[Point]:
+def points_of(records: Sequence[Record], tasks: Sequence[str] = (), mixed: bool = False) -> list[Point]:
     """One point a record, scored on `tasks`, or on all that the records have when it is empty.
 
-    Every record must be one that `why_not` has nothing against.
+    Every record must be one that `why_not` has nothing against. With `mixed`, records of several protocols are let through,
+    each with its own in `protocol`, so that no two of them are ever on one frontier.
 
     Raises:
         UserError: when benchmark, protocol, tasks or a task's starting point differ, or a record lacks one of `tasks`.
     """
-    refuse_mixture(records, tasks)
+    if not mixed:
+        refuse_mixture(records, tasks)
     return [
         Point(
             name=record["name"],
             model=record["model"],
+            protocol=label,
             score=score_of(record["glue"], tasks),
             usd=record["cost"]["usd"],
             device_hours=record["cost"]["device_hours"],
@@ -108,7 +119,7 @@ def points_of(records: Sequence[Record], tasks: Sequence[str] = ()) -> list[Poin
             seconds=record["cost"]["seconds"],
             device_kind=record["device"]["kind"],
         )
-        for record in records
+        for record, label in zip(records, protocols(records, tasks), strict=True)
     ]
 
 
@@ -120,27 +131,43 @@ def score_of(glue: Record, tasks: Sequence[str] = ()) -> float:
 
 def refuse_mixture(records: Sequence[Record], tasks: Sequence[str] = ()) -> None:
     """Raise a UserError that names the runs and the difference when `records` cannot share one frontier."""
-    _refuse(records, "benchmark", lambda record: record["glue"]["benchmark"], "compare the runs of one benchmark")
     for record in records:
         absent = [task for task in tasks if task not in record["glue"]["tasks"]]
         if absent:
             there = ", ".join(record["glue"]["tasks"])
             raise UserError(f"--tasks: run `{record['name']}` has no {', '.join(absent)}; it has {there}")
+    for what, values, remedy in _aspects(records, tasks):
+        _refuse(records, what, values, remedy)
+
+
+def protocols(records: Sequence[Record], tasks: Sequence[str] = ()) -> list[str]:
+    """Of each record, the aspects of its scoring in which the records differ; empty where they do not."""
+    differing = [(what, values) for what, values, _ in _aspects(records, tasks) if len(set(values)) > 1]
+    return ["; ".join(f"{what} {values[i]}" for what, values in differing) for i in range(len(records))]
+
+
+def _aspects(records: Sequence[Record], tasks: Sequence[str]) -> list[tuple[str, list[str], str]]:
+    """(what, its value in each record, what to do where they differ) of all that makes scores comparable."""
+    glues = [record["glue"] for record in records]
+    found = [("benchmark", [glue["benchmark"] for glue in glues], "compare the runs of one benchmark")]
     if not tasks:
-        common = [task for task in records[0]["glue"]["tasks"] if all(task in r["glue"]["tasks"] for r in records)]
+        common = [task for task in glues[0]["tasks"] if all(task in glue["tasks"] for glue in glues)]
         remedy = f"--tasks {','.join(common)} or leave runs out" if common else "they have no task in common"
-        _refuse(records, "tasks", lambda record: ", ".join(sorted(record["glue"]["tasks"])), remedy)
+        found.append(("tasks", [", ".join(sorted(glue["tasks"])) for glue in glues], remedy))
     remedy = "score them again under one protocol or leave runs out"
-    for key in sorted({key for record in records for key in record["glue"]["protocol"]}):
-        _refuse(records, f"protocol.{key}", lambda r, k=key: json.dumps(r["glue"]["protocol"].get(k)), remedy)
-    for task in tasks or records[0]["glue"]["tasks"]:
-        _refuse(records, f"start of {task}", lambda r, t=task: r["glue"]["tasks"][t]["init"], remedy)
+    for key in sorted({key for glue in glues for key in glue["protocol"]}):
+        found.append((f"protocol.{key}", [json.dumps(glue["protocol"].get(key)) for glue in glues], remedy))
+    for task in tasks or glues[0]["tasks"]:
+        starts = [glue["tasks"].get(task, {}).get("init", "absent") for glue in glues]
+        if tasks or all(task in glue["tasks"] for glue in glues):
+            found.append((f"start of {task}", starts, remedy))
+    return found
 
 
-def _refuse(records: Sequence[Record], what: str, value_of: Callable[[Record], str], remedy: str) -> None:
+def _refuse(records: Sequence[Record], what: str, values: Sequence[str], remedy: str) -> None:
     groups: dict[str, list[str]] = {}
-    for record in records:
-        groups.setdefault(value_of(record), []).append(record["name"])
+    for record, value in zip(records, values, strict=True):
+        groups.setdefault(value, []).append(record["name"])
     if len(groups) > 1:
         listing = "; ".join(f"{value} in {_some(names)}" for value, names in groups.items())
         raise UserError(f"these runs cannot share a frontier, they differ in {what}: {listing}; {remedy}")
@@ -166,7 +193,7 @@ def frontier(points: Sequence[Point], axis: str) -> list[Point]:
 
 
 def frontiers(points: Sequence[Point], axis: str) -> dict[str, list[Point]]:
-    """The frontier of each model, models in order of appearance.
+    """The frontier of each model (under each protocol, where there are several), in order of appearance.
 
     Raises:
         UserError: for GPU-hours beside CPU core-hours, which are not one unit.
@@ -174,8 +201,8 @@ def frontiers(points: Sequence[Point], axis: str) -> dict[str, list[Point]]:
     if axis == "gpu_hours" and len({point.device_kind for point in points}) > 1:
         names = ", ".join(point.name for point in points if point.device_kind == "cpu")
         raise UserError(f"--axis gpu_hours: {names} ran on a CPU, others on GPUs; use --axis usd, tokens or seconds")
-    models = dict.fromkeys(point.model for point in points)
-    return {model: frontier([point for point in points if point.model == model], axis) for model in models}
+    curves = dict.fromkeys(point.curve for point in points)
+    return {curve: frontier([point for point in points if point.curve == curve], axis) for curve in curves}
 
 
 def cost_at(front: Sequence[Point], axis: str, score: float) -> float | None:

@@ -13,6 +13,7 @@ import yaml
 from recipe.errors import UserError
 
 ROW_KEYS = ("name", "match", "usd_per_hour", "source")
+MAY_KEYS = ("memory_gib",)
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,12 @@ class Row:
     match: tuple[str, ...]
     usd_per_hour: float
     source: str
+    memory_gib: float | None = None  # of one device
+
+    @property
+    def kind(self) -> str:
+        """gpu or cpu: a row for CPUs matches the word itself."""
+        return "cpu" if "cpu" in self.match else "gpu"
 
 
 def price_of(device_name: str, kind: str, prices_path: str, override: float | None = None) -> Price:
@@ -59,8 +66,21 @@ def price_of(device_name: str, kind: str, prices_path: str, override: float | No
     return Price(row.usd_per_hour, f"{prices_path}: {row.name}")
 
 
-def bill(seconds: float, count: int, price: Price, kind: str) -> dict[str, float]:
-    """The `cost` of a record: wall `seconds` on `count` devices at `price` each."""
+def row_named(name: str, path: str) -> Row:
+    """The row of the table in `path` that is called `name`, in any case.
+
+    Raises:
+        UserError: no such row, or what `load` refuses.
+    """
+    rows = load(path)
+    for row in rows:
+        if row.name.lower() == name.lower():
+            return row
+    raise UserError(f"{path}: no price for a GPU `{name}`; known are {', '.join(row.name for row in rows)}; add a row")
+
+
+def bill(seconds: float, count: float, price: Price, kind: str) -> dict[str, float]:
+    """The `cost` of a record: wall `seconds` on `count` devices at `price` each; a part of the cores may be a fraction."""
     device_hours = seconds * count / 3600
     return {
         "seconds": seconds,
@@ -95,14 +115,17 @@ def _row(row: Any, where: str) -> Row:
         if key not in row:
             raise UserError(f"{where}: `{key}` is missing; a row has {', '.join(ROW_KEYS)}")
     for key in row:
-        if key not in ROW_KEYS:
-            raise UserError(f"{where}: unknown key `{key}`; a row has {', '.join(ROW_KEYS)}")
+        if key not in ROW_KEYS + MAY_KEYS:
+            raise UserError(f"{where}: unknown key `{key}`; a row has {', '.join(ROW_KEYS + MAY_KEYS)}")
     match = row["match"]
     if not isinstance(match, list) or not match or not all(isinstance(text, str) and text.strip() for text in match):
         raise UserError(f"{where}: `match` must be a list of pieces of device names, got `{match}`")
     if not _is_price(row["usd_per_hour"]):
         raise UserError(f"{where}: `usd_per_hour` must be a positive number, got `{row['usd_per_hour']}`")
-    return Row(str(row["name"]), tuple(match), float(row["usd_per_hour"]), str(row["source"]))
+    memory = row.get("memory_gib")
+    if memory is not None and not _is_price(memory):
+        raise UserError(f"{where}: `memory_gib` must be a positive number, got `{memory}`")
+    return Row(str(row["name"]), tuple(match), float(row["usd_per_hour"]), str(row["source"]), memory)
 
 
 def _is_price(value: Any) -> bool:

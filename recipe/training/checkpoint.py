@@ -40,6 +40,7 @@ class Checkpoint:
     sizes: EncoderConfig
     run: Path | None  # the pretraining run that it came from
     batch: int | None  # at which that run wrote it; None for its final encoder
+    file: Path  # of the weights
     weights: dict[str, Tensor] | None  # of a .pt file, under this project's names
     tokenizer: Tokenizer
 
@@ -129,7 +130,9 @@ def find_checkpoint(path: str) -> Checkpoint:
     return _from_folder(place, above if in_run else None)
 
 
-def _from_folder(folder: Path, run: Path | None, batch: int | None = None, weights: Any = None) -> Checkpoint:
+def _from_folder(
+    folder: Path, run: Path | None, batch: int | None = None, weights: Any = None, file: Path | None = None
+) -> Checkpoint:
     if weights is None and not (folder / "model.safetensors").is_file():
         raise UserError(f"{folder}: no model.safetensors; {FORMS}")
     try:
@@ -149,7 +152,7 @@ def _from_folder(folder: Path, run: Path | None, batch: int | None = None, weigh
         raise UserError(f"{folder}: type_vocab_size={sizes.type_vocab_size}; pairs of sentences need 2")
     model = "mosaic_bert" if kind == "mosaic_bert" else "hf_bert"
     name = (run or folder).resolve().name + (f"-ba{batch}" if batch is not None else "")
-    return Checkpoint(model, name, folder, sizes, run, batch, weights, found)
+    return Checkpoint(model, name, folder, sizes, run, batch, file or folder / "model.safetensors", weights, found)
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
@@ -178,7 +181,7 @@ def _from_file(file: Path) -> Checkpoint:
         named = {name.removeprefix("model."): tensor for name, tensor in state["model"].items()}
     except Exception as error:  # pickle raises whatever the bytes lead it to
         raise UserError(f"checkpoint={file}: not a Composer checkpoint ({_one_line(error)})") from None
-    return _from_folder(run / "encoder", run, batch, named)
+    return _from_folder(run / "encoder", run, batch, named, file)
 
 
 def _hf_names(folder: Path) -> set[str]:

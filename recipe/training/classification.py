@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from composer import Callback, DataSpec, Logger, State, Trainer
+from composer.devices import DeviceGPU
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -31,7 +32,7 @@ Collate = Callable[[EncodedExamples], Callable[[list[int]], dict[str, Any]]]
 
 
 @dataclass(frozen=True)
-class Job:
+class Fit:
     """What is fitted, and how."""
 
     name: str  # for messages
@@ -88,7 +89,7 @@ class Count(Callback):
 
 def fine_tune(
     model: nn.Module,
-    job: Job,
+    fit: Fit,
     train: EncodedExamples,
     dev: dict[str, EncodedExamples],
     collate: Collate,
@@ -102,32 +103,33 @@ def fine_tune(
     Raises:
         UserError: the loss ran away, so that the predictions are no numbers.
     """
-    order = torch.Generator().manual_seed(job.seed)
-    loader = DataLoader(range(len(train)), job.batch_size, shuffle=True, generator=order, collate_fn=collate(train))
-    batches = max(1, math.ceil(job.epochs * len(loader)))
-    count = Count(job.name, batches)
-    settings = Optimizer(lr=job.lr, betas=BETAS, eps=EPS, weight_decay=job.weight_decay)
+    order = torch.Generator().manual_seed(fit.seed)
+    loader = DataLoader(range(len(train)), fit.batch_size, shuffle=True, generator=order, collate_fn=collate(train))
+    batches = max(1, math.ceil(fit.epochs * len(loader)))
+    count = Count(fit.name, batches)
+    settings = Optimizer(lr=fit.lr, betas=BETAS, eps=EPS, weight_decay=fit.weight_decay)
     trainer = Trainer(
         model=Classifier(model, hardware.device, hardware.autocast),
         optimizers=build_optimizer(model, settings),
         schedulers=LinearWithWarmup(WARMUP, 0.0),
         train_dataloader=_data_spec(loader),
         max_duration=f"{batches}ba",
-        device=hardware.kind,
+        # The process' own GPU: jobs that run side by side have one each.
+        device=DeviceGPU(torch.cuda.current_device()) if hardware.kind == "gpu" else "cpu",
         precision="fp32",  # Composer's own; the model brings its autocast, on a CPU too
-        seed=job.seed,
+        seed=fit.seed,
         callbacks=[count],
         progress_bar=False,
     )
     started = time.perf_counter()
     try:
         trainer.fit()
-        logits = {name: _predict(trainer, examples, job.batch_size, collate) for name, examples in dev.items()}
+        logits = {name: _predict(trainer, examples, fit.batch_size, collate) for name, examples in dev.items()}
     finally:
         trainer.close()
     seconds = time.perf_counter() - started
     if not all(np.isfinite(values).all() for values in logits.values()):
-        raise UserError(f"{job.name}: the loss ran away (lr {job.lr:g}); set a smaller lr_scale")
+        raise UserError(f"{fit.name}: the loss ran away (lr {fit.lr:g}); set a smaller lr_scale")
     return Outcome(logits, seconds, count.tokens, count.sequences, count.done)
 
 

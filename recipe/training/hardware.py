@@ -69,10 +69,15 @@ def find_hardware(device: str, precision: str, ranks: int) -> Hardware:
     autocast = torch.bfloat16 if precision != "fp32" and not bf16_problem else None
     if kind == "gpu":
         name = torch.cuda.get_device_name()
-        key = max((key for key in _PEAK_TFLOPS if re.search(rf"\b{key}\b", name)), key=len, default=None)
-        peak = _PEAK_TFLOPS[key] * 1e12 * ranks if key and autocast else None
-        return Hardware(kind, name, ranks, peak, autocast)
+        peak = data_sheet_flops(name) if autocast else None
+        return Hardware(kind, name, ranks, peak and peak * ranks, autocast)
     return Hardware(kind, _cpu_name(), len(os.sched_getaffinity(0)), None, autocast)
+
+
+def data_sheet_flops(name: str) -> float | None:
+    """Dense bf16 FLOP/s of one GPU of this name, or None where it is not in the table."""
+    key = max((key for key in _PEAK_TFLOPS if re.search(rf"\b{key}\b", name)), key=len, default=None)
+    return _PEAK_TFLOPS[key] * 1e12 if key else None
 
 
 def measured_cpu_peak(autocast: torch.dtype | None, size: int = 1024, seconds: float = 0.3) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import study
+from benchmarks import published, study
 from benchmarks.pareto import draw, main
 from recipe.cost import records
 from recipe.cost.prices import Price, bill
@@ -252,3 +252,90 @@ def test_figures_are_redrawn_without_torch(runs, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "pareto.png").is_file()
+
+
+def test_plot_is_the_same_command_and_writes_an_svg(runs, tmp_path, capsys):
+    words = [str(runs[0]), "--out"]
+    assert main([*words, str(tmp_path / "a")]) == 0 and main(["plot", *words, str(tmp_path / "b")]) == 0
+    first, second = ((tmp_path / name / "pareto.svg").read_text(encoding="utf-8") for name in "ab")
+    assert first == second and first.count("<svg") == 1 and "</svg>" in first
+    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == [
+        f"pareto.{kind}" for kind in ("csv", "html", "png", "svg")
+    ]
+
+
+def test_seeds_become_one_point_with_an_interval(tmp_path, capsys):
+    for seed, score in ((1, 40.0), (2, 44.0), (3, 42.0)):
+        config = {"seed": seed, "out": f"r{seed}", "duration": "1ba"}
+        run(tmp_path / "runs", f"a-s{seed}", "mosaic_bert", 1.0 + seed / 10, {"CoLA": score}, config=config)
+    run(tmp_path / "runs", "b", "mosaic_bert", 5.0, {"CoLA": 43.0}, config={"seed": 1, "duration": "9ba"})
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    rows = rows_of(tmp_path / "out" / "pareto.csv")
+    assert set(rows) == {"a (3 seeds)", "b"}
+    row = rows["a (3 seeds)"]
+    assert (float(row["score"]), row["seeds"], rows["b"]["ci95"]) == (42.0, "3", "")
+    assert float(row["ci95"]) == pytest.approx(4.3027 * 2 / 3**0.5, rel=1e-4)
+    assert float(row["usd"]) == pytest.approx(1.2 * 8 * PRICE.usd_per_hour) and float(row["CoLA_std"]) == 2.0
+    assert "± 4.97" in capsys.readouterr().out
+    page = (tmp_path / "out" / "pareto.html").read_text(encoding="utf-8")
+    assert all(f"<summary>a-s{seed}</summary>" in page for seed in (1, 2, 3)) and "95 % confidence interval" in page
+
+
+def test_the_joint_frontier_is_that_of_all_models(runs, tmp_path):
+    draw([runs[0]], tmp_path / "out")
+    rows = rows_of(tmp_path / "out" / "pareto.csv")
+    joint = {name for name, row in rows.items() if row["joint_frontier"] == "yes"}
+    points = {name: (float(row["usd"]), float(row["score"])) for name, row in rows.items()}
+    best = {
+        n for n, (x, y) in points.items() if not any(a <= x and b >= y and (a, b) != (x, y) for a, b in points.values())
+    }
+    assert joint == best and joint != {name for name, row in rows.items() if row["frontier"] == "yes"}
+
+
+def test_several_protocols_are_refused_and_with_the_override_labelled(runs, tmp_path, capsys):
+    folder, made = runs
+    other = run(folder, "from-mnli", "mosaic_bert", 9.0, {"CoLA": 90.0, "RTE": 95.0})
+    other["glue"]["tasks"]["RTE"]["init"] = "mnli"
+    write_record(folder / "from-mnli", other)
+    out = tmp_path / "out"
+    assert main([str(folder), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "differ in start of RTE: mnli in from-mnli; pretrained in mosaic-1" in error and not out.exists()
+    assert main([str(folder), "--out", str(out), "--mixed"]) == 0
+    rows = rows_of(out / "pareto.csv")
+    assert {name: row["model"] for name, row in rows.items()} == {
+        name: f"{record['model']} [start of RTE {'mnli' if name == 'from-mnli' else 'pretrained'}]"
+        for name, record in (made | {"from-mnli": other}).items()
+    }
+    assert "joint_frontier" not in rows["from-mnli"]  # the dearest and best run takes nobody's place on a frontier
+    assert [name for name, row in rows.items() if row["frontier"] == "no"] == ["mosaic-slow"]
+    printed = capsys.readouterr().out
+    assert (
+        "several protocols, each labelled" in printed and "from-mnli" not in printed.split("At score")[1].split("\n")[0]
+    )
+    assert main([str(folder / "mosaic-1"), str(folder / "mosaic-2"), "--out", str(out), "--mixed"]) == 0
+    assert {row["model"] for row in rows_of(out / "pareto.csv").values()} == {"mosaic_bert"}
+
+
+def test_the_published_points_are_named_as_such_and_are_in_no_table(tmp_path, capsys):
+    tasks = dict.fromkeys(("MNLI", "QQP", "QNLI", "SST-2", "CoLA", "RTE", "MRPC", "STS-B"), 80.0)
+    run(tmp_path / "runs", "all", "mosaic_bert", 1.0, tasks)
+    run(tmp_path / "few", "few", "mosaic_bert", 1.0, {"CoLA": 40.0})
+    words = ["--out", str(tmp_path / "out"), "--published"]
+    assert main([str(tmp_path / "few"), *words]) == 2
+    assert "mean of 8 GLUE tasks, these runs' of 1 GLUE tasks; say --mixed" in capsys.readouterr().err
+    assert main([str(tmp_path / "runs"), *words, "--axis", "tokens"]) == 2
+    assert "no tokens" in capsys.readouterr().err
+    assert main([str(tmp_path / "runs"), *words]) == 0
+    assert set(rows_of(tmp_path / "out" / "pareto.csv")) == {"all"}
+    assert "published, not measured here (read off" in capsys.readouterr().out
+    page = (tmp_path / "out" / "pareto.html").read_text(encoding="utf-8")
+    assert '"name":"MosaicBERT, published"' in page and '"name":"BERT, published"' in page
+    assert re.search(r'"x":\[10\.0,29\.0,48\.0,68\.0,87\.0', page)  # hours x 8 devices x the table's price
+
+
+@pytest.mark.parametrize(("axis", "x"), [("usd", 0.5 * 8 * 2.5), ("gpu_hours", 4.0), ("seconds", 1800.0)])
+def test_the_published_hours_on_every_axis(axis, x):
+    mosaic, bert = published.curves(axis, str(ROOT / "yamls/prices.yaml"))
+    assert (mosaic.xs[0], mosaic.scores[0], bert.scores[-1]) == (x, 76.1, 83.5)
+    assert len(mosaic.xs) == len(mosaic.scores) == 7 and len(bert.xs) == 5

@@ -11,7 +11,7 @@ from recipe.data.glue_tasks import Examples
 from recipe.data.sequence_batch import EncodedExamples, count_sequences, count_tokens, encode
 from recipe.errors import UserError
 from recipe.training.checkpoint import find_checkpoint
-from recipe.training.classification import Job, fine_tune
+from recipe.training.classification import Fit, fine_tune
 from recipe.training.hardware import find_hardware
 from recipe.training.metrics import measure
 from tests.tiny_encoder import ANIMALS, COLOURS, sentence, write_encoder, write_tokenizer
@@ -123,7 +123,7 @@ def numbers(count: int) -> EncodedExamples:
 def fit(seed: int, epochs: float = 3, lr: float = 0.1) -> tuple[Bias, object]:
     model = Bias()
     hardware = find_hardware("cpu", "fp32", 1)
-    job = Job("test", lr=lr, weight_decay=0.0, epochs=epochs, batch_size=4, seed=seed)
+    job = Fit("test", lr=lr, weight_decay=0.0, epochs=epochs, batch_size=4, seed=seed)
     return model, fine_tune(model, job, numbers(10), {"dev": numbers(5)}, lambda e: e.stream, hardware)
 
 

@@ -1,0 +1,84 @@
+"""From the jobs of a fine-tuning (a task with a seed each) to scores with their spread, as data, as text and as Markdown."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+CONVENTION = "mean over tasks of the mean of each task's metrics"
+COUNTS = ("train_examples", "dev_examples", "truncated_examples", "torn_rows")
+PER_SEED = ("seed", "score", "metrics", "seconds", "tokens")
+Record = Mapping[str, Any]
+
+
+def summarise(jobs: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    """The `glue.tasks` of a record from the `job` entries of its jobs, tasks in the order in which they first appear.
+
+    `score` is the mean over the seeds of the mean of a task's metrics, `std` its standard deviation over the seeds
+    (n - 1), null for one seed.
+    """
+    tasks: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(job["task"] for job in jobs):
+        runs = [job for job in jobs if job["task"] == name]
+        scores = [run["score"] for run in runs]
+        metrics = runs[0]["metrics"]
+        tasks[name] = {
+            "score": statistics.fmean(scores),
+            "metrics": {metric: statistics.fmean(run["metrics"][metric] for run in runs) for metric in metrics},
+            "std": statistics.stdev(scores) if len(scores) > 1 else None,
+            "init": runs[0]["init"],
+            "runs": [{key: run[key] for key in PER_SEED} for run in runs],
+            **{key: runs[0][key] for key in COUNTS},
+        }
+    return tasks
+
+
+def mean_score(tasks: Record) -> float | None:
+    return statistics.fmean(task["score"] for task in tasks.values()) if tasks else None
+
+
+def add_bills(costs: Sequence[Record]) -> dict[str, float]:
+    """The `cost` of several jobs together; where they ran side by side, `seconds` is more than what a clock showed."""
+    return {key: math.fsum(cost[key] for cost in costs) for key in ("seconds", "gpu_hours", "device_hours", "usd")}
+
+
+def table(glue: Record) -> list[str]:
+    """The scores as lines of text."""
+    rows = _rows(glue)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return ["", *lines, *_totals(glue)]
+
+
+def markdown(name: str, glue: Record) -> str:
+    """The same as a Markdown document."""
+    head, *body = [[cell.replace("|", "\\|") for cell in row] for row in _rows(glue)]
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join([f"# {name}", "", *(f"| {' | '.join(line)} |" for line in lines), "", *_totals(glue), ""])
+
+
+def _rows(glue: Record) -> list[tuple[str, ...]]:
+    rows = [("task", "score", "std", "n", "start", "metrics")]
+    for name, task in glue["tasks"].items():
+        std = "-" if task["std"] is None else f"{task['std']:.2f}"
+        metrics = ", ".join(f"{metric} {value:.2f}" for metric, value in task["metrics"].items())
+        rows.append((name, f"{task['score']:.2f}", std, str(len(task["runs"])), task["init"], metrics))
+    return rows
+
+
+def _totals(glue: Record) -> list[str]:
+    bill = glue["cost"]
+    present = f"{len(glue['tasks'])} of {glue['of']} {glue['benchmark']} tasks{absence(glue['absent'])}"
+    score = "none" if glue["score"] is None else f"{glue['score']:.2f}"
+    failed = [f"failed: {reason}" for reason in glue.get("failed", {}).values()]
+    return [
+        f"score {score} ({CONVENTION}; {present})",
+        f"{bill['seconds']:,.0f} s, {bill['device_hours']:.3f} device-hours, ${bill['usd']:.4f}",
+        *failed,
+    ]
+
+
+def absence(names: Sequence[str]) -> str:
+    return f"; absent: {', '.join(names)}" if names else ""

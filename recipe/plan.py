@@ -1,0 +1,255 @@
+"""`python -m recipe.plan --gpu h200 --budget-usd 20`: what a budget buys before it is spent.
+
+Tokens, steps and hours follow from the model's FLOPs and a speed that is measured (a run's record) or stated (--mfu); memory
+from the model's own step (recipe.training.memory); the score from recorded runs of the same model, or there is none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from recipe.config import TrainConfig, load, to_dict
+from recipe.cost import frontier, prices, records, seeds
+from recipe.errors import UserError
+from recipe.model.config import EncoderConfig, padded_vocab_size
+from recipe.model.flops import training_flops
+from recipe.training.hardware import data_sheet_flops
+from recipe.training.memory import GIB, Need, check_fits, training_need
+
+MODELS = {
+    "base": "yamls/pretrain/mosaic-bert-base.yaml",
+    "large": "yamls/pretrain/mosaic-bert-large.yaml",
+    "small": "yamls/pretrain/books-small.yaml",
+}
+BERT_VOCABULARY = 30522  # where the YAML names none and there are no shards yet
+PUBLISHED_MFU = 0.28  # of MosaicBERT-Base on A100s, derived from the hours that arXiv 2312.17482 gives
+GLUE_SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
+
+@dataclass(frozen=True)
+class Speed:
+    flops: float  # a second, of one device
+    source: str
+    tokens_per_sequence: float | None = None  # of the run that it was measured on
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What the budget buys; every number of all devices together, save `need`."""
+
+    config: TrainConfig  # to run it
+    row: prices.Row
+    count: int
+    speed: Speed
+    budget_usd: float
+    seconds: float
+    tokens: int
+    batches: int
+    need: Need
+    expected: str
+
+    @property
+    def microbatch(self) -> int:
+        a_rank = self.config.batch_size // (self.count if self.row.kind == "gpu" else 1)
+        return min(self.config.microbatch_size or a_rank, a_rank)
+
+
+def forecast(
+    config: TrainConfig, row: prices.Row, count: int, budget_usd: float, speed: Speed, runs: Sequence[dict[str, Any]]
+) -> Forecast:
+    """Raises:
+    UserError: a budget below one batch, or a microbatch that does not fit the device's memory.
+    """
+    sizes, data = sizes_of(config), config.data
+    gated = config.model.name == "mosaic_bert"
+    if budget_usd <= 0 or count < 1:
+        raise UserError(f"--budget-usd {budget_usd:g} --count {count}: give more than 0 dollars and at least 1 device")
+    length = speed.tokens_per_sequence or data.sequence_length
+    batch_tokens = config.batch_size * length
+    predicted = batch_tokens * (data.mask_rate if gated else 1)
+    step = training_flops(dataclasses.asdict(sizes), gated, round(batch_tokens), batch_tokens * length, predicted)
+    step_s = step / (speed.flops * count)
+    most_s = budget_usd / (row.usd_per_hour * count) * 3600
+    batches = int(most_s / step_s)
+    if not batches:
+        raise UserError(
+            f"--budget-usd {budget_usd:g} buys {most_s:.3g} s, and one batch takes {step_s:.3g} s; give more"
+        )
+    ranks = count if row.kind == "gpu" else 1
+    bf16 = torch.bfloat16 if config.precision != "fp32" and row.kind == "gpu" else None
+    need = training_need(config.model.name, sizes, data.sequence_length, data.mask_rate, bf16, ranks)
+    config = dataclasses.replace(config, duration=f"{batches}ba")
+    tokens = round(batches * batch_tokens)
+    expected = expectation(config, runs, budget_usd)
+    return Forecast(config, row, count, speed, budget_usd, batches * step_s, tokens, batches, need, expected)
+
+
+def sizes_of(config: TrainConfig) -> EncoderConfig:
+    model = config.model
+    shared = {f.name for f in dataclasses.fields(EncoderConfig)} & {f.name for f in dataclasses.fields(model)}
+    values = {name: getattr(model, name) for name in shared}
+    try:
+        return EncoderConfig(**{**values, "vocab_size": padded_vocab_size(model.vocab_size or BERT_VOCABULARY)})
+    except ValueError as error:
+        raise UserError(f"model: {error}") from None
+
+
+def stated_speed(row: prices.Row, mfu: float, source: str) -> Speed:
+    """Raises:
+    UserError: an MFU that is none, or a device without a data sheet.
+    """
+    if not 0 < mfu < 1:
+        raise UserError(f"--mfu {mfu:g}: give a share between 0 and 1, such as 0.3")
+    peak = next((peak for name in row.match if (peak := data_sheet_flops(name))), None)
+    if peak is None:
+        raise UserError(f"no peak of {row.name} is known for an MFU to be a share of; give --record RUN, a run on one")
+    return Speed(mfu * peak, f"MFU {mfu:.0%}, {source}")
+
+
+def measured_speed(record: dict[str, Any], where: str) -> Speed:
+    """The FLOP/s of one device that a finished run reached.
+
+    Raises:
+        UserError: the record of something else, or of a run that has done nothing.
+    """
+    if record["kind"] != "pretrain" or not record["tokens"] or not record["cost"]["seconds"]:
+        raise UserError(f"--record {where}: no pretraining run that has trained on anything; give another")
+    gated, tokens, length = record["model"] == "mosaic_bert", record["tokens"], record["tokens"] / record["sequences"]
+    predicted = tokens * (record["config"]["data"]["mask_rate"] if gated else 1)
+    flops = training_flops(record["encoder"], gated, tokens, tokens * length, predicted)
+    each = flops / record["cost"]["seconds"] / record["device"]["count"]
+    return Speed(each, f"measured on {record['device']['name']} by run `{record['name']}`", length)
+
+
+def find_speed(row: prices.Row, model: str, runs: Sequence[dict[str, Any]]) -> Speed:
+    """That of the longest recorded run of `model` on such a device; without one, the published MFU."""
+    mine = [run for run in runs if run["model"] == model and run["device"]["price_source"].endswith(f": {row.name}")]
+    mine = [run for run in mine if run["tokens"] and "encoder" in run]
+    if mine:
+        best = max(mine, key=lambda run: run["tokens"])
+        return measured_speed(best, best["name"])
+    return stated_speed(row, PUBLISHED_MFU, f"published for MosaicBERT-Base on A100; no run on {row.name} is recorded")
+
+
+def expectation(config: TrainConfig, runs: Sequence[dict[str, Any]], budget_usd: float) -> str:
+    """What the recorded frontier of this very model gives at this budget, in words."""
+    shape = {name: getattr(config.model, name) for name in GLUE_SHAPE}
+    alike = [run for run in runs if run["model"] == config.model.name and _shape(run) == shape]
+    alike = [run for run in alike if frontier.why_not(run) is None and run["glue"]["benchmark"] == "GLUE"]
+    if not alike:
+        return "no data (no scored run of this model is recorded)"
+    try:
+        points = frontier.points_of(alike)
+    except UserError as error:
+        return f"no data ({error})"
+    merged = [seeds.merge([points[i] for i in group]) for group in seeds.alike(alike)]
+    front = frontier.frontier(merged, "usd")
+    score = frontier.score_at(front, "usd", budget_usd)
+    if score is None:
+        return f"no data (recorded from ${front[0].usd:.3g} to ${front[-1].usd:.3g})"
+    near = [min(front, key=lambda p: abs(p.usd - budget_usd))]
+    near += [p for p in front if (p.usd - budget_usd) * (near[0].usd - budget_usd) < 0][:1]
+    widths = [p.half_width for p in near]
+    spread = f"± {max(widths):.2f} (95 %)" if None not in widths else "no interval: one seed a point"
+    tasks = len(alike[0]["glue"]["tasks"])
+    return f"{score:.2f} {spread}, mean of {tasks} GLUE tasks, between {len(front)} recorded points"
+
+
+def _shape(run: dict[str, Any]) -> dict[str, Any]:
+    model = run["config"].get("model", {})
+    return {name: model.get(name) for name in GLUE_SHAPE}
+
+
+def tell(found: Forecast) -> list[str]:
+    config, row = found.config, found.row
+    unit = "GPUs" if row.kind == "gpu" else "cores"
+    rate = found.tokens / found.seconds
+    usd = found.seconds / 3600 * row.usd_per_hour * found.count
+    length = "as long as in that run" if found.speed.tokens_per_sequence else "all counted as full"
+    memory = f"{found.need.of(found.microbatch) / GIB:.2f} GiB with microbatches of {found.microbatch}"
+    memory += f", of {row.memory_gib:g} GiB" if row.memory_gib else ""
+    return [
+        f"{config.model.name} on {found.count} {unit}, {row.name}, ${row.usd_per_hour}/h each ({row.source})",
+        f"  speed   {found.speed.source}: {rate:,.0f} tokens/s",
+        f"  buys    {found.tokens:,} tokens, {found.batches:,} batches of {config.batch_size:,} sequences ({length}), "
+        f"{found.seconds / 3600:.3g} h",
+        f"  costs   ${usd:,.4g} of ${found.budget_usd:,g}, fine-tuning not in it",
+        f"  memory  {memory}",
+        f"  GLUE    {found.expected}",
+    ]
+
+
+def differing(config: Any, default: Any) -> dict[str, Any]:
+    """The settings that are not the default ones, as a YAML file has them."""
+    return {
+        key: differing(value, default[key]) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if value != default[key]
+    }
+
+
+def as_yaml(found: Forecast) -> str:
+    """A file for recipe.train that spends the budget."""
+    head = f"# {found.row.name} x {found.count}, ${found.budget_usd:g}; {found.speed.source}\n"
+    return head + yaml.safe_dump(differing(to_dict(found.config), to_dict(TrainConfig())), sort_keys=False)
+
+
+def recorded(places: Sequence[str]) -> list[dict[str, Any]]:
+    files = [file for place in places for file in sorted(Path(place).rglob(records.FILE_NAME))]
+    found = [records.read_record(file) for file in files]
+    return [record for record in found if record["kind"] == "pretrain"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status, 2 for a user's mistake."""
+    parser = argparse.ArgumentParser(prog="python -m recipe.plan", description=__doc__.splitlines()[0])
+    parser.add_argument("--gpu", required=True, help="a row of the price table, such as h200; cpu-core for a CPU")
+    parser.add_argument("--count", type=int, default=1, help="GPUs, or cores (%(default)s)")
+    parser.add_argument("--budget-usd", type=float, required=True)
+    parser.add_argument("--model", default="base", help="base, large, small, or a training YAML (%(default)s)")
+    parser.add_argument("--mfu", type=float, help="state the share of the peak that is reached")
+    parser.add_argument("--record", help="take the speed of this run")
+    parser.add_argument("--runs", nargs="*", default=["benchmarks/results"], help="recorded runs (%(default)s)")
+    parser.add_argument("--prices", default="yamls/prices.yaml")
+    parser.add_argument("--out", help="write the YAML here too")
+    words = parser.parse_args(argv)
+    try:
+        row = prices.row_named(words.gpu, words.prices)
+        config = load(TrainConfig, MODELS.get(words.model, words.model))
+        runs = recorded(words.runs)
+        if words.record:
+            speed = measured_speed(records.read_record(words.record), words.record)
+        elif words.mfu:
+            speed = stated_speed(row, words.mfu, "stated")
+        else:
+            speed = find_speed(row, config.model.name, runs)
+        found = forecast(config, row, words.count, words.budget_usd, speed, runs)
+        print("\n".join([*tell(found), "", as_yaml(found)]))
+        if row.memory_gib:
+            check_fits(found.need, found.microbatch, row.memory_gib * GIB, f"one {row.name}")
+        if words.out:
+            write_new(Path(words.out), as_yaml(found))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def write_new(file: Path, text: str) -> None:
+    if file.exists():
+        raise UserError(f"--out {file} exists; choose another name")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""The memory that pretraining needs, found by doing one step on tensors that have shapes but no storage.
+
+The step is the model's own code, so there is no formula to keep true. It is traced with the operations of a CPU (attention by
+torch's scaled_dot_product_attention, kernels in plain torch), which keep at least what the fused ones keep.
+"""
+
+from __future__ import annotations
+
+import re
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from recipe.errors import UserError
+from recipe.model.config import EncoderConfig
+from recipe.model.heads import MosaicBertForMaskedLM
+from recipe.model.huggingface import HFBertForMaskedLM
+
+GIB = 2**30
+ADAM_BYTES = 8  # two float32 moments of each parameter
+DDP_BYTES = 4  # the buckets in which several ranks add their gradients up
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that operations made and that still live, and the most there were at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._add(leaf.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._alive:
+            return
+        self._alive.add(key)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._remove, key, storage.nbytes())
+
+    def _remove(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self.now -= size
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes on one device."""
+
+    fixed: int  # weights, gradients, moments
+    a_sequence: float  # of a microbatch
+
+    def of(self, sequences: int) -> float:
+        return self.fixed + sequences * self.a_sequence
+
+    def most_sequences(self, capacity: float) -> int:
+        """How many sequences a microbatch may have in `capacity` bytes; 0: not even one fits."""
+        return max(0, int((capacity - self.fixed) / self.a_sequence))
+
+
+def training_need(
+    model: str,
+    sizes: EncoderConfig,
+    sequence_length: int,
+    mask_rate: float,
+    autocast: torch.dtype | None,
+    ranks: int = 1,
+) -> Need:
+    """What pretraining on full sequences with AdamW needs; nothing is allocated to find it.
+
+    Args:
+        model: mosaic_bert or hf_bert.
+        autocast: dtype of the activations, None for float32.
+        ranks: over how many devices the batch is split.
+    """
+    peaks = [_step_peak(model, sizes, count, sequence_length, mask_rate, autocast) for count in (4, 8)]
+    (few, parameters), (many, _) = peaks
+    slope = (many - few) / 4
+    optimizer = parameters * (ADAM_BYTES + (DDP_BYTES if ranks > 1 else 0))
+    return Need(int(few - 4 * slope) + optimizer, slope)
+
+
+def check_fits(need: Need, microbatch: int, capacity: float, where: str) -> None:
+    """Refuse a run that cannot fit.
+
+    Raises:
+        UserError: with the microbatch that would fit.
+    """
+    if need.of(microbatch) <= capacity:
+        return
+    most = need.most_sequences(capacity)
+    remedy = f"set microbatch_size={most} or less" if most else "choose a smaller model or shorter sequences"
+    raise UserError(
+        f"microbatch_size={microbatch} needs {need.of(microbatch) / GIB:.1f} GiB for weights, moments and activations, and "
+        f"{where} has {capacity / GIB:.1f} GiB; {remedy}"
+    )
+
+
+def capacity_here(kind: str, ranks: int) -> float | None:
+    """Bytes that one rank can have on this machine now; None where the system does not say."""
+    if kind == "gpu":
+        return float(torch.cuda.mem_get_info()[0])
+    info = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s+(\d+) kB", info.read_text()) if info.is_file() else None
+    return int(found[1]) * 1024 / ranks if found else None
+
+
+def _step_peak(
+    name: str, sizes: EncoderConfig, sequences: int, length: int, mask_rate: float, autocast: torch.dtype | None
+) -> tuple[int, int]:
+    """(most bytes alive, number of parameters) of one forward and backward pass."""
+    with FakeTensorMode(), LiveBytes() as live:
+        model = HFBertForMaskedLM(sizes, length) if name == "hf_bert" else MosaicBertForMaskedLM(sizes)
+        batch = (padded_batch if name == "hf_bert" else full_batch)(sequences, length, mask_rate)
+        with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+            loss, _ = model.masked_lm_loss(batch)
+        loss.backward()
+        return live.peak, sum(p.numel() for p in model.parameters())
+
+
+def full_batch(sequences: int, length: int, mask_rate: float) -> dict[str, Any]:
+    """A stream without a short sequence, the largest batch that there can be, of zeros."""
+    masked = max(1, round(sequences * length * mask_rate))
+    return {
+        "input_ids": torch.zeros(sequences * length, dtype=torch.int64),
+        "cu_seqlens": torch.arange(0, (sequences + 1) * length, length, dtype=torch.int32),
+        "max_seqlen": length,
+        "masked_indices": torch.arange(masked),
+        "labels": torch.zeros(masked, dtype=torch.int64),
+    }
+
+
+def padded_batch(sequences: int, length: int, _: float) -> dict[str, Any]:
+    """The baseline's form. Of a mask (S, L) the library would look up the values, which do not exist here; (S, 1, L) it takes
+    as it is."""
+    zeros = torch.zeros(sequences, length, dtype=torch.int64)
+    mask = torch.ones(sequences, 1, length, dtype=torch.int64)
+    return {"input_ids": zeros, "attention_mask": mask, "labels": zeros.clone()}

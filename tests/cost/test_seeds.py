@@ -1,0 +1,35 @@
+import math
+
+import pytest
+
+from recipe.cost.frontier import Point
+from recipe.cost.seeds import alike, interval, merge
+
+
+def record(seed, duration="10ba", model="m", device="d", **config):
+    config = {"seed": seed, "duration": duration, "out": f"runs/{seed}", **config}
+    return {"model": model, "device": {"name": device, "count": 1}, "config": config}
+
+
+def test_the_interval_is_students():
+    assert interval([1.0]) is None
+    assert interval([1.0, 3.0]) == pytest.approx(12.706 * math.sqrt(2) / math.sqrt(2), rel=1e-3)
+    assert interval([10.0, 11.0, 12.0, 13.0, 14.0]) == pytest.approx(2.776 * math.sqrt(2.5) / math.sqrt(5), rel=1e-3)
+
+
+def test_runs_that_differ_in_their_seed_alone_belong_together():
+    runs = [record(1), record(2), record(3, "20ba"), record(4, model="n"), record(5, device="e"), record(6)]
+    assert alike(runs) == [[0, 1, 5], [2], [3], [4]]
+
+
+def test_the_same_seed_again_is_no_other_sample():
+    assert alike([record(1), record(1), record(2)]) == [[0, 2], [1]]
+    assert alike([{**record(1), "config": {}}, {**record(1), "config": {}}]) == [[0], [1]]
+
+
+def test_a_point_of_several_is_their_mean():
+    points = [Point(f"run-s{i}", "m", 70.0 + i, 1.0 + i, 2.0, 10 + i, 3.0, "gpu") for i in (1, 2, 3)]
+    found = merge(points)
+    assert (found.name, found.seeds, found.score, found.usd, found.tokens) == ("run (3 seeds)", 3, 72.0, 3.0, 12)
+    assert found.half_width == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
+    assert merge(points[:1]) is points[0] and points[0].half_width is None

@@ -1,0 +1,155 @@
+"""What a budget buys, against a run that spends it."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from recipe import plan, train
+from recipe.config import TrainConfig, load
+from recipe.cost import prices, records
+from recipe.cost.prices import Row
+from recipe.training.memory import GIB
+
+ROOT = Path(__file__).resolve().parents[1]
+CORE = Row("cpu-core", ("cpu",), 3600.0, "test")  # a dollar a core-second
+
+
+@pytest.fixture
+def yaml(tmp_path, tiny_dataset):
+    file = tmp_path / "train.yaml"
+    file.write_text(
+        f"out: {tmp_path / 'measured'}\ndata: {{path: {tiny_dataset}, sequence_length: 48, eval_documents: 8}}\n"
+        "model: {hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 64, vocab_size: 1024}\n"
+        f"batch_size: 8\nduration: 30ba\nlog_every: 10\ncost: {{prices: {ROOT / 'yamls/prices.yaml'}}}\n"
+    )
+    return file
+
+
+def test_a_plan_from_a_measured_run_is_what_the_next_run_does(yaml, tmp_path):
+    measured = train.train(load(TrainConfig, str(yaml)))
+    speed = plan.measured_speed(measured, "measured")
+    cores = measured["device"]["count"]
+    budget = 1.5 * measured["cost"]["seconds"] * cores
+    found = plan.forecast(load(TrainConfig, str(yaml)), CORE, cores, budget, speed, [measured])
+    assert found.batches == pytest.approx(45, abs=1) and found.tokens == pytest.approx(
+        1.5 * measured["tokens"], rel=0.05
+    )
+    assert found.seconds * cores <= budget * (1 + 1e-9) and found.expected.startswith("no data")
+    file = tmp_path / "planned.yaml"
+    file.write_text(plan.as_yaml(found))
+    done = train.train(load(TrainConfig, str(file), [f"out={tmp_path / 'planned'}"]))
+    assert done["batches"] == found.batches and done["tokens"] == pytest.approx(found.tokens, rel=0.05)
+    # Two short runs on cores that other processes use as well: wall-clock time is no better known than this.
+    assert 1 / 3 < done["cost"]["seconds"] / found.seconds < 3
+
+
+def test_train_refuses_what_does_not_fit_before_anything_is_written(yaml, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("recipe.training.memory.capacity_here", lambda *_: 3 * 2**20)
+    from recipe.config import run_main
+
+    assert run_main(TrainConfig, train.main, [str(yaml), "batch_size=512"]) == 2
+    error = capsys.readouterr().err
+    assert "microbatch_size=512 needs" in error and "set microbatch_size=" in error and error.count("\n") == 1
+    assert not (tmp_path / "measured").exists()
+
+
+def run(*words: str) -> int:
+    return plan.main(["--prices", str(ROOT / "yamls/prices.yaml"), *words])
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Base's keys on a model that is traced in a blink."""
+    file = tmp_path / "small.yaml"
+    file.write_text("out: runs/x\ndata: {path: nowhere}\nbatch_size: 256\nmicrobatch_size: 64\nmodel: {hidden_size: 64, "
+                    "num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 128, vocab_size: 1000}\n")  # fmt: skip
+    return str(file)
+
+
+def test_the_arithmetic_of_a_stated_mfu(small, capsys, tmp_path):
+    out = tmp_path / "plan.yaml"
+    words = ["--gpu", "H200", "--budget-usd", "0.01", "--mfu", "0.5", "--model", small, "--count", "2"]
+    assert run(*words, "--out", str(out)) == 0
+    printed = capsys.readouterr().out
+    config = load(TrainConfig, str(out))
+    price = prices.row_named("h200", str(ROOT / "yamls/prices.yaml")).usd_per_hour
+    hidden, inner, vocabulary, length, tokens = 64, 128, 1024, 128, 256 * 128
+    forward = 2 * (8 * hidden**2 + 6 * hidden * inner + 4 * hidden * length) * tokens
+    forward += 0.3 * tokens * (2 * hidden**2 + 2 * hidden * vocabulary)
+    seconds = 0.01 / (2 * price) * 3600
+    batches = int(seconds * 2 * 0.5 * 989e12 / (3 * forward))
+    assert config.duration == f"{batches}ba" and f"{batches * tokens:,} tokens, {batches:,} batches of 256" in printed
+    assert (config.batch_size, config.microbatch_size, config.model.hidden_size) == (256, 64, 64)
+    assert "MFU 50%, stated" in printed and "of 141 GiB" in printed and "GLUE    no data" in printed
+    assert run(*words, "--out", str(out)) == 2 and "exists" in capsys.readouterr().err
+
+
+def scored(tmp_path, name, usd, score, seed, tasks=("CoLA",), price_source="yamls/prices.yaml: h200"):
+    model = dataclasses.asdict(TrainConfig().model) | {"hidden_size": 64, "num_hidden_layers": 2,
+                                                       "num_attention_heads": 2, "intermediate_size": 128}  # fmt: skip
+    record = records.new_record(
+        kind="pretrain", name=name, model="mosaic_bert", backends={}, parameters=1,
+        config={"seed": seed, "duration": f"{usd}", "model": model, "data": {"mask_rate": 0.3}},
+        device=records.device("gpu", "NVIDIA H200", 1, prices.Price(4.0, price_source)),
+    )  # fmt: skip
+    record |= {"status": "finished", "tokens": int(usd * 1e6), "sequences": int(usd * 1e4)}
+    record["cost"] = {"usd": usd, "device_hours": usd / 4, "gpu_hours": usd / 4, "seconds": usd * 900}
+    record["encoder"] = {**model, "vocab_size": 1024}
+    record["glue"] = {"benchmark": "GLUE", "protocol": {}, "absent": [], "of": 8,
+                      "tasks": {task: {"score": score, "init": "pretrained"} for task in tasks}}  # fmt: skip
+    records.write_record(tmp_path / "runs" / name, record)
+    return record
+
+
+def test_the_recorded_frontier_is_asked_with_its_interval(small, tmp_path, capsys):
+    for seed, (low, high) in enumerate(((70.0, 80.0), (72.0, 82.0), (74.0, 84.0))):
+        scored(tmp_path, f"a-s{seed}", 1.0, low, seed)
+        scored(tmp_path, f"b-s{seed}", 100.0, high, seed)
+    words = ["--gpu", "h200", "--model", small, "--runs", str(tmp_path / "runs"), "--budget-usd"]
+    assert run(*words, "10") == 0
+    printed = capsys.readouterr().out
+    # Student's t with 2 degrees, 4.303, times 2 / sqrt(3)
+    assert "77.00 ± 4.97 (95 %), mean of 1 GLUE tasks, between 2 recorded points" in printed
+    assert "measured on NVIDIA H200 by run `b-s0`" in printed
+    assert run(*words, "1000") == 0
+    assert "no data (recorded from $1 to $100)" in capsys.readouterr().out
+    scored(tmp_path, "other", 2.0, 90.0, 9, tasks=("RTE",))
+    assert run(*words, "10") == 0
+    assert "no data (these runs cannot share a frontier" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--gpu", "h2000", "--budget-usd", "1"], "no price for a GPU `h2000`; known are a100-80gb"),
+        (["--gpu", "h200", "--budget-usd", "0"], "more than 0 dollars"),
+        (["--gpu", "h200", "--budget-usd", "1", "--count", "0"], "at least 1 device"),
+        (["--gpu", "h200", "--budget-usd", "1e-9"], "one batch takes"),
+        (["--gpu", "h200", "--budget-usd", "1", "--mfu", "2"], "a share between 0 and 1"),
+        (["--gpu", "cpu-core", "--budget-usd", "1", "--mfu", "0.3"], "give --record RUN"),
+        (["--gpu", "h200", "--budget-usd", "1", "--model", "huge"], "huge: no such file"),
+        (["--gpu", "h200", "--budget-usd", "1", "--record", "no/run"], "cannot read it"),
+    ],
+)
+def test_mistakes_are_one_line(small, capsys, words, says):
+    assert run(*([] if "--model" in words else ["--model", small]), *words) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_a_microbatch_that_does_not_fit_is_refused(small, tmp_path, capsys):
+    table = tmp_path / "prices.yaml"
+    table.write_text("- {name: toy, match: [H200], usd_per_hour: 1, source: x, memory_gib: 0.002}\n")
+    words = ["--gpu", "toy", "--budget-usd", "1", "--mfu", "0.1", "--model", small, "--prices", str(table)]
+    assert plan.main(words) == 2
+    assert "microbatch_size=64 needs" in capsys.readouterr().err
+    assert prices.row_named("toy", str(table)).memory_gib * GIB < 3e6
+
+
+def test_a_yaml_holds_what_differs_and_nothing_else():
+    assert plan.differing({"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 0, "d": 3}}) == {"b": {"c": 2}}
+    assert json.loads(json.dumps(plan.MODELS)).keys() == {"base", "large", "small"}
+    for file in plan.MODELS.values():
+        assert plan.sizes_of(load(TrainConfig, str(ROOT / file))).vocab_size == 30528
