@@ -1,6 +1,7 @@
 """Checks that look at values, not only at shapes: on a GPU they would make the host wait, so there they are asked for.
 
-On the CPU they are always made; on a GPU inside `with value_checks():`. A graph that is being compiled makes none.
+On the CPU they are always made; on a GPU inside `with value_checks():`. A graph that is being compiled makes none, nor does a
+tensor that has a shape but no storage.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 _asked_for = False
 
@@ -26,4 +28,6 @@ def value_checks() -> Iterator[None]:
 
 
 def may_look_at(x: Tensor) -> bool:
-    return not torch.compiler.is_compiling() and (_asked_for or x.device.type == "cpu")
+    if torch.compiler.is_compiling() or isinstance(x, FakeTensor):
+        return False
+    return _asked_for or x.device.type == "cpu"
