@@ -98,9 +98,18 @@ def sizes_of(config: TrainConfig) -> EncoderConfig:
     shared = {f.name for f in dataclasses.fields(EncoderConfig)} & {f.name for f in dataclasses.fields(model)}
     values = {name: getattr(model, name) for name in shared}
     try:
-        return EncoderConfig(**{**values, "vocab_size": padded_vocab_size(model.vocab_size or BERT_VOCABULARY)})
+        return EncoderConfig(**{**values, "vocab_size": padded_vocab_size(vocabulary_of(config))})
     except ValueError as error:
         raise UserError(f"model: {error}") from None
+
+
+def vocabulary_of(config: TrainConfig) -> int:
+    """The shards' vocabulary where they are made already, else the YAML's, else BERT's."""
+    if (Path(config.data.path) / "dataset.json").is_file():
+        from recipe.data.shards import read_info  # brings in the streaming library, which takes seconds
+
+        return read_info(config.data.path).vocabulary.size
+    return config.model.vocab_size or BERT_VOCABULARY
 
 
 def stated_speed(row: prices.Row, mfu: float, source: str) -> Speed:
