@@ -100,8 +100,8 @@ def gather(
         listing = "; ".join(f"{path}: {reason}" for path, reason in left_out.items())
         raise UserError(f"no run has a place on a curve: {listing}")
     single = frontier.points_of([run.record for run in runs], tasks, mixed)
-    groups = [places for places in seeds.alike([run.record for run in runs])]
-    groups = [part for places in groups for part in _by_protocol(places, single)]
+    alike = seeds.alike([run.record for run in runs])
+    groups = [part for places in alike for part in _by_protocol(places, single)]
     points = [seeds.merge([single[i] for i in places]) for places in groups]
     members = [[runs[i] for i in places] for places in groups]
     shown = list(tasks) or list(dict.fromkeys(task for run in runs for task in run.record["glue"]["tasks"]))

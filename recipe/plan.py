@@ -66,8 +66,11 @@ class Forecast:
 def forecast(
     config: TrainConfig, row: prices.Row, count: int, budget_usd: float, speed: Speed, runs: Sequence[dict[str, Any]]
 ) -> Forecast:
-    """Raises:
-    UserError: a budget below one batch, or a microbatch that does not fit the device's memory.
+    """What `budget_usd` buys on `count` devices of a price table's row, with the sequences as long as those that `speed` was
+    measured on, or full.
+
+    Raises:
+        UserError: no budget, no device, or a budget below one batch.
     """
     sizes, data = sizes_of(config), config.data
     gated = config.model.name == "mosaic_bert"
@@ -113,8 +116,10 @@ def vocabulary_of(config: TrainConfig) -> int:
 
 
 def stated_speed(row: prices.Row, mfu: float, source: str) -> Speed:
-    """Raises:
-    UserError: an MFU that is none, or a device without a data sheet.
+    """A share of the device's data-sheet peak.
+
+    Raises:
+        UserError: an MFU that is none, or a device without a data sheet.
     """
     if not 0 < mfu < 1:
         raise UserError(f"--mfu {mfu:g}: give a share between 0 and 1, such as 0.3")
