@@ -11,10 +11,12 @@ import argparse
 import csv
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks import figure, report, study
 from benchmarks.study import Study
+from recipe.config import SweepConfig, run_main
 from recipe.cost.frontier import AXES
 from recipe.errors import UserError
 
@@ -24,7 +26,18 @@ TERMINAL_COLUMNS = ("run", "model", "score", "ci95", "usd", "device_hours", "sec
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status, 2 for a user's mistake."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] in (["sweep"], ["trunk"]):
+        return run_main(SweepConfig, partial(many, words[0]), words[1:])
     return plot(words[1:] if words[:1] == ["plot"] else words)
+
+
+def many(way: str, config: SweepConfig) -> None:
+    """`sweep YAML` or `trunk YAML`: make the runs, then draw all that stand in the same folder."""
+    from benchmarks import sweep  # only this needs torch
+
+    sweep.run(getattr(sweep, way), config)
+    for path in draw([Path(config.out) / "runs"], Path(config.out) / "pareto"):
+        print(path)
 
 
 def plot(argv: Sequence[str]) -> int:

@@ -100,8 +100,8 @@ def gather(
         listing = "; ".join(f"{path}: {reason}" for path, reason in left_out.items())
         raise UserError(f"no run has a place on a curve: {listing}")
     single = frontier.points_of([run.record for run in runs], tasks, mixed)
-    groups = [places for places in seeds.alike([run.record for run in runs])]
-    groups = [part for places in groups for part in _by_protocol(places, single)]
+    alike = seeds.alike([run.record for run in runs])
+    groups = [part for places in alike for part in _by_protocol(places, single)]
     points = [seeds.merge([single[i] for i in places]) for places in groups]
     members = [[runs[i] for i in places] for places in groups]
     shown = list(tasks) or list(dict.fromkeys(task for run in runs for task in run.record["glue"]["tasks"]))
@@ -268,6 +268,10 @@ def notes(study: Study) -> list[str]:
         more.append(
             "Bars: 95 % confidence interval of the mean over runs that differ in their seed alone (Student's t)."
         )
+    if any(run.record.get("trunk") for run in study.runs):
+        more.append(
+            "A branch's cost is that of its whole run, the part that it shares with its trunk included; see own_usd."
+        )
     if study.joint:
         more.append("Dotted: the frontier of all models together.")
     if study.published:
@@ -335,6 +339,7 @@ def _row(study: Study, runs: Sequence[Run], point: Point) -> dict[str, Any]:
         "device_hours": _mean([record["cost"]["device_hours"] for record in records]),
         "seconds": _mean([record["cost"]["seconds"] for record in records]),
         "tokens": point.tokens,
+        **({"own_usd": _own(records)} if any(run.record.get("trunk") for run in study.runs) else {}),
         "sequences": _mean([record.get("sequences") for record in records]),
         "batches": _mean([record.get("batches") for record in records]),
         "parameters": records[0]["parameters"],
@@ -350,6 +355,11 @@ def _row(study: Study, runs: Sequence[Run], point: Point) -> dict[str, Any]:
         "commit": provenance.get("commit"),
         "path": " ".join(str(run.path) for run in runs),
     }
+
+
+def _own(records: Sequence[dict[str, Any]]) -> float | None:
+    """Of `usd`, what a branch alone cost, the trunk's share taken off."""
+    return _mean([r["cost"]["usd"] - (r["trunk"]["cost"]["usd"] if r.get("trunk") else 0.0) for r in records])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels import attention_backends, reference
-from kernels.backends import check_triton, head_refusal
-from kernels.checks import may_look_at
+from kernels.checks import check_triton, head_refusal, may_look_at
 from kernels.dropout import check_probability
 
 

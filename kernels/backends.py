@@ -7,13 +7,12 @@ A backend is a row: its name and the reason, if any, for which it cannot meet gi
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-TRITON_INSTALLED = importlib.util.find_spec("triton") is not None  # looked up here, where torch.compile does not trace
+from kernels.checks import gpu_refusal, head_refusal, triton_refusal
 
 
 @dataclass(frozen=True)
@@ -47,54 +46,12 @@ def _never(_: Requirements) -> None:
     return None
 
 
-def interpreting() -> bool:
-    """Whether Triton runs kernels on the CPU, in its interpreter; it must be asked for before Triton is first imported."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def _gpu_refusal() -> str | None:
-    if not torch.cuda.is_available():
-        return "torch finds no CUDA GPU here"
-    major, minor = torch.cuda.get_device_capability()
-    return None if major >= 8 else f"this GPU is sm_{major}{minor}; Ampere (sm_80) or newer is needed"
-
-
-def triton_refusal(device: str, dtype: torch.dtype | None) -> str | None:
-    """Why the Triton kernels cannot run on tensors of this device and type (None: any type will do), or None."""
-    if not TRITON_INSTALLED:
-        return "the package triton is not installed"
-    if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
-        return f"{dtype}: the kernels compute in float32, for float32, bfloat16 or float16"
-    if device == "cuda":
-        return _gpu_refusal()
-    if device == "cpu" and interpreting():
-        return None
-    return f"device {device}: needs a CUDA GPU (for tests, Triton's interpreter: TRITON_INTERPRET=1)"
-
-
-def check_triton(name: str, x: torch.Tensor, computes: bool = True) -> None:
-    """Raise a `ValueError` where the Triton kernels cannot run on tensor `x`, which the caller knows as `name`.
-
-    A kernel that only moves elements, and does not compute with them, takes any type.
-    """
-    reason = triton_refusal(x.device.type, x.dtype if computes else None)
-    if reason is not None:
-        raise ValueError(f"backend=triton cannot take {name}: {reason}; use backend=reference")
-
-
 def _triton(needs: Requirements) -> str | None:
     return triton_refusal(needs.device, needs.dtype)
 
 
 def _interpreted(needs: Requirements) -> str | None:
     return "interpreted on the CPU, for tests only" if needs.device == "cpu" else None
-
-
-def head_refusal(head_dim: int) -> str | None:
-    """Why the Triton attention cannot take heads of this size, or None."""
-    if 0 < head_dim <= 128 and head_dim % 8 == 0:
-        return None
-    return f"head_dim={head_dim}: the kernels take multiples of 8 up to 128"
 
 
 def _triton_attention(needs: Requirements) -> str | None:
@@ -112,7 +69,7 @@ def _flash_attn(needs: Requirements) -> str | None:
         return f"{needs.dtype}: only bfloat16 and float16"
     if needs.head_dim > 256 or needs.head_dim % 8:
         return f"head_dim={needs.head_dim}: only multiples of 8 up to 256"
-    return _gpu_refusal()
+    return gpu_refusal()
 
 
 def _xformers(needs: Requirements) -> str | None:
@@ -162,14 +119,22 @@ def resolve(kind: str, requested: str, requirements: Requirements) -> Resolved:
         passed = {row.name: refusals[row.name] or row.slow(requirements) for row in rows}
         for name, reason in passed.items():
             if reason is None:
-                passed_over = [f"{n}: {r}" for n, r in passed.items() if r is not None]
-                return Resolved(name, "fastest that can run" + (f" ({'; '.join(passed_over)})" if passed_over else ""))
+                return Resolved(name, _why({n: r for n, r in passed.items() if r is not None}))
         raise ValueError(f"model.{kind}=auto: nothing can run here ({listing})")
     if requested not in refusals:
         raise ValueError(f"model.{kind}={requested}: no such backend; known are auto, {', '.join(refusals)}")
     if refusals[requested] is not None:
         raise ValueError(f"model.{kind}={requested} cannot run: {refusals[requested]} ({listing})")
     return Resolved(requested, "requested")
+
+
+def _why(passed_over: dict[str, str]) -> str:
+    """Why `auto` took what it took, in one line: the reason against the fastest of those passed over, the others by name."""
+    if not passed_over:
+        return "fastest that can run"
+    (fastest, reason), *others = passed_over.items()
+    also = f"; nor {', '.join(name for name, _ in others)}: see python -m kernels.backends" if others else ""
+    return f"fastest that can run; not {fastest}: {reason}{also}"
 
 
 def main() -> None:

@@ -1,17 +1,21 @@
-"""Checks that look at values, not only at shapes: on a GPU they would make the host wait, so there they are asked for.
+"""What a kernel can take: devices, types, sizes, and values.
 
-On the CPU they are always made; on a GPU inside `with value_checks():`. A graph that is being compiled makes none, nor does a
-tensor that has a shape but no storage.
+To look at values and not only at shapes, the host must wait for a GPU: there it is done when asked for, in `value_checks()`, and on
+the CPU always. A graph that is being compiled has none to look at, nor has a tensor without storage.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+
+TRITON_INSTALLED = importlib.util.find_spec("triton") is not None  # looked up here, where torch.compile does not trace
 
 _asked_for = False
 
@@ -31,3 +35,46 @@ def may_look_at(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or isinstance(x, FakeTensor):
         return False
     return _asked_for or x.device.type == "cpu"
+
+
+def interpreting() -> bool:
+    """Whether Triton runs kernels on the CPU, in its interpreter; it must be asked for before Triton is first imported."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def gpu_refusal() -> str | None:
+    """Why no kernel can run on this machine's GPU, or None."""
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA GPU here"
+    major, minor = torch.cuda.get_device_capability()
+    return None if major >= 8 else f"this GPU is sm_{major}{minor}; Ampere (sm_80) or newer is needed"
+
+
+def triton_refusal(device: str, dtype: torch.dtype | None) -> str | None:
+    """Why the Triton kernels cannot run on tensors of this device and type (None: any type will do), or None."""
+    if not TRITON_INSTALLED:
+        return "the package triton is not installed"
+    if dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
+        return f"{dtype}: the kernels compute in float32, for float32, bfloat16 or float16"
+    if device == "cuda":
+        return gpu_refusal()
+    if device == "cpu" and interpreting():
+        return None
+    return f"device {device}: needs a CUDA GPU (for tests, Triton's interpreter: TRITON_INTERPRET=1)"
+
+
+def check_triton(name: str, x: torch.Tensor, computes: bool = True) -> None:
+    """Raise a `ValueError` where the Triton kernels cannot run on tensor `x`, which the caller knows as `name`.
+
+    A kernel that only moves elements, and does not compute with them, takes any type.
+    """
+    reason = triton_refusal(x.device.type, x.dtype if computes else None)
+    if reason is not None:
+        raise ValueError(f"backend=triton cannot take {name}: {reason}; use backend=reference")
+
+
+def head_refusal(head_dim: int) -> str | None:
+    """Why the Triton attention cannot take heads of this size, or None."""
+    if 0 < head_dim <= 128 and head_dim % 8 == 0:
+        return None
+    return f"head_dim={head_dim}: the kernels take multiples of 8 up to 128"

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels import reference
-from kernels.backends import check_triton
-from kernels.checks import may_look_at
+from kernels.checks import check_triton, may_look_at
 
 CHUNK_BYTES = 512 << 20  # of logits: enough rows for full speed of the products, and little beside the activations
 

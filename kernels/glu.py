@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels import reference
-from kernels.backends import check_triton
+from kernels.checks import check_triton
 from kernels.dropout import check_probability, dropout_seed
 
 

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels import reference
-from kernels.backends import check_triton
-from kernels.checks import may_look_at
+from kernels.checks import check_triton, may_look_at
 
 
 def unpad(x: Tensor, mask: Tensor, backend: str = "reference") -> tuple[Tensor, Tensor, Tensor, int]:

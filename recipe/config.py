@@ -1,7 +1,7 @@
 """The schema of every YAML file, and the only place that reads YAML or the command line.
 
-One dataclass an entry point: `PrepareConfig`, `TrainConfig`, `GlueConfig`. `load` merges a file and `key=value` words
-into one of them, closed: an unknown key, a wrong type or a missing value is a `UserError`, one line with its remedy.
+One dataclass an entry point: `PrepareConfig`, `TrainConfig`, `GlueConfig`, `SweepConfig`. `load` merges a file and words
+`key=value` into one of them, closed: an unknown key, a wrong type or a missing value is a `UserError`, one line with its remedy.
 """
 
 from __future__ import annotations
@@ -111,10 +111,12 @@ class Optimizer:
 
 @dataclass
 class Schedule:
-    """Linear warm-up, then linear decay over the whole of `duration`, both as fractions."""
+    """Linear warm-up, then a decay; all as fractions of `duration` and of the learning rate."""
 
     warmup: float = 0.06
     final_lr: float = 0.02
+    shape: str = "linear"  # linear: decays all the time | wsd: warm-up, stable, then 1-sqrt over the last `decay`
+    decay: float = 0.1  # of wsd; 0: none
 
 
 @dataclass
@@ -142,6 +144,7 @@ class TrainConfig:
     log_every: int = 20  # batches
     eval_every: str = "0ba"  # 0ba: at the end only
     checkpoint_every: str = "0ba"  # 0ba: at the end only
+    checkpoint_at: list[int] = field(default_factory=list)  # at these batches instead, and at the end
     keep_checkpoints: int = 2
     autoresume: bool = False
 
@@ -164,6 +167,19 @@ class GlueConfig:
     precision: str = "auto"
     device: str = "auto"
     cost: Cost = field(default_factory=Cost)
+
+
+@dataclass
+class SweepConfig:
+    """`python -m benchmarks.pareto sweep` and `trunk`: models x budgets x seeds, each pretrained and scored."""
+
+    out: str = MISSING
+    models: list[str] = MISSING  # training YAMLs, each with its key=value words behind it
+    budgets: list[str] = MISSING  # 300ba, 2000000tok, 100000sp, 1ep, 0.5h (device-hours) or 20usd
+    glue: str = MISSING  # the YAML of the fine-tuning
+    seeds: list[int] = field(default_factory=lambda: [17])
+    speed: Optional[str] = None  # a run of the same kind, by whose speed hours and dollars become batches
+    decay: float = 0.1  # of a trunk's branches: the share of each that its decay takes
 
 
 def load(schema: type[C], path: str, overrides: Sequence[str] = ()) -> C:

@@ -66,8 +66,11 @@ class Forecast:
 def forecast(
     config: TrainConfig, row: prices.Row, count: int, budget_usd: float, speed: Speed, runs: Sequence[dict[str, Any]]
 ) -> Forecast:
-    """Raises:
-    UserError: a budget below one batch, or a microbatch that does not fit the device's memory.
+    """What `budget_usd` buys on `count` devices of a price table's row, with the sequences as long as those that `speed` was
+    measured on, or full.
+
+    Raises:
+        UserError: no budget, no device, or a budget below one batch.
     """
     sizes, data = sizes_of(config), config.data
     gated = config.model.name == "mosaic_bert"
@@ -98,14 +101,25 @@ def sizes_of(config: TrainConfig) -> EncoderConfig:
     shared = {f.name for f in dataclasses.fields(EncoderConfig)} & {f.name for f in dataclasses.fields(model)}
     values = {name: getattr(model, name) for name in shared}
     try:
-        return EncoderConfig(**{**values, "vocab_size": padded_vocab_size(model.vocab_size or BERT_VOCABULARY)})
+        return EncoderConfig(**{**values, "vocab_size": padded_vocab_size(vocabulary_of(config))})
     except ValueError as error:
         raise UserError(f"model: {error}") from None
 
 
+def vocabulary_of(config: TrainConfig) -> int:
+    """The shards' vocabulary where they are made already, else the YAML's, else BERT's."""
+    if (Path(config.data.path) / "dataset.json").is_file():
+        from recipe.data.shards import read_info  # brings in the streaming library, which takes seconds
+
+        return read_info(config.data.path).vocabulary.size
+    return config.model.vocab_size or BERT_VOCABULARY
+
+
 def stated_speed(row: prices.Row, mfu: float, source: str) -> Speed:
-    """Raises:
-    UserError: an MFU that is none, or a device without a data sheet.
+    """A share of the device's data-sheet peak.
+
+    Raises:
+        UserError: an MFU that is none, or a device without a data sheet.
     """
     if not 0 < mfu < 1:
         raise UserError(f"--mfu {mfu:g}: give a share between 0 and 1, such as 0.3")

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from composer import Evaluator, Trainer
+from composer import Evaluator, Event, State, Trainer
 from composer.core import DataSpec
 from composer.utils import dist, reproducibility
 from torch import nn
@@ -36,7 +37,7 @@ from recipe.training.composer_model import MaskedLM
 from recipe.training.hardware import Hardware, find_hardware, measured_cpu_peak
 from recipe.training.optimizer import build_optimizer
 from recipe.training.quiet import quiet_libraries
-from recipe.training.schedule import LinearWithWarmup
+from recipe.training.schedule import build_schedule
 
 MODELS = ("mosaic_bert", "hf_bert")
 MAY_CHANGE_ON_RESUME = (
@@ -44,6 +45,7 @@ MAY_CHANGE_ON_RESUME = (
     "log_every",
     "eval_every",
     "checkpoint_every",
+    "checkpoint_at",
     "keep_checkpoints",
     "cost",
     "device",
@@ -210,7 +212,7 @@ def build_trainer(plan: Plan, model: nn.Module, meter: Meter) -> Trainer:
     trainer = Trainer(
         model=optimizer_model,
         optimizers=build_optimizer(model, config.optimizer),
-        schedulers=LinearWithWarmup(config.schedule.warmup, config.schedule.final_lr),
+        schedulers=build_schedule(config.schedule),
         train_dataloader=data_spec(plan, train=True, batch_size=a_rank),
         eval_dataloader=evaluator(plan, microbatch),
         eval_interval=interval(config, config.eval_every),
@@ -224,7 +226,7 @@ def build_trainer(plan: Plan, model: nn.Module, meter: Meter) -> Trainer:
         save_folder=str(plan.out / "checkpoints"),
         save_filename="ba{batch}-rank{rank}.pt",
         save_latest_filename="latest-rank{rank}.pt",
-        save_interval=interval(config, config.checkpoint_every),
+        save_interval=save_interval(config),
         save_num_checkpoints_to_keep=config.keep_checkpoints,
         autoresume=plan.resumes,
         callbacks=[meter, random_state],
@@ -239,6 +241,19 @@ def interval(config: TrainConfig, every: str) -> str:
     if parse_time("", every).value:
         return every
     return config.duration if batching_of(config) == "tokens" else "1dur"
+
+
+def save_interval(config: TrainConfig) -> str | Callable[[State, Event], bool]:
+    """When Composer writes a checkpoint; at the end it does so in any case."""
+    if not config.checkpoint_at:
+        return interval(config, config.checkpoint_every)
+    at = set(config.checkpoint_at)
+
+    def is_time(state: State, event: Event) -> bool:
+        over = float(state.get_elapsed_duration() or 0) >= 1
+        return over or (event == Event.BATCH_CHECKPOINT and state.timestamp.batch.value in at)
+
+    return is_time
 
 
 def data_spec(plan: Plan, train: bool, batch_size: int) -> DataSpec:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from recipe.config import GlueConfig, PrepareConfig, TrainConfig, load, run_main, to_dict
+from recipe.config import GlueConfig, PrepareConfig, SweepConfig, TrainConfig, load, run_main, to_dict
 from recipe.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-SCHEMAS = {"data": PrepareConfig, "pretrain": TrainConfig, "glue": GlueConfig}
+SCHEMAS = {"data": PrepareConfig, "pretrain": TrainConfig, "glue": GlueConfig, "sweep": SweepConfig}
 TRAIN = "out: runs/x\ndata:\n  path: data/y\n"
 PREPARE = "out: data/y\ntrain:\n  files: [a.txt]\n"
 

@@ -148,7 +148,7 @@ def test_two_ranks_train_what_one_trains(yaml, tmp_path, launcher):
     program = Path(sys.executable).parent / launcher
     count = ("-n", "2") if launcher == "composer" else ("--nproc-per-node", "2")
     if launcher == "torchrun":
-        count = (*count, "--master-port", "29731")
+        count = ("--standalone", *count)
     both = command(*words, f"out={tmp_path / 'two'}", launcher=(str(program), *count))
     single = run(yaml, *words[1:])
     assert both.wait(300) == 0, both.stderr.read()

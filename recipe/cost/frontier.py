@@ -16,6 +16,7 @@ from typing import Any
 
 from recipe.errors import UserError
 
+TRUNK = ", branches of a trunk"  # a curve of its own: its points shared most of their cost
 AXES = ("usd", "gpu_hours", "tokens", "seconds")
 Record = Mapping[str, Any]
 
@@ -110,7 +111,7 @@ def points_of(records: Sequence[Record], tasks: Sequence[str] = (), mixed: bool 
     return [
         Point(
             name=record["name"],
-            model=record["model"],
+            model=record["model"] + (TRUNK if record.get("trunk") else ""),
             protocol=label,
             score=score_of(record["glue"], tasks),
             usd=record["cost"]["usd"],

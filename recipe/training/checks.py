@@ -12,6 +12,7 @@ from recipe.data.batch import BIN_SEQUENCES
 from recipe.data.masking import KINDS
 from recipe.data.shards import DatasetInfo
 from recipe.errors import UserError
+from recipe.training.schedule import SHAPES
 
 _UNITS = (TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN, TimeUnit.EPOCH)
 
@@ -26,6 +27,8 @@ def check_numbers(config: TrainConfig, info: DatasetInfo, ranks: int) -> None:
         parse_time(key, getattr(config, key))
     if parse_time("duration", config.duration).value < 1:
         raise UserError(f"duration={config.duration}: give at least 1ba")
+    for batch in config.checkpoint_at:
+        _at_least("checkpoint_at", batch, 1, "batch")
     _at_least("log_every", config.log_every, 1, "batch")
     _at_least("keep_checkpoints", config.keep_checkpoints, 1, "checkpoint")
     _between("seed", config.seed, 0, 2**32 - 1)
@@ -132,6 +135,13 @@ def _check_optimizer(config: TrainConfig) -> None:
         raise UserError(f"optimizer.weight_decay={optimizer.weight_decay}: give 0 or more")
     _between("schedule.warmup", schedule.warmup, 0, 1)
     _between("schedule.final_lr", schedule.final_lr, 0, 1)
+    if schedule.shape not in SHAPES:
+        raise UserError(f"schedule.shape={schedule.shape}: known are {', '.join(SHAPES)}")
+    _between("schedule.decay", schedule.decay, 0, 1)
+    if schedule.shape == "wsd" and schedule.warmup + schedule.decay > 1:
+        raise UserError(
+            f"schedule.warmup={schedule.warmup} and schedule.decay={schedule.decay} are more than the run; lower one"
+        )
 
 
 def _at_least(key: str, value: int, least: int, what: str) -> None:

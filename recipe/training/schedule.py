@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from composer.core import State, TimeUnit
 from composer.optim import ComposerScheduler
+
+from recipe.config import Schedule
+
+SHAPES = ("linear", "wsd")
 
 
 def linear_with_warmup(progress: float, warmup: float, final: float) -> float:
@@ -12,6 +18,16 @@ def linear_with_warmup(progress: float, warmup: float, final: float) -> float:
         return progress / warmup
     remaining = (1.0 - progress) / (1.0 - warmup) if warmup < 1.0 else 0.0
     return final + (1.0 - final) * max(remaining, 0.0)
+
+
+def warmup_stable_decay(progress: float, warmup: float, decay: float, final: float) -> float:
+    """The factor at `progress`: up from 0 over `warmup`, 1, and over the last `decay` down to `final` as 1 - sqrt does."""
+    if progress < warmup:
+        return progress / warmup
+    into = progress - (1.0 - decay)
+    if decay == 0.0 or into <= 0.0:
+        return 1.0
+    return final + (1.0 - final) * (1.0 - math.sqrt(min(into / decay, 1.0)))
 
 
 def elapsed(state: State) -> float:
@@ -32,3 +48,21 @@ class LinearWithWarmup(ComposerScheduler):
 
     def __call__(self, state: State, ssr: float = 1.0) -> float:
         return linear_with_warmup(elapsed(state), self.warmup, self.final)
+
+
+class WarmupStableDecay(ComposerScheduler):
+    """`warmup_stable_decay` over the whole run."""
+
+    def __init__(self, warmup: float, decay: float, final: float) -> None:
+        self.warmup = warmup
+        self.decay = decay
+        self.final = final
+
+    def __call__(self, state: State, ssr: float = 1.0) -> float:
+        return warmup_stable_decay(elapsed(state), self.warmup, self.decay, self.final)
+
+
+def build_schedule(config: Schedule) -> ComposerScheduler:
+    if config.shape == "wsd":
+        return WarmupStableDecay(config.warmup, config.decay, config.final_lr)
+    return LinearWithWarmup(config.warmup, config.final_lr)

@@ -9,7 +9,7 @@ from composer.models import ComposerModel
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from recipe.training.schedule import LinearWithWarmup, linear_with_warmup
+from recipe.training.schedule import LinearWithWarmup, linear_with_warmup, warmup_stable_decay
 
 BATCHES, BATCH_SIZE, LR = 20, 2, 0.5
 
@@ -35,6 +35,24 @@ def test_shape(warmup, final):
     if warmup < 1:
         assert factors[end] == pytest.approx(1.0)
         assert factors[-1] == pytest.approx(final)
+
+
+@pytest.mark.parametrize(
+    ("progress", "factor"),
+    [
+        (0.0, 0.0),
+        (0.05, 0.5),
+        (0.1, 1.0),
+        (0.6, 1.0),
+        (0.7, 0.51),
+        (0.9, 1 - 0.98 * 0.75**0.5),
+        (1.0, 0.02),
+        (1.1, 0.02),
+    ],
+)
+def test_warm_up_stable_decay(progress, factor):
+    assert warmup_stable_decay(progress, warmup=0.1, decay=0.4, final=0.02) == pytest.approx(factor)
+    assert warmup_stable_decay(progress, warmup=0.1, decay=0.0, final=0.02) == pytest.approx(min(progress / 0.1, 1))
 
 
 class SquaredError(ComposerModel):
