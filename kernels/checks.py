@@ -1,7 +1,7 @@
 """What a kernel can take: devices, types, sizes, and values.
 
-To look at values and not only at shapes, the host must wait for a GPU: there it is done when asked for, in `value_checks()`, and on
-the CPU always. A graph that is being compiled has none to look at, nor has a tensor without storage.
+To look at values and not only at shapes, the host must wait for a GPU: there it is done when asked for, in `value_checks()`, and
+on the CPU always. A graph that is being compiled has none to look at, nor has a tensor without storage.
 """
 
 from __future__ import annotations
