@@ -3,8 +3,9 @@
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; raise SystemExit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+LATEST := .venv-latest
 
-.PHONY: setup demo test lock clean
+.PHONY: setup demo test test-kernels-latest lock clean
 
 setup: .venv/.installed
 
@@ -24,6 +25,17 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/kernels
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/kernels
 
+# The kernels on the newest torch and triton of the package index, in an environment of their own, made anew each time: outside
+# continuous integration, because what it installs is not pinned. Several GB.
+test-kernels-latest:
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found; install one, or say make PYTHON=..."; exit 2; }
+	rm -rf $(LATEST)
+	$(PYTHON) -m venv $(LATEST)
+	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check torch numpy pytest pytest-timeout hypothesis
+	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade triton
+	@$(LATEST)/bin/python -c 'import torch, triton; print(f"torch {torch.__version__}, triton {triton.__version__}")'
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(LATEST)/bin/python -m pytest --confcutdir=tests/kernels tests/kernels
+
 # The lock, for every supported Python at once; overrides.txt says which declared pin is overridden and why.
 lock: setup
 	$(BIN)/python -m pip install --quiet uv
@@ -31,4 +43,4 @@ lock: setup
 		--fork-strategy fewest --custom-compile-command "make lock" -o requirements.txt
 
 clean:
-	rm -rf .venv demo runs
+	rm -rf .venv $(LATEST) demo runs

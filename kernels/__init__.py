@@ -1,10 +1,10 @@
 """The encoder's operations on a stream of real tokens, one function each, one signature for every backend."""
 
-from kernels.attention import attention
+from kernels.attention import attention, attention_packed
 from kernels.cross_entropy import masked_cross_entropy
 from kernels.glu import glu
 from kernels.layer_norm import layer_norm
 from kernels.padding import pad, unpad
 from kernels.reference import alibi_slopes
 
-__all__ = ["alibi_slopes", "attention", "glu", "layer_norm", "masked_cross_entropy", "pad", "unpad"]
+__all__ = ["alibi_slopes", "attention", "attention_packed", "glu", "layer_norm", "masked_cross_entropy", "pad", "unpad"]

@@ -1,15 +1,19 @@
 """Bidirectional attention over a stream of sequences, with ALiBi, by the backend that the caller resolved.
 
-Shapes: T tokens, N heads, H head size, S sequences, L the longest sequence.
+Two forms: q, k and v apart, and packed as one projection's output, whose gradient is written as one tensor too.
+
+Shapes: T tokens, N heads, H head size, S sequences.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import reference
+from kernels import attention_backends, reference
+from kernels.backends import check_triton, head_refusal
+from kernels.checks import may_look_at
+from kernels.dropout import check_probability
 
 
 def attention(
@@ -23,11 +27,12 @@ def attention(
     dropout_p: float = 0.0,
     backend: str = "reference",
 ) -> Tensor:
-    """Attention of each sequence of the stream to itself.
+    """Attention of each sequence of the stream to itself: softmax(q k' / sqrt(H) - slope |i - j|) v.
 
     Args:
-        q, k, v: (T, N, H), any strides; float32, bfloat16 or float16.
-        cu_seqlens: (S + 1,) int32, where sequence s is tokens cu_seqlens[s] to cu_seqlens[s + 1].
+        q, k, v: (T, N, H), float32, bfloat16 or float16; any strides, but triton wants each head's H elements side by side.
+        cu_seqlens: (S + 1,) int32, where sequence s is tokens cu_seqlens[s] to cu_seqlens[s + 1]. Its values are checked on the
+            CPU, and on a GPU inside `kernels.checks.value_checks`.
         max_seqlen: at least the length of the longest sequence, a number on the host.
         slopes: (N,) float32, ALiBi's; None for no bias.
         window: tokens further apart than this do not see each other; None for no limit.
@@ -38,86 +43,245 @@ def attention(
         (T, N, H) in the dtype of q.
 
     Raises:
-        ValueError: an argument does not fit, or the backend has no such name.
+        ValueError: an argument does not fit, or the backend cannot do what is asked.
     """
-    _check(q, k, v, cu_seqlens, max_seqlen, slopes, window)
-    if backend not in _BACKENDS:
-        raise ValueError(f"backend={backend!r}: known are {', '.join(_BACKENDS)}")
-    return _BACKENDS[backend](q, k, v, cu_seqlens, max_seqlen, slopes, window, dropout_p)
-
-
-def _check(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: Tensor | None, window: int | None
-) -> None:
     if q.dim() != 3 or k.shape != q.shape or v.shape != q.shape:
         raise ValueError(
             f"q, k, v have shapes {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}; all must be (tokens, heads, size)"
         )
+    if not (q.dtype == k.dtype == v.dtype and q.device == k.device == v.device):
+        raise ValueError(
+            f"q, k, v are {q.dtype} on {q.device}, {k.dtype} on {k.device}, {v.dtype} on {v.device}; all must be alike"
+        )
+    _check(q, cu_seqlens, max_seqlen, slopes, window, dropout_p, backend)
+    return _BACKENDS[backend](q, k, v, cu_seqlens, max_seqlen, slopes, window, dropout_p)
+
+
+def attention_packed(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    slopes: Tensor | None = None,
+    window: int | None = None,
+    dropout_p: float = 0.0,
+    backend: str = "reference",
+) -> Tensor:
+    """`attention` of qkv[:, 0], qkv[:, 1], qkv[:, 2], where qkv is (T, 3, N, H), without a copy of them or of their gradients."""
+    if qkv.dim() != 4 or qkv.shape[1] != 3:
+        raise ValueError(f"qkv has shape {tuple(qkv.shape)}; it must be (tokens, 3, heads, size)")
+    _check(qkv[:, 0], cu_seqlens, max_seqlen, slopes, window, dropout_p, backend)
+    if backend in _PACKED:
+        return _PACKED[backend](qkv, cu_seqlens, max_seqlen, slopes, window, dropout_p)
+    return _BACKENDS[backend](*qkv.unbind(1), cu_seqlens, max_seqlen, slopes, window, dropout_p)
+
+
+def _check(
+    q: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    slopes: Tensor | None,
+    window: int | None,
+    dropout_p: float,
+    backend: str,
+) -> None:
+    tokens, heads, _ = q.shape
     if cu_seqlens.dim() != 1 or cu_seqlens.dtype != torch.int32 or cu_seqlens.numel() < 1:
         raise ValueError(
             f"cu_seqlens is {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}; it must be int32 (sequences + 1,)"
         )
-    if slopes is not None and slopes.shape != (q.shape[1],):
-        raise ValueError(f"slopes has shape {tuple(slopes.shape)}; it must be (heads,) = ({q.shape[1]},)")
+    for name, x in (("cu_seqlens", cu_seqlens), ("slopes", slopes)):
+        if x is not None and x.device != q.device:
+            raise ValueError(f"{name} is on {x.device}; it must be on {q.device}, as the tokens are")
+    if slopes is not None and slopes.shape != (heads,):
+        raise ValueError(f"slopes has shape {tuple(slopes.shape)}; it must be (heads,) = ({heads},)")
     if window is not None and window < 0:
         raise ValueError(f"window={window}; it must be at least 0")
-    if max_seqlen < 0 or max_seqlen * (cu_seqlens.numel() - 1) < q.shape[0]:
+    check_probability(dropout_p)
+    sequences = cu_seqlens.numel() - 1
+    if max_seqlen < 0 or max_seqlen * sequences < tokens:
         raise ValueError(
-            f"max_seqlen={max_seqlen}: {cu_seqlens.numel() - 1} sequences of it hold fewer than the {q.shape[0]} tokens given"
+            f"max_seqlen={max_seqlen}: {sequences} sequences of it hold fewer than the {tokens} tokens given"
+        )
+    if backend not in _BACKENDS:
+        raise ValueError(f"backend={backend!r}: known are {', '.join(_BACKENDS)}")
+    if may_look_at(cu_seqlens):
+        _check_bounds(cu_seqlens.tolist(), tokens, max_seqlen)
+
+
+def _check_bounds(bounds: list[int], tokens: int, max_seqlen: int) -> None:
+    if bounds[0] != 0 or bounds[-1] != tokens:
+        raise ValueError(
+            f"cu_seqlens runs from {bounds[0]} to {bounds[-1]}; it must run from 0 to the {tokens} tokens given"
+        )
+    lengths = [end - start for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    if lengths and min(lengths) < 0:
+        raise ValueError(f"cu_seqlens falls by {-min(lengths)} somewhere; it must never fall")
+    if lengths and max(lengths) > max_seqlen:
+        raise ValueError(f"max_seqlen={max_seqlen}; the longest sequence of cu_seqlens has {max(lengths)} tokens")
+
+
+def _check_triton(names: str, tensors: list[Tensor], slopes: Tensor | None, dropout_p: float) -> None:
+    for name, x in zip(names.split(), tensors, strict=True):
+        check_triton(name, x)
+        if x.stride(-1) != 1 and x.numel():
+            raise ValueError(
+                f"{name} has stride {x.stride(-1)} along its heads; backend=triton wants 1: {name}.contiguous()"
+            )
+    reason = head_refusal(tensors[0].shape[-1])
+    if reason is not None:
+        raise ValueError(f"backend=triton cannot take {reason}; use backend=sdpa")
+    if dropout_p:
+        raise ValueError(f"backend=triton cannot take dropout_p={dropout_p}: it has no dropout; use backend=sdpa")
+    if slopes is not None and not slopes.is_floating_point():
+        raise ValueError(f"slopes is {slopes.dtype}; it must be a floating-point type")
+    if slopes is not None and slopes.requires_grad:
+        raise ValueError(
+            "slopes requires a gradient; backend=triton makes none for it: give slopes.detach(), or use backend=sdpa"
         )
 
 
-def _sdpa(
-    q_TNH: Tensor,
-    k_TNH: Tensor,
-    v_TNH: Tensor,
+def _triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     cu_seqlens: Tensor,
     max_seqlen: int,
     slopes: Tensor | None,
     window: int | None,
     dropout_p: float,
 ) -> Tensor:
-    """torch's scaled_dot_product_attention on sequences padded for this one operation."""
-    tokens, heads, size = q_TNH.shape
-    sequences = cu_seqlens.numel() - 1
-    if tokens == 0:
-        return torch.empty_like(q_TNH)
-    ragged = tokens != sequences * max_seqlen
-    position = torch.arange(max_seqlen, device=q_TNH.device)
-    bias = _position_bias(position, slopes, window, q_TNH.dtype)  # (N or 1, L, L) or None
-    if ragged:
-        lengths = cu_seqlens.diff()
-        sequence = torch.arange(sequences, device=q_TNH.device).repeat_interleave(lengths, output_size=tokens)
-        offset = torch.arange(tokens, device=q_TNH.device) - cu_seqlens[sequence]
-        rows = sequence * max_seqlen + offset  # where each token goes in (S L)
-        # A padded key is hidden from every query but a padded one: a row without any key would be NaN.
-        real = position[None, :] < lengths[:, None]  # (S, L)
-        hidden_key = (real[:, :, None] & ~real[:, None, :])[:, None]  # (S, 1, L, L)
-        start = torch.zeros((), dtype=q_TNH.dtype, device=q_TNH.device) if bias is None else bias
-        bias = torch.where(hidden_key, float("-inf"), start)  # (S, N or 1, L, L)
+    _check_triton("q k v", [q, k, v], slopes, dropout_p)
+    return torch.ops.bert_kernels.attention(q, k, v, cu_seqlens, max_seqlen, slopes, window)[0]
 
-    def padded(x_TNH: Tensor) -> Tensor:
-        if ragged:
-            x_TNH = x_TNH.new_zeros((sequences * max_seqlen, heads, size)).index_copy(0, rows, x_TNH)
-        return x_TNH.view(sequences, max_seqlen, heads, size).transpose(1, 2)  # (S, N, L, H)
 
-    out = F.scaled_dot_product_attention(
-        padded(q_TNH), padded(k_TNH), padded(v_TNH), attn_mask=bias, dropout_p=dropout_p
+def _triton_packed(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: Tensor | None, window: int | None, dropout_p: float
+) -> Tensor:
+    _check_triton("qkv", [qkv], slopes, dropout_p)
+    return torch.ops.bert_kernels.attention_packed(qkv, cu_seqlens, max_seqlen, slopes, window)[0]
+
+
+@torch.library.custom_op("bert_kernels::attention", mutates_args=())
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    slopes: Tensor | None,
+    window: int | None,
+) -> tuple[Tensor, Tensor]:
+    """The output (T, N, H), and what the backward needs besides: the base-2 logarithms (N, T) of the softmax's denominators."""
+    from kernels.triton import attention as launcher
+
+    return launcher.forward(q, k, v, cu_seqlens, max_seqlen, slopes, window)
+
+
+@_forward.register_fake
+def _(q, k, v, cu_seqlens, max_seqlen, slopes, window):
+    return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
+
+
+@torch.library.custom_op("bert_kernels::attention_backward", mutates_args=())
+def _backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    slopes: Tensor | None,
+    window: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from kernels.triton import attention as launcher
+
+    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
+    launcher.backward(dout, q, k, v, out, lse, dq, dk, dv, cu_seqlens, max_seqlen, slopes, window)
+    return dq, dk, dv
+
+
+@_backward.register_fake
+def _(dout, q, k, v, out, lse, cu_seqlens, max_seqlen, slopes, window):
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save(ctx, inputs, output) -> None:
+    q, k, v, cu_seqlens, ctx.max_seqlen, slopes, ctx.window = inputs
+    ctx.save_for_backward(q, k, v, *output, cu_seqlens, slopes)
+
+
+def _differentiate(ctx, dout: Tensor, _) -> tuple:
+    *tensors, cu_seqlens, slopes = ctx.saved_tensors
+    gradients = torch.ops.bert_kernels.attention_backward(
+        dout, *tensors, cu_seqlens, ctx.max_seqlen, slopes, ctx.window
     )
-    out = out.transpose(1, 2).reshape(sequences * max_seqlen, heads, size)
-    return out[rows] if ragged else out
+    return *gradients, None, None, None, None
 
 
-def _position_bias(position: Tensor, slopes: Tensor | None, window: int | None, dtype: torch.dtype) -> Tensor | None:
-    """-slope |i - j|, and -inf beyond the window: (N or 1, L, L), or None where there is neither."""
-    if slopes is None and window is None:
-        return None
-    distance = (position[:, None] - position[None, :]).abs()
-    scale = torch.zeros(1, device=position.device) if slopes is None else slopes
-    bias = -scale[:, None, None] * distance
-    if window is not None:
-        bias = bias.masked_fill(distance > window, float("-inf"))
-    return bias.to(dtype)
+@torch.library.custom_op("bert_kernels::attention_packed", mutates_args=())
+def _packed_forward(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: Tensor | None, window: int | None
+) -> tuple[Tensor, Tensor]:
+    """As `attention`, of one tensor (T, 3, N, H)."""
+    from kernels.triton import attention as launcher
+
+    return launcher.forward(*qkv.unbind(1), cu_seqlens, max_seqlen, slopes, window)
 
 
-_BACKENDS = {"sdpa": _sdpa, "reference": reference.attention}
+@_packed_forward.register_fake
+def _(qkv, cu_seqlens, max_seqlen, slopes, window):
+    tokens, _, heads, head = qkv.shape
+    return qkv.new_empty((tokens, heads, head)), qkv.new_empty((heads, tokens), dtype=torch.float32)
+
+
+@torch.library.custom_op("bert_kernels::attention_packed_backward", mutates_args=())
+def _packed_backward(
+    dout: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    slopes: Tensor | None,
+    window: int | None,
+) -> Tensor:
+    from kernels.triton import attention as launcher
+
+    dqkv = qkv.new_empty(qkv.shape)
+    launcher.backward(dout, *qkv.unbind(1), out, lse, *dqkv.unbind(1), cu_seqlens, max_seqlen, slopes, window)
+    return dqkv
+
+
+@_packed_backward.register_fake
+def _(dout, qkv, out, lse, cu_seqlens, max_seqlen, slopes, window):
+    return qkv.new_empty(qkv.shape)
+
+
+def _packed_save(ctx, inputs, output) -> None:
+    qkv, cu_seqlens, ctx.max_seqlen, slopes, ctx.window = inputs
+    ctx.save_for_backward(qkv, *output, cu_seqlens, slopes)
+
+
+def _packed_differentiate(ctx, dout: Tensor, _) -> tuple:
+    *tensors, cu_seqlens, slopes = ctx.saved_tensors
+    dqkv = torch.ops.bert_kernels.attention_packed_backward(
+        dout, *tensors, cu_seqlens, ctx.max_seqlen, slopes, ctx.window
+    )
+    return dqkv, None, None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+_packed_forward.register_autograd(_packed_differentiate, setup_context=_packed_save)
+
+_BACKENDS = {
+    "triton": _triton,
+    "flash_attn": attention_backends.flash_attn,
+    "xformers": attention_backends.xformers,
+    "flex": attention_backends.flex,
+    "sdpa": attention_backends.sdpa,
+    "reference": reference.attention,
+}
+# Backends that take the packed form as it is; the others are given its three views.
+_PACKED = {"triton": _triton_packed, "flash_attn": attention_backends.flash_attn_packed}

@@ -62,10 +62,10 @@ def attention(
     return torch.cat(outputs).to(q_TNH.dtype) if outputs else torch.empty_like(q_TNH)
 
 
-def glu(x: Tensor, activation: str = "gelu") -> Tensor:
-    """activation(a) * b, where x = [a, b] is the output (T, 2 F) of one fused projection (arXiv 2002.05202)."""
+def glu(x: Tensor, activation: str = "gelu", dropout_p: float = 0.0) -> Tensor:
+    """dropout(activation(a) * b), where x = [a, b] is the output (T, 2 F) of one fused projection (arXiv 2002.05202)."""
     a, b = at_least_float32(x).chunk(2, dim=-1)
-    return (ACTIVATIONS[activation](a) * b).to(x.dtype)
+    return F.dropout((ACTIVATIONS[activation](a) * b).to(x.dtype), dropout_p)
 
 
 def layer_norm(
@@ -78,17 +78,22 @@ def layer_norm(
     return F.layer_norm(total, (x.shape[-1],), weight.to(total.dtype), bias.to(total.dtype), eps).to(x.dtype)
 
 
-def masked_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def masked_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, z_loss: float = 0.0, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of softmax(hidden weight' + bias) against labels, and the share predicted right.
 
-    hidden (M, D), weight (V, D), bias (V,), labels (M,) int64, where -100 is left out. Both results are float32 scalars, and 0
-    where no label is left.
+    hidden (M, D), weight (V, D), bias (V,), labels (M,) int64, where -100 is left out. To the loss is added z_loss times the
+    mean of log(sum exp logits)^2 (arXiv 2204.02311). Both results are float32 scalars, and 0 where no label is left.
     """
     logits = at_least_float32(F.linear(hidden, weight.to(hidden.dtype), bias.to(hidden.dtype)))
-    counted = (labels != IGNORED_LABEL).sum().clamp(min=1)
-    loss = F.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="sum") / counted
+    present = labels != IGNORED_LABEL
+    counted = present.sum().clamp(min=1)
+    loss = F.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="sum", label_smoothing=label_smoothing)
+    if z_loss:
+        loss = loss + z_loss * (logits.logsumexp(dim=-1).square() * present).sum()
     accuracy = (logits.argmax(dim=-1) == labels).sum() / counted
-    return loss, accuracy.float()
+    return loss / counted, accuracy.float()
 
 
 def unpad(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
@@ -99,7 +104,7 @@ def unpad(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
     lengths = (mask != 0).sum(dim=1, dtype=torch.int32)
     indices = mask.flatten().nonzero().flatten()
     cu_seqlens = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-    return x.flatten(0, 1)[indices], indices, cu_seqlens, int(lengths.max())
+    return x.flatten(0, 1)[indices], indices, cu_seqlens, int(lengths.max()) if len(lengths) else 0
 
 
 def pad(tokens: Tensor, indices: Tensor, sequences: int, length: int) -> Tensor:

@@ -58,8 +58,11 @@ class PrepareConfig:
     validation: Optional[Source] = None  # absent: `validation_fraction` of the training documents
     validation_fraction: float = 0.01
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
-    max_tokens: int = 1022  # kept of a document, before [CLS] and [SEP]; training cuts again to its own length
+    max_tokens: int = 1022  # of a record, before [CLS] and [SEP]; training cuts again to its own length
+    long_documents: str = "truncate"  # truncate: what is beyond `max_tokens` is lost | split: into several records
+    drop_duplicates: bool = False  # keep the first of equal documents, over all files; reads the text twice
     processes: int = 0  # 0: one a core
+    shard_of: Optional[str] = None  # "2/4": every fourth part, from the second; run without it to merge
     shard_mib: int = 64  # before compression
     seed: int = 17
 
@@ -70,7 +73,10 @@ class Data:
     train_split: str = "train"
     eval_split: str = "validation"
     sequence_length: int = 128
+    batching: str = "auto"  # sequences | tokens (packed) | padded; auto: padded for hf_bert, else sequences
+    masking: str = "token"  # token | word | span
     mask_rate: float = 0.30
+    mask_rate_end: Optional[float] = None  # linearly from `mask_rate` to it over the run; absent: constant
     eval_mask_rate: float = 0.15
     eval_documents: int = 0  # 0: the whole split
     workers: int = -1  # processes that read and mask; -1: 0 on a CPU, 8 a GPU
@@ -130,7 +136,7 @@ class TrainConfig:
     schedule: Schedule = field(default_factory=Schedule)
     cost: Cost = field(default_factory=Cost)
     duration: str = "70000ba"  # batches (ba), sequences (sp), real tokens (tok) or epochs (ep)
-    batch_size: int = 4096  # sequences, over all ranks
+    batch_size: int = 4096  # sequences, over all ranks; with data.batching=tokens as many full-length ones' tokens
     microbatch_size: int = 0  # sequences a rank at a time; 0: its whole share of the batch
     precision: str = "auto"  # auto | amp_bf16 | fp32
     device: str = "auto"  # auto | gpu | cpu
@@ -262,8 +268,13 @@ def run_main(schema: type[C], main: Callable[[C], object], argv: Sequence[str] |
         print(f"usage: YAML [key=value ...]\n\n{schema.__doc__}\n\nkeys and defaults:\n")
         print(OmegaConf.to_yaml(OmegaConf.structured(schema)))
         return 0 if words else 2
+    return exit_status(lambda: main(load(schema, words[0], words[1:])))
+
+
+def exit_status(action: Callable[[], object]) -> int:
+    """Run `action`; 0, 2 for a user's mistake, said in one line, 130 for Ctrl-C."""
     try:
-        main(load(schema, words[0], words[1:]))
+        action()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -2,34 +2,36 @@
 
 The unit of work is a `Part` (a file, a shard of a hub dataset, a slice of the embedded corpus): one process reads it
 from start to end and writes `SPLIT/part-NNNNN`, independent of every other. Everything is written into `OUT.partial`,
-which is renamed once it is whole.
+which is renamed once it is whole; a run that was killed is continued there, and several machines can share it
+(`shard_of`). `python -m recipe.prepare inspect DIR` shows what a dataset holds.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import fcntl
 import hashlib
 import importlib.metadata
-import itertools
+import json
 import math
-import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from concurrent import futures
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from recipe.config import PrepareConfig, run_main, to_dict
-from recipe.data import shards, sources, tokenizer
-from recipe.data.pool import CONTEXT, resolve, worker_pool
-from recipe.data.shards import DatasetInfo, Lengths, ShardWriter, SourceInfo, Vocabulary
+from recipe.config import PrepareConfig, exit_status, run_main, to_dict
+from recipe.data import duplicates, histogram, inspection, parts, shards, sources, tokenizer
+from recipe.data.parts import Job
+from recipe.data.pool import resolve
+from recipe.data.shards import DatasetInfo, Lengths, SourceInfo, Vocabulary
 from recipe.data.sources import Part, Rejected
 from recipe.errors import UserError
 
@@ -37,31 +39,19 @@ if TYPE_CHECKING:
     from transformers import BertTokenizerFast
 
 TRAIN, VALIDATION = "train", "validation"
-_CHUNK_DOCUMENTS = 256  # tokenized at a time
+MAX_LENGTH = 2**16 - 1  # tokens of a record
 _PACKAGES = ("tokenizers", "transformers", "mosaicml-streaming", "datasets", "pyarrow", "numpy")
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What a process needs to turn one part into shards."""
-
-    part: Part
-    index: int  # of the part within its split
-    splits: tuple[str, ...]  # (train, validation): by the hash of the text; one: all of it
-    config: PrepareConfig
-    vocabulary: Vocabulary
-    folder: Path
-
-
-_Done = tuple[dict[str, Lengths], Rejected]
-
-
-def prepare(config: PrepareConfig) -> DatasetInfo:
+def prepare(config: PrepareConfig) -> DatasetInfo | None:
     """Write the dataset that `config` describes, or return the finished one that is already there.
 
+    A run that was killed is continued. With `shard_of`, only this machine's parts are written, and None is returned: a run
+    without it, once the machines are done, writes what is missing, merges and finishes.
+
     Raises:
-        UserError: before anything is written for what can be known then; later for damaged files and text without a
-            single document. No half-written dataset is left at `out`.
+        UserError: before anything is written for what can be known then; later for damaged files, a full disk, text without
+            a single document. `out` appears when it is whole, finished parts wait in `out.partial`.
     """
     started = time.monotonic()
     _check(config)
@@ -73,24 +63,88 @@ def prepare(config: PrepareConfig) -> DatasetInfo:
         _report(existing, out)
         return existing
     existing_tokenizer = tokenizer.load(config.tokenizer)
-
     processes = resolve(config.processes)
-    parts = {key: sources.parts(source, processes) for key, source in _sources(config).items()}
+    all_parts = {key: sources.parts(source, processes) for key, source in _sources(config).items()}
     partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        used = existing_tokenizer or _train_tokenizer(config, parts[TRAIN])
-        vocabulary = _save_tokenizer(used, partial / "tokenizer")
-        done = _write_shards(config, parts, vocabulary, partial, processes)
-        info = _info(config, vocabulary, origins, done)
-        shards.write_info(info, partial)
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with _claimed(partial, config, origins):
+        vocabulary = _vocabulary(config, existing_tokenizer, all_parts[TRAIN], partial)
+        jobs = {key: _jobs(config, key, found, partial) for key, found in all_parts.items()}
+        mine = {key: _share_of(config, of_source) for key, of_source in jobs.items()}
+        if config.drop_duplicates:  # validation's documents come first, so that training loses its copies of them
+            duplicates.mark(sum(reversed(jobs.values()), []), sum(reversed(mine.values()), []), processes)
+        for key, of_source in mine.items():
+            missing = [job for job in of_source if not parts.is_whole(job)]
+            if len(missing) < len(of_source):
+                print(f"{key}: {len(of_source) - len(missing)} of {len(of_source)} parts are there already", flush=True)
+            for _ in parts.run(parts.write_part, missing, processes, key):
+                pass
+        if config.shard_of:
+            print(f"share {config.shard_of} is written; when every share is, run this without shard_of to merge them")
+            return None
+        info = _finish(config, vocabulary, origins, jobs, partial)
     _report(info, out, time.monotonic() - started)
     return info
+
+
+@contextlib.contextmanager
+def _claimed(partial: Path, config: PrepareConfig, origins: dict[str, Any]) -> Iterator[None]:
+    """Hold the folder of an unfinished preparation, which must be of the same one.
+
+    Runs with `shard_of` share it, a run without it has it alone.
+    """
+    work, plan = parts.work_folder(partial), _plan(config, origins)
+    file = work / "plan.json"
+    remedy = f"remove {partial}, or choose another `out`"
+    if partial.exists() and any(partial.iterdir()) and not work.is_dir():
+        raise UserError(f"{partial}: is in the way and no unfinished preparation; {remedy}")
+    if file.is_file() and (found := json.loads(file.read_text("utf-8"))) != plan:
+        different = sorted(key for key in plan if plan[key] != found.get(key))
+        raise UserError(
+            f"{partial}: holds an unfinished preparation of other settings or text (`{'`, `'.join(different)}`); {remedy}"
+        )
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, (fcntl.LOCK_SH if config.shard_of else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{partial}: another run is at work on it; wait for it, then run this again") from None
+        if not file.is_file():
+            parts.write_whole(file, lambda draft: draft.write_text(json.dumps(plan), "utf-8"))
+        try:
+            yield
+        except UserError:
+            if not config.shard_of and not any(work.glob("*-*.json")):  # not one part to go on with
+                shutil.rmtree(partial, ignore_errors=True)  # `_finish` may have done so
+            raise
+
+
+def _plan(config: PrepareConfig, origins: dict[str, Any]) -> dict[str, Any]:
+    """What the bytes of the parts depend on. A part knows its own file's size; where it depends on every file, all count."""
+    plan = _identity(to_dict(config)) | {"packages": _packages(), "text": origins}
+    given = config.tokenizer.vocab_file or config.tokenizer.name
+    if given and not config.drop_duplicates:
+        plan["text"] = {
+            key: [file["path"] for file in origin["files"]] if "files" in origin else origin
+            for key, origin in origins.items()
+        }
+    return plan
+
+
+def _packages() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def _jobs(config: PrepareConfig, key: str, found: list[Part], partial: Path) -> list[Job]:
+    splits = (key,) if config.validation else (TRAIN, VALIDATION)
+    return [Job(part, key, i, splits, config.validation_fraction, config, partial) for i, part in enumerate(found)]
+
+
+def _share_of(config: PrepareConfig, jobs: list[Job]) -> list[Job]:
+    """This machine's parts."""
+    if not config.shard_of:
+        return jobs
+    index, count = map(int, config.shard_of.split("/"))
+    return jobs[index - 1 :: count]
 
 
 def _sources(config: PrepareConfig) -> dict[str, Any]:
@@ -112,6 +166,16 @@ def _check(config: PrepareConfig) -> None:
         )
     if config.validation == config.train:
         raise UserError("`validation` is the same text as `train`; leave it out to hold out `validation_fraction`")
+    if config.max_tokens > MAX_LENGTH:
+        raise UserError(f"`max_tokens` is {config.max_tokens}; at most {MAX_LENGTH:,}, lengths are stored as uint16")
+    if config.long_documents not in ("truncate", "split"):
+        raise UserError(f"`long_documents` is {config.long_documents}; give truncate or split")
+    if config.shard_of is not None:
+        match = re.fullmatch(r"(\d+)/(\d+)", config.shard_of)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
+            raise UserError(
+                f"`shard_of` is {config.shard_of}; give this machine's number and how many there are, as 2/4"
+            )
     tokenizer.check(config.tokenizer)
     for key, source in _sources(config).items():
         sources.check(source, key)
@@ -130,7 +194,8 @@ def _existing(config: PrepareConfig, origins: dict[str, Any]) -> DatasetInfo | N
     if not (out / "dataset.json").is_file():
         raise UserError(f"{out}: exists and holds no dataset; {remedy}")
     info = shards.read_info(out)
-    wanted, found = _identity(to_dict(config)), _identity(info.config)
+    # a key that is newer than the dataset had its default's meaning then
+    wanted, found = _identity(to_dict(config)), _identity(to_dict(PrepareConfig()) | info.config)
     different = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
     if different:
         raise UserError(f"{out}: holds a dataset of another configuration (`{'`, `'.join(different)}`); {remedy}")
@@ -141,13 +206,13 @@ def _existing(config: PrepareConfig, origins: dict[str, Any]) -> DatasetInfo | N
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
     """What the bytes of a dataset depend on."""
-    return {key: value for key, value in config.items() if key not in ("out", "processes")}
+    return {key: value for key, value in config.items() if key not in ("out", "processes", "shard_of")}
 
 
-def _train_tokenizer(config: PrepareConfig, parts: list[Part]) -> BertTokenizerFast:
+def _train_tokenizer(config: PrepareConfig, train: list[Part]) -> BertTokenizerFast:
     with tqdm(desc="sample for the tokenizer", unit=" documents", leave=False) as bar:
         texts = []
-        for text in _sample(config, parts):
+        for text in _sample(config, train):
             texts.append(text)
             bar.update()
     if not texts:
@@ -156,14 +221,14 @@ def _train_tokenizer(config: PrepareConfig, parts: list[Part]) -> BertTokenizerF
     return tokenizer.train(texts, config.tokenizer)
 
 
-def _sample(config: PrepareConfig, parts: list[Part]) -> Iterator[str]:
+def _sample(config: PrepareConfig, train: list[Part]) -> Iterator[str]:
     """The leading training documents of every part, in equal shares; parts in hash order, should there be too many.
 
     Only the heads are read: a whole pass over a web corpus, for a vocabulary, would cost hours.
     """
     left = config.tokenizer.sample_documents
     salt = str(config.seed).encode()
-    ordered = sorted(parts, key=lambda part: hashlib.blake2b(part.name.encode(), key=salt).digest())
+    ordered = sorted(train, key=lambda part: hashlib.blake2b(part.name.encode(), key=salt).digest())
     for i, part in enumerate(ordered):
         share = math.ceil(left / (len(ordered) - i))
         for text in sources.documents(part, Rejected()):
@@ -175,39 +240,73 @@ def _sample(config: PrepareConfig, parts: list[Part]) -> Iterator[str]:
                 left -= 1
 
 
-def _save_tokenizer(used: BertTokenizerFast, folder: Path) -> Vocabulary:
-    tokenizer.save(used, folder)
-    return Vocabulary(
+def _vocabulary(
+    config: PrepareConfig, existing: BertTokenizerFast | None, train: list[Part], partial: Path
+) -> Vocabulary:
+    """Save the tokenizer and say what it is, unless a run before this one has done so."""
+    work = parts.work_folder(partial)
+    file, draft = work / "vocabulary.json", work / f"tokenizer.{os.getpid()}"
+    if file.is_file():
+        return Vocabulary(**json.loads(file.read_text("utf-8")))
+    used = existing or _train_tokenizer(config, train)
+    tokenizer.save(used, draft)
+    with parts.alone(work / "tokenizer.lock"):
+        if not (partial / "tokenizer").exists():  # another machine's is the same, byte for byte
+            draft.rename(partial / "tokenizer")
+    vocabulary = Vocabulary(
         size=max(used.get_vocab().values()) + 1,
         lowercase=bool(used.do_lower_case),
-        sha256=hashlib.sha256((folder / "vocab.txt").read_bytes()).hexdigest(),
+        sha256=hashlib.sha256((partial / "tokenizer" / "vocab.txt").read_bytes()).hexdigest(),
         pad_id=used.pad_token_id,
         unk_id=used.unk_token_id,
         cls_id=used.cls_token_id,
         sep_id=used.sep_token_id,
         mask_id=used.mask_token_id,
     )
+    parts.write_whole(file, lambda draft: draft.write_text(json.dumps(dataclasses.asdict(vocabulary)), "utf-8"))
+    return vocabulary
 
 
-def _write_shards(
-    config: PrepareConfig, parts: dict[str, list[Part]], vocabulary: Vocabulary, folder: Path, processes: int
-) -> dict[str, _Done]:
-    """Write every part of every source, merge the indexes; returns counts and rejected records by source."""
-    done = {}
-    for key, of_source in parts.items():
-        splits = (key,) if config.validation else (TRAIN, VALIDATION)
-        jobs = [_Job(part, i, splits, config, vocabulary, folder) for i, part in enumerate(of_source)]
-        lengths, rejected = {split: Lengths(config.max_tokens) for split in splits}, Rejected()
-        for part_lengths, part_rejected in _run(jobs, processes, key):
-            rejected.merge(part_rejected)
-            for split in splits:
-                lengths[split].merge(part_lengths[split])
-        for split in splits:
-            if not lengths[split].histogram.any():
-                raise UserError(_no_documents(split, key, rejected))
-            shards.merge_parts(folder, split, len(jobs))
-        done[key] = (lengths, rejected)
-    return done
+def _finish(
+    config: PrepareConfig,
+    vocabulary: Vocabulary,
+    origins: dict[str, Any],
+    jobs: dict[str, list[Job]],
+    partial: Path,
+) -> DatasetInfo:
+    """Merge the parts, describe the whole, and give it its name."""
+    lengths, rejected = {}, {}
+    for key, of_source in jobs.items():
+        rejected[key] = Rejected()
+        lengths |= {split: Lengths(config.max_tokens) for split in of_source[0].splits}
+        for job in of_source:
+            part_lengths, part_rejected = parts.read_part(job)
+            rejected[key].merge(part_rejected)
+            for split, of_split in part_lengths.items():
+                lengths[split].merge(of_split)
+        for split in of_source[0].splits:
+            records = int(lengths[split].histogram.sum())
+            if not records:
+                shutil.rmtree(partial)  # there is nothing in it to go on with
+                raise UserError(_no_documents(split, key, rejected[key]))
+            shards.merge_parts(partial, split, len(of_source))
+            parts.merge_lengths(of_source, split, records)
+    info = DatasetInfo(
+        vocabulary=vocabulary,
+        max_tokens=config.max_tokens,
+        splits={split: of_split.info() for split, of_split in lengths.items()},
+        sources={key: SourceInfo(origins[key], dict(r.counts), r.examples) for key, r in rejected.items()},
+        config=to_dict(config),
+        packages=_packages(),
+    )
+    histogram.draw(lengths, partial / histogram.NAME)
+    shards.write_info(info, partial)
+    shutil.rmtree(parts.work_folder(partial))
+    out = Path(config.out)
+    if out.exists():
+        out.rmdir()  # an empty one, `_existing` has checked
+    partial.rename(out)
+    return info
 
 
 def _no_documents(split: str, key: str, rejected: Rejected) -> str:
@@ -216,105 +315,6 @@ def _no_documents(split: str, key: str, rejected: Rejected) -> str:
     reasons = ", ".join(f"{count} {kind}" for kind, count in rejected.counts.items()) or "nothing in it"
     first = next(iter(rejected.examples.values()), [""])[0]
     return f"`{key}`: not one document ({reasons}; first at {first}); look at the files and at {key}.text_key"
-
-
-def _run(jobs: list[_Job], processes: int, what: str) -> Iterator[_Done]:
-    """Run jobs side by side, showing progress; yields their results in the order of the jobs."""
-    workers = min(processes, len(jobs))
-    counters = CONTEXT.Array("q", 3)
-    # cores that no part occupies serve the threads of the tokenizers
-    pool = worker_pool(workers, _share, (counters, processes // workers))
-    with pool, tqdm(total=len(jobs), desc=what, unit=" parts") as bar:
-        try:
-            pending = [pool.submit(_write_part, job) for job in jobs]
-            _watch(pending, counters, bar)
-        except BrokenProcessPool:
-            raise UserError("a process died, most likely out of memory; run again with a smaller `processes`") from None
-        finally:
-            counters[_STOP] = 1
-            pool.shutdown(wait=True, cancel_futures=True)
-    yield from (job.result() for job in pending)
-
-
-def _watch(pending: list[futures.Future], counters: Any, bar: tqdm) -> None:
-    """Update the bar until every job is done; raise the error of the first that fails."""
-    started, left = time.monotonic(), set(pending)
-    while left:
-        finished, left = futures.wait(left, timeout=0.5, return_when=futures.FIRST_COMPLETED)
-        mb_per_s = counters[_BYTES] / 1e6 / max(time.monotonic() - started, 1e-3)
-        bar.set_postfix_str(f"{counters[_DOCUMENTS]:,} documents, {mb_per_s:.1f} MB/s", refresh=False)
-        bar.update(len(finished))
-        for job in finished:
-            job.result()
-
-
-# What processes share with the one that shows progress; `_STOP` tells them to give up.
-_DOCUMENTS, _BYTES, _STOP = range(3)
-_counters: Any = None
-
-
-class _Stopped(Exception):
-    """Another part failed, or the user interrupted."""
-
-
-def _share(counters: Any, threads: int) -> None:
-    global _counters
-    _counters = counters
-    if multiprocessing.parent_process():  # read by the tokenizers library, at its first call in a process
-        os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
-        os.environ["RAYON_NUM_THREADS"] = str(threads)
-
-
-def _write_part(job: _Job) -> _Done:
-    """Tokenize one part and write its shards, one folder a split."""
-    config, rejected = job.config, Rejected()
-    encoder = tokenizer.encoder(job.folder / "tokenizer")
-    writers = {}
-    for split in job.splits:
-        folder = shards.part_folder(job.folder, split, job.index)
-        writers[split] = ShardWriter(folder, config.max_tokens, job.vocabulary.unk_id, config.shard_mib)
-    documents = sources.documents(job.part, rejected)
-    while texts := list(itertools.islice(documents, _CHUNK_DOCUMENTS)):
-        encodings = encoder.encode_batch_fast(texts, add_special_tokens=False)
-        for text, encoding in zip(texts, encodings, strict=True):
-            if encoding.ids:
-                writers[_split(job, text)].write(encoding.ids)
-            else:  # control characters and the like
-                rejected.add("no tokens", f"{job.part.name}: {text[:20]!r}")
-        _count(texts)
-    for writer in writers.values():
-        writer.finish()
-    return {split: writer.lengths for split, writer in writers.items()}, rejected
-
-
-def _split(job: _Job, text: str) -> str:
-    if len(job.splits) == 1:
-        return job.splits[0]
-    return VALIDATION if sources.held_out(text, job.config.validation_fraction, job.config.seed) else TRAIN
-
-
-def _count(texts: list[str]) -> None:
-    with _counters.get_lock():
-        _counters[_DOCUMENTS] += len(texts)
-        _counters[_BYTES] += sum(len(text.encode()) for text in texts)
-        if _counters[_STOP]:
-            raise _Stopped
-
-
-def _info(
-    config: PrepareConfig, vocabulary: Vocabulary, origins: dict[str, Any], done: dict[str, _Done]
-) -> DatasetInfo:
-    return DatasetInfo(
-        vocabulary=vocabulary,
-        max_tokens=config.max_tokens,
-        splits={split: lengths.info() for of_source, _ in done.values() for split, lengths in of_source.items()},
-        sources={
-            key: SourceInfo(origins[key], dict(rejected.counts), rejected.examples)
-            for key, (_, rejected) in done.items()
-        },
-        config=to_dict(config),
-        packages={name: importlib.metadata.version(name) for name in _PACKAGES},
-    )
 
 
 def _report(info: DatasetInfo, out: Path, seconds: float | None = None) -> None:
@@ -333,9 +333,13 @@ def _report(info: DatasetInfo, out: Path, seconds: float | None = None) -> None:
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that it cleans up as it does for Ctrl-C
+    """`YAML [key=value ...]`, or `inspect DIR`."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that its processes end with it
+    words = sys.argv[1:]
+    if words[:1] == ["inspect"]:
+        return exit_status(lambda: inspection.main(words[1:]))
     return run_main(PrepareConfig, prepare)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

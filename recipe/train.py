@@ -32,7 +32,7 @@ from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.model.huggingface import HFBertForMaskedLM
 from recipe.training import memory
 from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, clock, say
-from recipe.training.checks import check_numbers, parse_time
+from recipe.training.checks import batching_of, check_numbers, parse_time, planned_documents
 from recipe.training.composer_model import MaskedLM
 from recipe.training.hardware import Hardware, find_hardware, measured_cpu_peak
 from recipe.training.optimizer import build_optimizer
@@ -215,7 +215,7 @@ def build_trainer(plan: Plan, model: nn.Module, meter: Meter) -> Trainer:
         schedulers=build_schedule(config.schedule),
         train_dataloader=data_spec(plan, train=True, batch_size=a_rank),
         eval_dataloader=evaluator(plan, microbatch),
-        eval_interval=config.eval_every if parse_time("", config.eval_every).value else "1dur",
+        eval_interval=interval(config, config.eval_every),
         max_duration=config.duration,
         device_train_microbatch_size=microbatch,
         accumulate_train_batch_on_tokens=True,
@@ -236,10 +236,17 @@ def build_trainer(plan: Plan, model: nn.Module, meter: Meter) -> Trainer:
     return trainer
 
 
+def interval(config: TrainConfig, every: str) -> str:
+    """What Composer calls it; "at the end only" is 1dur, or the duration where Composer is not told how long an epoch is."""
+    if parse_time("", every).value:
+        return every
+    return config.duration if batching_of(config) == "tokens" else "1dur"
+
+
 def save_interval(config: TrainConfig) -> str | Callable[[State, Event], bool]:
     """When Composer writes a checkpoint; at the end it does so in any case."""
     if not config.checkpoint_at:
-        return config.checkpoint_every if parse_time("", config.checkpoint_every).value else "1dur"
+        return interval(config, config.checkpoint_every)
     at = set(config.checkpoint_at)
 
     def is_time(state: State, event: Event) -> bool:
@@ -258,8 +265,9 @@ def data_spec(plan: Plan, train: bool, batch_size: int) -> DataSpec:
         train=train,
         batch_size=batch_size,
         seed=config.seed,
-        padded=config.model.name == "hf_bert",
+        batching=batching_of(config),
         workers=workers,
+        run_documents=planned_documents(config, plan.info) if config.data.mask_rate_end is not None else None,
     )
     return DataSpec(
         loader,

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COLUMNS = ("score", "usd", "seconds", "tokens")
+COLUMNS = ("score", "mlm_loss", "usd", "seconds", "tokens")
 
 
 def table_after(marker: str) -> list[list[str]]:

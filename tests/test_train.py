@@ -47,9 +47,9 @@ def run(yaml, *words) -> dict:
     return train.train(load(TrainConfig, str(yaml), words))
 
 
-def command(*words: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
+def command(*words: str, launcher: tuple[str, ...] = (), **variables: str) -> subprocess.Popen:
     program = [*launcher, *([] if launcher else [sys.executable]), "-m", "recipe.train", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.Popen(
         program, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -102,8 +102,10 @@ def test_duration_in_every_unit_decays_the_schedule_to_its_end(yaml, duration, b
         assert curve[-2]["tokens"] < 2000 <= curve[-1]["tokens"]
 
 
-def test_killed_at_any_batch_and_resumed_the_run_is_the_unbroken_one(yaml, tmp_path):
+@pytest.mark.parametrize("batching", ["sequences", "tokens"])
+def test_killed_at_any_batch_and_resumed_the_run_is_the_unbroken_one(yaml, tmp_path, batching):
     words = (str(yaml), "duration=160ba", "checkpoint_every=7ba", "log_every=5", "optimizer.lr=1.0e-3")
+    words = (*words, f"data.batching={batching}")
     unbroken = command(*words, f"out={tmp_path / 'unbroken'}")
     assert unbroken.wait(300) == 0, unbroken.stderr.read()
     out = tmp_path / "broken"
@@ -156,6 +158,20 @@ def test_two_ranks_train_what_one_trains(yaml, tmp_path, launcher):
     assert losses(tmp_path / "two")[-1] == pytest.approx(losses(tmp_path / "run")[-1], abs=0.15)
 
 
+def test_triton_kernels_give_the_reference_s_curve(yaml, tmp_path):
+    """The whole command with every kernel in Triton's interpreter, beside plain torch."""
+    words = ("duration=5ba", "log_every=1", "batch_size=4", "data.sequence_length=24", "data.eval_documents=4",
+             "precision=fp32", "device=cpu", "model.hidden_dropout_prob=0")  # fmt: skip
+    triton = ("model.attention=triton", "model.kernels=triton", f"out={tmp_path / 'triton'}")
+    interpreted = command(str(yaml), *words, *triton, TRITON_INTERPRET="1")
+    plain = run(yaml, *words, "model.attention=reference", "model.kernels=reference")
+    assert interpreted.wait(300) == 0, interpreted.stderr.read()
+    record = read_record(tmp_path / "triton")
+    assert [choice["name"] for choice in record["backends"].values()] == ["triton", "triton"]
+    assert losses(tmp_path / "triton") == pytest.approx(losses(tmp_path / "run"), rel=1e-4)
+    assert record["eval"]["loss"] == pytest.approx(plain["eval"]["loss"], rel=1e-4)
+
+
 MISTAKES = {
     "optimzer.lr=1": "did you mean `optimizer`",
     "optimizer.lr=fast": "could not be converted to Float",
@@ -164,6 +180,16 @@ MISTAKES = {
     "data.eval_split=test": "has train, validation",
     "data.path=nowhere": "recipe.prepare",
     "data.mask_rate=1.5": "between 0 and 1",
+    "data.mask_rate_end=0": "between 0 and 1",
+    "data.mask_rate_end=0.15 duration=900tok": "give `duration` in sp, ba or ep",
+    "data.mask_rate_end=0.15 data.batching=tokens": "give `duration` in sp",
+    "data.masking=letter": "token, word, span",
+    "data.batching=rows": "known are auto, sequences, tokens, padded",
+    "data.batching=padded": "mosaic_bert takes sequences or tokens",
+    "data.batching=tokens model.name=hf_bert": "hf_bert takes padded",
+    "data.batching=tokens batch_size=12": "a multiple of 8",
+    "data.batching=tokens microbatch_size=4": "a multiple of 8",
+    "data.batching=tokens duration=1ep": "give sp",
     "data.sequence_length=2": "need 3",
     "duration=5": "1000ba",
     "duration=0ba": "at least 1ba",
@@ -194,7 +220,7 @@ MISTAKES = {
 @pytest.mark.parametrize("word", MISTAKES)
 def test_a_mistake_is_one_line_before_anything_is_written(yaml, tmp_path, word):
     with pytest.raises(UserError) as raised:
-        run(yaml, word)
+        run(yaml, *word.split(" "))
     message = str(raised.value)
     assert MISTAKES[word] in message and "\n" not in message
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,5 @@
-"""Documents to batches. A batch is a stream of real tokens with its masked positions known; for the baseline it is padded.
+"""Documents to batches. A batch is a stream of real tokens with its masked positions known; for the baseline it is padded, and
+with a fixed budget of tokens it is packed, its shapes the same every time (`recipe.data.packing`).
 
 Shapes: S sequences, T real tokens, M masked tokens, L the longest sequence.
 """
@@ -12,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recipe.data.masking import Masker
+from recipe.data.masking import Masker, RateSchedule
 
 IGNORED_LABEL = -100
+BIN_SEQUENCES = 8  # full-length sequences that a bin of a packed batch has room for
 Batch = dict[str, Tensor | int]
 
 
@@ -32,6 +34,7 @@ class Collator:
     sep_id: int
     pad_id: int
     padded: bool
+    schedule: RateSchedule | None = None  # of the masking rate; absent: the masker's own
 
     def __call__(self, documents: list[dict]) -> Batch:
         """`documents` are `recipe.data.stream.Documents`' items."""
@@ -48,7 +51,12 @@ class Collator:
         numbers = np.array([document["id"] for document in documents])
         positions = np.arange(len(ids)) - np.repeat(starts, lengths)
         masked, chosen, labels = self.masker(
-            ids, self.masker.is_special[ids], np.repeat(numbers, lengths), positions, documents[0]["epoch"]
+            ids,
+            self.masker.is_special[ids],
+            np.repeat(numbers, lengths),
+            positions,
+            documents[0]["epoch"],
+            self.schedule(documents[0]["seen"]) if self.schedule else None,
         )
         batch: Batch = {
             "document_ids": torch.from_numpy(numbers),
@@ -74,18 +82,23 @@ def pad_batch(batch: Batch, pad_id: int) -> Batch:
 
 
 def sequence_lengths(batch: Batch) -> Tensor:
-    """(S,) int64, real tokens of each sequence of either form."""
+    """(S,) int64, real tokens of each sequence of any form; 0 for what only fills a packed batch."""
     if "cu_seqlens" in batch:
-        return batch["cu_seqlens"].diff().long()
+        return batch["cu_seqlens"].diff().long() * (batch["document_ids"] >= 0)
     return batch["attention_mask"].sum(dim=1)
 
 
 def count_sequences(batch: Batch) -> int:
+    if "counts" in batch:
+        return int(batch["counts"][:, 0].sum())
     return len(batch["document_ids"])
 
 
 def count_tokens(batch: Batch) -> dict[str, int]:
     """Real tokens, and those of them that have a label, under Composer's names."""
+    if "counts" in batch:
+        _, tokens, labelled = batch["counts"].sum(axis=0).tolist()
+        return {"total": tokens, "loss_generating": labelled}
     if "cu_seqlens" in batch:
         return {"total": len(batch["input_ids"]), "loss_generating": len(batch["labels"])}
     labelled = int((batch["labels"] != IGNORED_LABEL).sum())
@@ -93,12 +106,28 @@ def count_tokens(batch: Batch) -> dict[str, int]:
 
 
 def split_batch(batch: Batch, sequences: int) -> list[Batch]:
-    """Pieces of at most `sequences` sequences, in order: microbatches."""
+    """Pieces of at most `sequences` sequences, in order: microbatches. Of a packed batch: of as many full-length ones' tokens."""
+    if "counts" in batch:
+        bins = int(sequences) // BIN_SEQUENCES
+        return [_split_packed(batch, start, start + bins) for start in range(0, len(batch["counts"]), bins)]
     if sequences >= count_sequences(batch):
         return [batch]
     cuts = range(0, count_sequences(batch), int(sequences))
     split: Callable[[Batch, int, int], Batch] = _split_stream if "cu_seqlens" in batch else _split_padded
     return [split(batch, start, min(start + int(sequences), count_sequences(batch))) for start in cuts]
+
+
+def _split_packed(batch: Batch, start: int, end: int) -> Batch:
+    """Some of the bins; each has the same share of every tensor."""
+    bins = len(batch["counts"])
+    pieces = {}
+    for name in ("document_ids", "input_ids", "masked_indices", "labels"):
+        pieces[name] = batch[name].view(bins, -1)[start:end].flatten()
+    slots = len(batch["document_ids"]) // bins
+    first = start * (len(batch["input_ids"]) // bins)
+    pieces["cu_seqlens"] = batch["cu_seqlens"][start * slots : end * slots + 1] - first
+    pieces["masked_indices"] = pieces["masked_indices"] - first
+    return {**pieces, "max_seqlen": batch["max_seqlen"], "counts": batch["counts"][start:end]}
 
 
 def _split_padded(batch: Batch, start: int, end: int) -> Batch:

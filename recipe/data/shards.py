@@ -3,10 +3,11 @@
     OUT/dataset.json                     DatasetInfo
     OUT/tokenizer/                       a transformers tokenizer folder
     OUT/train/index.json                 merged from the parts below
+    OUT/train/lengths.npy                (documents,) uint16, tokens of each record: packing needs no other file
     OUT/train/part-00000/shard.*.mds.zstd
     OUT/validation/...
 
-A record is one document: column `tokens`, a one-dimensional uint16 array without [CLS] and [SEP].
+A record is one document, or a window of a long one: column `tokens`, a one-dimensional uint16 array without [CLS] and [SEP].
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import tempfile
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from recipe.errors import UserError
 
 FORMAT = 1  # of dataset.json
 DTYPE = "uint16"
+LENGTHS = "lengths.npy"
 _QUANTILES = (5, 25, 50, 75, 95, 99)
 
 
@@ -43,7 +47,7 @@ class Vocabulary:
 
 @dataclass
 class SplitInfo:
-    """One split as it is stored; lengths are in tokens, after the cut at `max_tokens`."""
+    """One split as it is stored; a window of a long document counts as a document, lengths are those of records."""
 
     documents: int
     tokens: int
@@ -109,13 +113,18 @@ class Lengths:
 
 
 class ShardWriter:
-    """Writes the documents of one part of one split into a folder of its own; `finish` completes it."""
+    """Writes the documents of one part of one split into a folder of its own; `finish` completes it.
 
-    def __init__(self, folder: Path, max_tokens: int, unk_id: int, shard_mib: int) -> None:
+    A document of more than `max_tokens` is cut, or with `windows` becomes several records.
+    """
+
+    def __init__(self, folder: Path, max_tokens: int, unk_id: int, shard_mib: int, windows: bool = False) -> None:
         from streaming import MDSWriter  # takes seconds, so only who writes pays for it
 
         self.lengths = Lengths(max_tokens)
+        self.of_records = array("H")  # lengths, in order
         self._max_tokens = max_tokens
+        self._windows = windows
         self._unk_id = unk_id
         self._writer = MDSWriter(
             out=str(folder),
@@ -126,11 +135,13 @@ class ShardWriter:
         )
 
     def write(self, ids: list[int]) -> None:
-        tokens = np.array(ids[: self._max_tokens], DTYPE)
-        self._writer.write({"tokens": tokens})
-        self.lengths.histogram[len(tokens)] += 1
+        for start in range(0, len(ids) if self._windows else 1, self._max_tokens):
+            tokens = np.array(ids[start : start + self._max_tokens], DTYPE)
+            self._writer.write({"tokens": tokens})
+            self.of_records.append(len(tokens))
+            self.lengths.histogram[len(tokens)] += 1
+            self.lengths.unknown_tokens += int((tokens == self._unk_id).sum())
         self.lengths.read_tokens += len(ids)
-        self.lengths.unknown_tokens += int((tokens == self._unk_id).sum())
 
     def finish(self) -> None:
         self._writer.finish()
@@ -151,6 +162,21 @@ def merge_parts(out: Path, split: str, count: int) -> None:
         merge_index(indexes, str((out / split).resolve()))
     finally:
         logging.disable(logging.NOTSET)
+
+
+def some_records(path: Path, split: str, count: int) -> list[tuple[int, np.ndarray]]:
+    """(number, tokens (length,) uint16) of `count` records, evenly spaced over the first shard of a split."""
+    from streaming.base.compression import decompress
+    from streaming.base.format import reader_from_json
+
+    first = json.loads((path / split / "index.json").read_text("utf-8"))["shards"][0]
+    packed, raw = path / split / first["zip_data"]["basename"], Path(first["raw_data"]["basename"]).name
+    with tempfile.TemporaryDirectory() as folder:  # nothing is written beside the shards
+        (Path(folder) / raw).write_bytes(decompress(first["compression"], packed.read_bytes()))
+        plain = {**first, "compression": None, "zip_data": None, "raw_data": {**first["raw_data"], "basename": raw}}
+        reader = reader_from_json(folder, None, plain)
+        chosen = sorted({i * reader.samples // count for i in range(count)})
+        return [(number, reader.get_item(number)["tokens"]) for number in chosen]
 
 
 def write_info(info: DatasetInfo, out: Path) -> None:

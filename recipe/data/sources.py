@@ -149,8 +149,13 @@ def embedded_entries(source: Source, processes: int = 1) -> tuple[docstrings.Ent
 
 def held_out(text: str, fraction: float, seed: int) -> bool:
     """Whether a document belongs to the validation split: decided by its text alone, so that a copy never leaks."""
+    return text_hash(text, seed) < fraction * 2**64
+
+
+def text_hash(text: str, seed: int = 0) -> int:
+    """64 bits of a text."""
     key = hashlib.blake2b(text.encode(), digest_size=8, salt=seed.to_bytes(8, "little", signed=True)).digest()
-    return int.from_bytes(key, "little") < fraction * 2**64
+    return int.from_bytes(key, "little")
 
 
 def documents(part: Part, rejected: Rejected) -> Iterator[str]:

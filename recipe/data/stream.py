@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,35 @@ import torch
 from numpy.typing import NDArray
 from streaming import StreamingDataLoader, StreamingDataset
 from streaming.base.util import clean_stale_shared_memory
+from streaming.base.world import World
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from recipe.config import Data
-from recipe.data.batch import Batch, Collator, count_sequences
-from recipe.data.masking import Masker
-from recipe.data.shards import DatasetInfo
+from recipe.data.batch import BIN_SEQUENCES, Batch, Collator, count_sequences
+from recipe.data.masking import Masker, RateSchedule
+from recipe.data.packing import EpochOrder, Packed, PackedCollator, Packer
+from recipe.data.shards import LENGTHS, DatasetInfo
 from recipe.errors import UserError
 
 
 class Documents(StreamingDataset):
-    """Tokenised documents, each with its number in the split and the epoch it is read in."""
+    """Tokenised documents, with their numbers in the split, the epoch, and what the run has seen before their batch."""
 
     epoch = 0
+    _first = 0  # documents of the epoch that were seen before a resume
 
     def _get_work(self, epoch: int, sample_in_epoch: int) -> NDArray[np.int64]:
-        self.epoch = epoch  # the one place where a worker process learns it
+        self.epoch, self._first = epoch, sample_in_epoch  # the one place where a worker process learns it
         return super()._get_work(epoch, sample_in_epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        ranks = World.detect().num_ranks
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        for i, item in enumerate(super().__iter__()):
+            batch = i // self.batch_size * workers + worker  # workers take turns
+            item["seen"] = self.epoch * self.size + self._first + batch * self.batch_size * ranks
+            yield item
 
     def __getitem__(self, at: int) -> dict[str, Any]:
         """tokens (length,) uint16, id, epoch."""
@@ -43,6 +57,62 @@ class EvaluationDocuments(Documents):
 class Loader(StreamingDataLoader):
     def _get_batch_size(self, batch: Batch) -> int:
         return count_sequences(batch)
+
+
+class PackedDocuments(IterableDataset):
+    """Packed batches of this rank, epoch after epoch."""
+
+    def __init__(self, documents: Documents, packer: Packer, collator: PackedCollator, seed: int) -> None:
+        self._documents = documents
+        self._packer = packer
+        self._collator = collator
+        self._seed = seed
+        self._epoch, self._position = -1, 0
+        self._resumed = False
+
+    def begin_epoch(self) -> None:
+        """The next one, or the one that `load_state_dict` gave."""
+        if not self._resumed:
+            self._epoch, self._position = self._epoch + 1, 0
+        self._resumed = False
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        order = EpochOrder(self._documents.samples_per_shard, self._seed, self._epoch)
+        for number, packed in enumerate(self._packer.batches(order, self._position)):
+            if number % workers == worker:
+                yield self._read(packed)
+
+    def _read(self, packed: Packed) -> Batch:
+        """This rank's bins of a batch."""
+        bins = self._collator.bins
+        local = packed.bins - World.detect().rank * bins
+        mine = np.flatnonzero((local >= 0) & (local < bins))
+        mine = mine[np.argsort(local[mine], kind="stable")]
+        seen = self._epoch * self._documents.size + packed.seen
+        items = [
+            {"tokens": self._documents[at]["tokens"], "id": at, "epoch": self._epoch, "seen": seen}
+            for at in packed.numbers[mine].tolist()
+        ]
+        return self._collator(items, local[mine])
+
+    def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, int]:
+        """Composer asks with the documents that all ranks have seen since the epoch's beginning."""
+        assert from_beginning
+        return {"epoch": max(self._epoch, 0), "sample_in_epoch": num_samples}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._epoch, self._position = state["epoch"], state["sample_in_epoch"]
+        self._resumed = True
+
+
+class PackedLoader(DataLoader):
+    """Its workers live for an epoch, so that they start with the epoch's number."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.dataset.begin_epoch()
+        return super().__iter__()
 
 
 def free_shared_memory() -> None:
@@ -63,28 +133,46 @@ def check_vocabulary(path: str, info: DatasetInfo) -> None:
 
 
 def open_loader(
-    data: Data, info: DatasetInfo, *, train: bool, batch_size: int, seed: int, padded: bool, workers: int
-) -> Loader:
-    """Batches of `batch_size` sequences a rank of the training or the evaluation split."""
-    split = data.train_split if train else data.eval_split
-    documents = (Documents if train else EvaluationDocuments)(
-        local=str(Path(data.path) / split),
-        shuffle=train,
-        shuffle_seed=data.shuffle_seed,
-        batch_size=batch_size,
-        num_canonical_nodes=1 if not train else None,
-    )
+    data: Data,
+    info: DatasetInfo,
+    *,
+    train: bool,
+    batch_size: int,
+    seed: int,
+    batching: str,
+    workers: int,
+    run_documents: int | None = None,
+) -> Loader | PackedLoader:
+    """Batches of `batch_size` sequences a rank, or of as many full-length ones' tokens, of the training or the evaluation split.
+
+    `batching` is sequences, tokens (evaluation: sequences) or padded; `run_documents`, what the whole run sees, is needed where
+    the masking rate changes.
+    """
+    documents = _documents(data, train, batch_size)
     vocabulary = info.vocabulary
     special = [vocabulary.pad_id, vocabulary.unk_id, vocabulary.cls_id, vocabulary.sep_id, vocabulary.mask_id]
+    schedule = None
+    if train and data.mask_rate_end is not None:
+        schedule = RateSchedule(data.mask_rate, data.mask_rate_end, run_documents)
     masker = Masker(
         rate=data.mask_rate if train else data.eval_mask_rate,
         mask_id=vocabulary.mask_id,
         ordinary_ids=np.setdiff1d(np.arange(vocabulary.size), special),
         seed=seed if train else 0,
+        kind=data.masking if train else "token",
+        continues=_continuations(data.path) if train and data.masking == "word" else None,
     )
     collator = Collator(
-        data.sequence_length, masker, vocabulary.cls_id, vocabulary.sep_id, vocabulary.pad_id, padded=padded
+        data.sequence_length,
+        masker,
+        vocabulary.cls_id,
+        vocabulary.sep_id,
+        vocabulary.pad_id,
+        padded=batching == "padded",
+        schedule=schedule,
     )
+    if train and batching == "tokens":
+        return _packed_loader(data, documents, collator, batch_size, workers)
     return Loader(
         documents,
         batch_size=batch_size,
@@ -92,5 +180,46 @@ def open_loader(
         drop_last=train,
         num_workers=workers,
         persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _documents(data: Data, train: bool, batch_size: int) -> Documents:
+    split = data.train_split if train else data.eval_split
+    return (Documents if train else EvaluationDocuments)(
+        local=str(Path(data.path) / split),
+        shuffle=train,
+        shuffle_seed=data.shuffle_seed,
+        batch_size=batch_size,
+        num_canonical_nodes=1 if not train else None,
+    )
+
+
+def _continuations(path: str) -> NDArray[np.bool_]:
+    """(65536,) by token id: whether it goes on with the word before it."""
+    tokens = (Path(path) / "tokenizer" / "vocab.txt").read_text("utf-8").split("\n")
+    table = np.zeros(2**16, bool)
+    table[: len(tokens)] = [token.startswith("##") for token in tokens]
+    return table
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _packed_loader(data: Data, documents: Documents, collator: Collator, batch_size: int, workers: int) -> PackedLoader:
+    file = Path(data.path) / data.train_split / LENGTHS
+    if not file.is_file():
+        raise UserError(f"{file}: no such file, and data.batching=tokens needs it; prepare the dataset again")
+    bins = batch_size // BIN_SEQUENCES
+    packer = Packer(np.load(file, mmap_mode="r"), data.sequence_length, bins * World.detect().num_ranks)
+    if next(packer.batches(EpochOrder(documents.samples_per_shard, data.shuffle_seed, 0), 0), None) is None:
+        tokens = packer.bins * BIN_SEQUENCES * data.sequence_length
+        raise UserError(f"{file.parent}: not one batch of {tokens:,} tokens in it; lower batch_size")
+    return PackedLoader(
+        PackedDocuments(documents, packer, PackedCollator(collator, bins), data.shuffle_seed),
+        batch_size=None,
+        collate_fn=_as_it_is,  # the default would make a tensor of the counts, which stay on the host
+        num_workers=workers,
         pin_memory=torch.cuda.is_available(),
     )

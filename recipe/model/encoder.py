@@ -69,10 +69,10 @@ class Attention(nn.Module):
     def forward(
         self, x_TD: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes_N: Tensor, keep_M: Tensor | None
     ) -> Tensor:
-        q_TNH, k_TNH, v_TNH = self.qkv(x_TD).unflatten(-1, (3, self.heads, -1)).unbind(1)
+        qkv_T3NH = self.qkv(x_TD).unflatten(-1, (3, self.heads, -1))
         dropout_p = self.dropout_p if self.training else 0.0
-        mixed_TNH = kernels.attention(
-            q_TNH, k_TNH, v_TNH, cu_seqlens, max_seqlen, slopes_N, dropout_p=dropout_p, backend=self.backend
+        mixed_TNH = kernels.attention_packed(
+            qkv_T3NH, cu_seqlens, max_seqlen, slopes_N, dropout_p=dropout_p, backend=self.backend
         )
         mixed_TD = mixed_TNH.flatten(1)
         if keep_M is not None:
@@ -86,15 +86,16 @@ class FeedForward(nn.Module):
     def __init__(self, config: EncoderConfig, backends: Backends) -> None:
         super().__init__()
         self.gated = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.out = nn.Linear(config.intermediate_size, config.hidden_size)
         self.norm = LayerNorm(config, backends)
         self.activation = config.hidden_act
+        self.dropout_p = config.hidden_dropout_prob
         self.backend = backends.kernels.name
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        inner_TF = kernels.glu(self.gated(x_TD), self.activation, backend=self.backend)
-        return self.norm(self.out(self.dropout(inner_TF)), x_TD)
+        dropout_p = self.dropout_p if self.training else 0.0
+        inner_TF = kernels.glu(self.gated(x_TD), self.activation, dropout_p, backend=self.backend)
+        return self.norm(self.out(inner_TF), x_TD)
 
 
 class Layer(nn.Module):

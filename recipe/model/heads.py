@@ -74,9 +74,10 @@ class MosaicBertForMaskedLM(nn.Module):
     ) -> Output:
         """Logits (S, L, V) of padded sequences (S, L), padding's hidden state taken as 0; with labels (S, L), -100 where there is
         none, also the loss."""
-        batch, indices_T = _stream(input_ids, attention_mask, token_type_ids)
+        backend = self.backends.kernels.name
+        batch, indices_T = _stream(input_ids, attention_mask, token_type_ids, backend)
         hidden_TD = self.encoder(batch["input_ids"], batch["cu_seqlens"], batch["max_seqlen"], batch["token_type_ids"])
-        hidden_SLD = kernels.pad(hidden_TD, indices_T, *input_ids.shape)
+        hidden_SLD = kernels.pad(hidden_TD, indices_T, *input_ids.shape, backend=backend)
         logits = F.linear(self.head(hidden_SLD), self.encoder.embeddings.word.weight, self.head.bias)
         loss = None
         if labels is not None:
@@ -91,7 +92,8 @@ class MosaicBertForSequenceClassification(nn.Module):
         super().__init__()
         self.config = config
         self.num_labels = num_labels
-        self.encoder = Encoder(config, backends)
+        self.backends = backends or Backends()
+        self.encoder = Encoder(config, self.backends)
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, num_labels)
@@ -113,7 +115,7 @@ class MosaicBertForSequenceClassification(nn.Module):
         labels: Tensor | None = None,
     ) -> Output:
         """Logits (S, C) of padded sequences (S, L); with labels (S,), also the cross-entropy, or for C = 1 the squared error."""
-        batch, _ = _stream(input_ids, attention_mask, token_type_ids)
+        batch, _ = _stream(input_ids, attention_mask, token_type_ids, self.backends.kernels.name)
         logits = self.sequence_logits(batch)
         return Output(logits, None if labels is None else sequence_loss(logits, labels))
 
@@ -125,10 +127,12 @@ def sequence_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels)
 
 
-def _stream(input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None) -> tuple[dict, Tensor]:
+def _stream(
+    input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None, backend: str
+) -> tuple[dict, Tensor]:
     """A padded batch as a stream, and the flat positions of its tokens in the batch."""
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    ids_T, indices_T, cu_seqlens, max_seqlen = kernels.unpad(input_ids, mask)
+    ids_T, indices_T, cu_seqlens, max_seqlen = kernels.unpad(input_ids, mask, backend=backend)
     types_T = None if token_type_ids is None else token_type_ids.flatten()[indices_T]
     batch = {"input_ids": ids_T, "token_type_ids": types_T, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
     return batch, indices_T

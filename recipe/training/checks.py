@@ -8,6 +8,8 @@ from composer import Time
 from composer.core import TimeUnit
 
 from recipe.config import TrainConfig
+from recipe.data.batch import BIN_SEQUENCES
+from recipe.data.masking import KINDS
 from recipe.data.shards import DatasetInfo
 from recipe.errors import UserError
 from recipe.training.schedule import SHAPES
@@ -19,6 +21,7 @@ def check_numbers(config: TrainConfig, info: DatasetInfo, ranks: int) -> None:
     """Raise a `UserError` for the first number that cannot work with these shards on so many ranks."""
     _check_batches(config, info, ranks)
     _check_data(config, info)
+    _check_batching(config, info, ranks)
     _check_optimizer(config)
     for key in ("duration", "eval_every", "checkpoint_every"):
         parse_time(key, getattr(config, key))
@@ -67,11 +70,57 @@ def _check_data(config: TrainConfig, info: DatasetInfo) -> None:
             f"data.sequence_length={data.sequence_length}, but the documents in {data.path} were cut for {longest}; set "
             f"data.sequence_length={longest}, or prepare them again with max_tokens={data.sequence_length - 2}"
         )
-    for key in ("mask_rate", "eval_mask_rate"):
-        if not 0 < getattr(data, key) < 1:
+    if data.masking not in KINDS:
+        raise UserError(f"data.masking={data.masking}: known are {', '.join(KINDS)}")
+    for key in ("mask_rate", "eval_mask_rate", "mask_rate_end"):
+        if getattr(data, key) is not None and not 0 < getattr(data, key) < 1:
             raise UserError(f"data.{key}={getattr(data, key)}: give a share between 0 and 1")
     _at_least("data.eval_documents", data.eval_documents, 0, "document, or 0 for the whole split")
     _at_least("data.workers", data.workers, -1, "process, or -1 for the default")
+
+
+def batching_of(config: TrainConfig) -> str:
+    """sequences, tokens or padded; a `UserError` where the model cannot take it."""
+    wanted, baseline = config.data.batching, config.model.name == "hf_bert"
+    if wanted not in ("auto", "sequences", "tokens", "padded"):
+        raise UserError(f"data.batching={wanted}: known are auto, sequences, tokens, padded")
+    if wanted == "auto":
+        return "padded" if baseline else "sequences"
+    if (wanted == "padded") != baseline:
+        fits = "padded" if baseline else "sequences or tokens"
+        raise UserError(f"data.batching={wanted}: {config.model.name} takes {fits}; set that, or leave the key out")
+    return wanted
+
+
+def planned_documents(config: TrainConfig, info: DatasetInfo) -> int:
+    """How many documents the whole run sees."""
+    duration = parse_time("duration", config.duration)
+    documents = info.split(config.data.train_split).documents
+    packed = batching_of(config) == "tokens"
+    per_unit = {TimeUnit.SAMPLE: 1, TimeUnit.EPOCH: documents} | ({} if packed else {TimeUnit.BATCH: config.batch_size})
+    if duration.unit not in per_unit:
+        units = "sp" if packed else "sp, ba or ep"
+        raise UserError(
+            f"data.mask_rate_end: needs to know how many documents the run sees; give `duration` in {units}"
+        )
+    return duration.value * per_unit[duration.unit]
+
+
+def _check_batching(config: TrainConfig, info: DatasetInfo, ranks: int) -> None:
+    if batching_of(config) == "tokens":
+        for key, value in (("batch_size", config.batch_size // ranks), ("microbatch_size", config.microbatch_size)):
+            if value % BIN_SEQUENCES:
+                raise UserError(
+                    f"{key}: {value} a rank; with data.batching=tokens give a multiple of {BIN_SEQUENCES} a rank"
+                )
+        if parse_time("duration", config.duration).unit == TimeUnit.EPOCH:
+            documents = info.split(config.data.train_split).documents
+            raise UserError(
+                f"duration={config.duration}: with data.batching=tokens the batches of an epoch are not known beforehand; "
+                f"give sp, the split has {documents} documents"
+            )
+    if config.data.mask_rate_end is not None:
+        planned_documents(config, info)
 
 
 def _check_optimizer(config: TrainConfig) -> None:

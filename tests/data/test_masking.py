@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from recipe.data.masking import Masker, _uniform
+from recipe.data.masking import Masker, RateSchedule, _uniform
 
 VOCABULARY, MASK_ID, SPECIALS = 30_522, 103, [0, 100, 101, 102, 103]
 ORDINARY = np.setdiff1d(np.arange(VOCABULARY), SPECIALS)
@@ -173,3 +173,64 @@ def test_counters_become_uniform_numbers(start):
         assert abs(np.corrcoef(lanes[a], lanes[b])[0, 1]) < SIGMAS / math.sqrt(len(key))
         cells = np.bincount((lanes[a] * 16).astype(int) * 16 + (lanes[b] * 16).astype(int), minlength=256)
         assert stats.chisquare(cells).pvalue > 1e-4
+
+
+def words_of(stream: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """A table in which ids from 20,000 on continue a word, and the number of the word that each token belongs to."""
+    continues = np.zeros(2**16, dtype=bool)
+    continues[20_000:] = True
+    begins = stream["special"] | ~continues[stream["input_ids"]]
+    return continues, np.cumsum(begins)
+
+
+@pytest.mark.parametrize("rate", [0.15, 0.30, 0.6])
+def test_words_are_masked_whole(rate):
+    stream = a_stream(8_000)
+    continues, word = words_of(stream)
+    masker = Masker(rate, MASK_ID, ORDINARY, 17, "word", continues)
+    _, chosen, labels = masker(**stream, epoch=0)
+    np.testing.assert_array_equal(labels, stream["input_ids"][chosen])
+    assert not stream["special"][chosen].any()
+    ordinary = ~stream["special"]
+    picked, all_of = (
+        np.bincount(word[chosen], minlength=word[-1] + 1),
+        np.bincount(word[ordinary], minlength=word[-1] + 1),
+    )
+    assert set(np.unique(picked[picked > 0] == all_of[picked > 0])) == {True}, "a word was masked in part"
+    assert within_binomial(int((picked > 0).sum()), int((all_of > 0).sum()), rate)
+    assert abs(len(chosen) / ordinary.sum() - rate) < 0.01
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.15, 0.30, 0.5])
+def test_spans_reach_their_rate_at_every_position(rate):
+    length, documents = 64, 20_000
+    positions, numbers = np.tile(np.arange(length), documents), np.repeat(np.arange(documents), length)
+    special = np.isin(positions, [0, length - 1])
+    _, chosen, _ = Masker(rate, MASK_ID, ORDINARY, 17, "span")(
+        np.full(len(positions), 5_000), special, numbers, positions, 0
+    )
+    counts = np.bincount(positions[chosen], minlength=length)[1:-1]
+    assert np.abs(counts - documents * rate).max() < SIGMAS * math.sqrt(documents * rate * (1 - rate))
+    is_chosen = np.zeros(len(positions), dtype=bool)
+    is_chosen[chosen] = True
+    rows = is_chosen.reshape(documents, length)[:, 1:-1]
+    after_chosen = (rows[:, 1:] & rows[:, :-1]).sum() / rows[:, :-1].sum()
+    assert after_chosen > rate + 0.3, "no runs"
+
+
+@pytest.mark.parametrize("kind", ["token", "word", "span"])
+def test_a_lower_rate_chooses_a_part_of_what_a_higher_one_does(kind):
+    stream = a_stream(500)
+    masker = Masker(0.3, MASK_ID, ORDINARY, 17, kind, words_of(stream)[0])
+    chosen, fewer = masker(**stream, epoch=1)[1], masker(**stream, epoch=1, rate=0.15)[1]
+    assert 0.4 * len(chosen) < len(fewer) < 0.6 * len(chosen)
+    assert np.isin(fewer, chosen).all()
+    for number in np.unique(stream["documents"])[:20]:  # company changes nothing
+        own = stream["documents"] == number
+        alone = masker(**{name: values[own] for name, values in stream.items()}, epoch=1)[1]
+        np.testing.assert_array_equal(np.flatnonzero(own)[alone], chosen[np.isin(chosen, np.flatnonzero(own))])
+
+
+def test_a_schedule_is_linear_and_then_constant():
+    schedule = RateSchedule(0.3, 0.15, documents=1_000)
+    assert [round(schedule(seen), 4) for seen in (0, 500, 1_000, 2_000)] == [0.3, 0.225, 0.15, 0.15]

@@ -1,6 +1,8 @@
 """Preparation end to end, on small text: what goes in comes out of the shards, and mistakes leave nothing behind."""
 
 import contextlib
+import errno
+import fcntl
 import filecmp
 import gzip
 import json
@@ -12,13 +14,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from streaming import StreamingDataset
 from streaming.base.util import clean_stale_shared_memory
 from transformers import AutoTokenizer
 
 from recipe.config import PrepareConfig, Source, Tokenizer, run_main
-from recipe.data import shards, sources
+from recipe.data import duplicates, inspection, shards, sources
 from recipe.errors import UserError
 from recipe.prepare import prepare
 
@@ -80,7 +83,7 @@ def stored(folder, split):
 
 
 def same_bytes(left, right):
-    """All files of two folders agree, but for the recorded configuration's own `out` and `processes`."""
+    """All files of two folders agree, shards, lengths and picture, but for the recorded `out` and `processes`."""
     names = sorted(str(path.relative_to(left)) for path in left.rglob("*") if path.is_file())
     assert names == sorted(str(path.relative_to(right)) for path in right.rglob("*") if path.is_file())
     names.remove("dataset.json")
@@ -186,6 +189,10 @@ def test_a_foreign_folder_is_refused_and_an_empty_one_used(tmp_path, corpus):
         (dict(validation=Source(files=["{text}/b.jsonl.gz"])), "in `train.files` and in `validation.files`"),
         (dict(validation_fraction=0.0), "between 0 and 1"),
         (dict(max_tokens=0), "`max_tokens` is 0"),
+        (dict(max_tokens=70_000), "at most 65,535"),
+        (dict(long_documents="wrap"), "give truncate or split"),
+        (dict(shard_of="3/2"), "as 2/4"),
+        (dict(shard_of="0/2"), "as 2/4"),
         (dict(processes=-1), "`processes` is -1"),
         (dict(shard_mib=4096), "below 4096"),
         (dict(out="s3://bucket/data"), "local folder"),
@@ -230,16 +237,27 @@ def write_yaml(tmp_path):
     return str(path)
 
 
-def test_a_damaged_file_is_reported_in_one_line(tmp_path, corpus, capsys):
+def test_a_damaged_file_is_reported_in_one_line_and_costs_no_other_part(tmp_path, corpus, capsys):
     damaged = tmp_path / "text" / "c.jsonl.gz"
-    damaged.write_bytes(damaged.read_bytes()[:-20])
+    good = damaged.read_bytes()
+    damaged.write_bytes(good[:-20])
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ncat\n")
+    vocabulary = Tokenizer(vocab_file=str(tmp_path / "vocab.txt"), vocab_size=300)
     words = [write_yaml(tmp_path), f"tokenizer.vocab_file={tmp_path / 'vocab.txt'}"]
     assert run_main(PrepareConfig, prepare, words) == 2
     errors = capsys.readouterr().err
     assert "Traceback" not in errors
     assert errors.splitlines()[-1].startswith(f"error: {damaged}: cannot be read to its end")
-    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+    assert not (tmp_path / "out").exists()
+    whole = {path: path.stat().st_mtime_ns for path in (tmp_path / "out.partial").rglob("part-0000[01]/*")}
+    assert len(whole) == 4 + 4, "the index and one shard of two parts, in two splits"
+    damaged.write_bytes(good)
+    assert run_main(PrepareConfig, prepare, words) == 0
+    assert "2 of 3 parts are there already" in capsys.readouterr().out
+    now = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("part-0000[01]/*")}
+    assert sorted(now.values()) == sorted(whole.values())
+    prepare(config_of(tmp_path, tokenizer=vocabulary, out=str(tmp_path / "unbroken")))
+    same_bytes(tmp_path / "out", tmp_path / "unbroken")
 
 
 def test_command_line(tmp_path, corpus):
@@ -250,19 +268,104 @@ def test_command_line(tmp_path, corpus):
     assert done.stderr.count("\n") == 1
 
 
-def test_a_terminated_run_leaves_no_dataset_and_no_process(tmp_path):
+def test_a_run_killed_and_then_terminated_ends_as_an_unbroken_one(tmp_path):
     (tmp_path / "text").mkdir()
-    for name in "ab":  # enough text to be still at work when the signal comes
-        lines = (json.dumps({"text": text}) + "\n" for text in make_text(100_000, 1))
-        (tmp_path / "text" / f"{name}.jsonl.gz").write_bytes(gzip.compress("".join(lines).encode(), 1))
-    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ncat\n")
-    words = [f"tokenizer.vocab_file={tmp_path / 'vocab.txt'}", "processes=2"]
-    with own_group([sys.executable, "-m", "recipe.prepare", write_yaml(tmp_path), *words]) as run:
-        wait_for(lambda: list((tmp_path / "out.partial").glob("train/part-*")))
-        run.terminate()
-        wait_for(lambda: not group_members(run.pid))
-    assert run.returncode == 143
-    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+    for seed in range(9):  # enough text to be still at work when the signals come
+        lines = (json.dumps({"text": text}) + "\n" for text in make_text(3_000, seed))
+        (tmp_path / "text" / f"{seed}.jsonl.gz").write_bytes(gzip.compress("".join(lines).encode(), 1))
+    work = tmp_path / "out.partial" / "work"
+    for stop, status in ((signal.SIGKILL, -9), (signal.SIGTERM, 143)):
+        before = len(list(work.glob("train-*.json")))
+        with own_group([sys.executable, "-m", "recipe.prepare", write_yaml(tmp_path), "processes=2"]) as run:
+            wait_for(lambda before=before: len(list(work.glob("train-*.json"))) > before)
+            run.send_signal(stop)
+            wait_for(lambda run=run: not group_members(run.pid))
+        assert run.returncode == status
+        assert not (tmp_path / "out").exists()
+    assert len(list(work.glob("train-*.json"))) < 9, "the run was over before it was stopped"
+    with pytest.raises(UserError, match="unfinished preparation of other settings or text .`max_tokens`.; remove"):
+        prepare(config_of(tmp_path, max_tokens=61))
+    prepare(config_of(tmp_path))
+    assert not (tmp_path / "out.partial").exists()
+    prepare(config_of(tmp_path, out=str(tmp_path / "unbroken")))
+    same_bytes(tmp_path / "out", tmp_path / "unbroken")
+
+
+def test_shares_of_two_machines_make_the_whole(tmp_path, corpus):
+    unbroken = config_of(tmp_path, out=str(tmp_path / "unbroken"), drop_duplicates=True)
+    prepare(unbroken)
+    for share in ("1/2", "2/2"):
+        assert prepare(config_of(tmp_path, drop_duplicates=True, shard_of=share)) is None
+        assert not (tmp_path / "out").exists()
+    parts = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out.partial" / "train").iterdir()}
+    assert sorted(parts) == ["part-00000", "part-00001", "part-00002"]
+    with (tmp_path / "out.partial" / "work" / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # a third machine at work
+        with pytest.raises(UserError, match="another run is at work on it"):
+            prepare(config_of(tmp_path, drop_duplicates=True))
+    prepare(config_of(tmp_path, drop_duplicates=True))
+    same_bytes(tmp_path / "out", tmp_path / "unbroken")
+    assert parts == {n: (tmp_path / "out" / "train" / n).stat().st_mtime_ns for n in parts}, "they were written again"
+
+
+def test_copies_are_dropped_over_all_files(tmp_path, corpus, monkeypatch):
+    monkeypatch.setattr(duplicates, "BUCKET", 64)  # several passes
+    copies = [*corpus["a.jsonl.gz"][5:9], corpus["c.jsonl.gz"][0]]
+    own = ["a text of its own", "and its copy", "and its copy"]
+    held = [corpus["b.jsonl.gz"][3], "held out", "held out"]
+    for name, texts in (("b2.jsonl.gz", copies + own), ("held.jsonl", held)):
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+        (tmp_path / "text" / name).write_bytes(gzip.compress(lines) if name.endswith("gz") else lines)
+    validation = Source(files=[str(tmp_path / "text" / "held.jsonl")])
+    info = prepare(config_of(tmp_path, drop_duplicates=True, validation=validation))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "tokenizer")
+    order = [*corpus["a.jsonl.gz"], *corpus["b.jsonl.gz"], *copies, *own, *corpus["c.jsonl.gz"]]
+    kept = [
+        text for text in dict.fromkeys(order) if text not in held
+    ]  # of a copy in validation, training loses its one
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"][:60] for text in kept]
+    assert stored(tmp_path / "out", "train") == ids
+    assert len(stored(tmp_path / "out", "validation")) == 2
+    assert info.sources["train"].rejected == {"duplicate": len(order) - len(kept)}
+    assert info.sources["validation"].rejected == {"duplicate": 1}
+
+
+def test_long_documents_become_windows(tmp_path, corpus, capsys):
+    assert prepare(config_of(tmp_path, max_tokens=25)).split("train").truncated > 0.3
+    info = prepare(config_of(tmp_path, max_tokens=25, long_documents="split", out=str(tmp_path / "split")))
+    windows = stored(tmp_path / "split", "train")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "split" / "tokenizer")
+    expected = []
+    for text in sum(corpus.values(), []):
+        if not sources.held_out(text, 0.1, 17):
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            expected += [ids[start : start + 25] for start in range(0, len(ids), 25)]
+    assert windows == expected and info.split("train").documents == len(windows)
+    assert info.split("train").truncated == 0
+    lengths = np.load(tmp_path / "split" / "train" / shards.LENGTHS)
+    assert lengths.dtype == np.uint16 and lengths.tolist() == [len(window) for window in windows]
+    assert (tmp_path / "split" / "lengths.png").read_bytes().startswith(b"\x89PNG")
+
+    before = sorted(tmp_path.rglob("*"))
+    capsys.readouterr()
+    inspection.main([str(tmp_path / "split")])
+    said = capsys.readouterr().out
+    assert f"train: {len(windows):,} documents" in said and "0.00% of tokens lost" in said
+    assert f"0 ({len(windows[0])} tokens): {tokenizer.decode(windows[0])}" in said
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(UserError, match="give one folder"):
+        inspection.main([])
+
+
+def test_a_full_disk_is_one_line_and_finished_parts_stay(tmp_path, corpus, monkeypatch):
+    def full(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.ShardWriter, "finish", full)
+        with pytest.raises(UserError, match="out.partial: No space left on device; free some space and run"):
+            prepare(config_of(tmp_path))
+    prepare(config_of(tmp_path))
 
 
 def test_workers_do_not_outlive_a_killed_parent(tmp_path):

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from recipe.config import Data
-from recipe.data.batch import IGNORED_LABEL
+from recipe.data.batch import IGNORED_LABEL, count_sequences
 from recipe.data.shards import read_info
 from recipe.data.stream import Loader, check_vocabulary, open_loader
 from recipe.errors import UserError
 
 BATCH = 64
+RUN = 5_000  # documents, for a masking rate that changes
 
 
 @pytest.fixture
@@ -28,11 +29,20 @@ def open_tiny(tiny_dataset: Path, tmp_path: Path) -> Callable[..., Loader]:
     """
     copies = count()
 
-    def open_one(train: bool = True, batch_size: int = BATCH, padded: bool = False, workers: int = 0, seed: int = 17):
+    def open_one(
+        train: bool = True, batch_size: int = BATCH, padded: bool = False, workers: int = 0, seed: int = 17, **data
+    ):
         copy = shutil.copytree(tiny_dataset, tmp_path / f"copy-{next(copies)}")
-        data = Data(path=str(copy), sequence_length=64)
+        settings = Data(**{"path": str(copy), "sequence_length": 64} | data)
         return open_loader(
-            data, read_info(copy), train=train, batch_size=batch_size, seed=seed, padded=padded, workers=workers
+            settings,
+            read_info(copy),
+            train=train,
+            batch_size=batch_size,
+            seed=seed,
+            batching="padded" if padded else settings.batching,
+            workers=workers,
+            run_documents=RUN,
         )
 
     return open_one
@@ -154,6 +164,25 @@ def test_resume_in_the_middle_of_an_epoch(open_tiny, workers, epoch):
     loader.load_state_dict(state)
     assert equal(list(loader), epochs[epoch][5:])
     assert equal(list(loader), epochs[epoch + 1])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_rate_falls_over_the_run_and_knows_its_place_after_a_resume(open_tiny, workers):
+    """Each batch is masked at the rate of the documents that the run saw before it, in the second epoch too."""
+    loader = open_tiny(workers=workers, mask_rate=0.6, mask_rate_end=0.1)
+    batches = list(loader)
+    state = loader.dataset.state_dict(20 * BATCH, True)
+    batches += list(loader)
+    documents, epoch = loader.dataset.size, len(batches) // 2
+    seen = [e * documents + i * BATCH for e in range(2) for i in range(epoch)]
+    for before, batch in zip(seen, batches, strict=True):
+        ordinary = len(batch["input_ids"]) - 2 * count_sequences(batch)
+        rate = 0.6 - 0.5 * min(before / RUN, 1)
+        assert len(batch["labels"]) / ordinary == pytest.approx(rate, abs=0.05)
+    del loader
+    loader = open_tiny(workers=workers, mask_rate=0.6, mask_rate_end=0.1)
+    loader.load_state_dict({**state, "epoch": 0})
+    assert equal(list(loader), batches[20:epoch])
 
 
 def test_padded_batches_are_the_same_documents(open_tiny):

@@ -247,7 +247,7 @@ def test_dropout_only_in_training_and_everywhere_it_should_be():
         lambda e: setattr(e.embeddings.dropout, "p", 0.5),
         lambda e: setattr(e.layers[1].attention, "dropout_p", 0.5),
         lambda e: setattr(e.layers[1].attention.norm, "dropout_p", 0.5),
-        lambda e: setattr(e.layers[1].feed_forward.dropout, "p", 0.5),
+        lambda e: setattr(e.layers[1].feed_forward, "dropout_p", 0.5),
     ]
     for switch_on in places:
         encoder = encoder_of().train()

@@ -1,0 +1,292 @@
+"""What the kernels are measured on, and against whom.
+
+A case makes a problem: the tensors whose gradients are wanted, what else a function takes, and the work that the mathematics
+asks for (operations, or bytes that must move at least once). An implementation is a function of a problem.
+
+Lengths: C4's documents as a log-normal distribution. Its mean, 427 tokens, is 156 billion tokens in 365 million documents
+(Dodge et al., arXiv 2104.08758, table 1; counted by that paper's tokenizer, not by WordPiece). Its sigma, 1.0, is an assumption
+of this file and was not fitted to C4. A document is cut at the sequence length, as the recipe cuts it. "full" cases have every
+sequence at that length.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import kernels
+from kernels.backends import ATTENTION, Requirements
+
+C4_MEAN_TOKENS, C4_SIGMA, SEED = 427.0, 1.0, 17
+LENGTH_MODEL = (
+    f"log-normal, mean {C4_MEAN_TOKENS:.0f} tokens (arXiv 2104.08758: 156 G tokens, 365 M documents), sigma {C4_SIGMA} (assumed, "
+    f"not fitted), cut at the sequence length, seed {SEED}"
+)
+TOKENS, CHECK_TOKENS = 65_536, 300
+OURS, COMPILED = "triton", "torch.compile"
+MASKED_SHARE, VOCABULARY = 0.3, 30_528
+
+
+@dataclass(frozen=True)
+class Problem:
+    leaves: dict[str, Tensor]  # gradients are taken of these
+    rest: dict[str, Any]
+    forward_work: float  # operations or bytes of the forward
+    total_work: float  # of forward and backward
+
+    def to(self, dtype: torch.dtype) -> Problem:
+        leaves = {name: x.detach().to(dtype).requires_grad_() for name, x in self.leaves.items()}
+        return replace(self, leaves=leaves)
+
+
+Implementation = Callable[[Problem], Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    kernel: str
+    name: str
+    unit: str  # TFLOP/s | GB/s
+    problem: Callable[[str, int], Problem]  # of a device and a number of tokens
+    implementations: Callable[[Problem], dict[str, Implementation | str]]  # a string says why there is none
+
+
+def c4_lengths(tokens: int, longest: int) -> list[int]:
+    """Lengths of documents cut at `longest`, the last one cut so that they make up `tokens`."""
+    draw = np.random.default_rng(SEED)
+    mu = math.log(C4_MEAN_TOKENS) - C4_SIGMA**2 / 2
+    lengths: list[int] = []
+    while tokens > 0:
+        lengths.append(min(tokens, longest, max(3, round(draw.lognormal(mu, C4_SIGMA)))))
+        tokens -= lengths[-1]
+    return lengths
+
+
+def randn(*shape: int, device: str, scale: float = 1.0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return (torch.randn(*shape, device=device) * scale).to(dtype).requires_grad_()
+
+
+# Attention: (T, N, H) of a packed projection.
+
+
+def attention_problem(device: str, tokens: int, longest: int, full: bool, heads: int, size: int) -> Problem:
+    lengths = [longest] * max(1, tokens // longest) if full else c4_lengths(tokens, longest)
+    bounds = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=device)
+    leaves = {name: randn(sum(lengths), heads, size, device=device) for name in "qkv"}
+    rest = {"cu_seqlens": bounds, "max_seqlen": max(lengths), "slopes": kernels.alibi_slopes(heads).to(device)}
+    work = 4.0 * sum(length**2 for length in lengths) * heads * size
+    return Problem(leaves, rest, work, 3.5 * work)
+
+
+def run_attention(problem: Problem, backend: str, alibi: bool = True) -> Tensor:
+    rest = problem.rest if alibi else {**problem.rest, "slopes": None}
+    return kernels.attention(**problem.leaves, **rest, backend=backend)
+
+
+def eager_attention(problem: Problem) -> Tensor:
+    """As a paper would write it: padded, with the bias and the weights of every pair in memory."""
+    q, k, v = problem.leaves.values()
+    bounds, length = problem.rest["cu_seqlens"].long(), problem.rest["max_seqlen"]
+    position = torch.arange(length, device=q.device)
+    real = position < bounds.diff()[:, None]  # (S, L)
+    rows = (bounds[:-1, None] + position).clamp(max=len(q) - 1)  # (S, L)
+    q, k, v = (x[rows].transpose(1, 2) for x in (q, k, v))  # (S, N, L, H)
+    bias = -problem.rest["slopes"][:, None, None] * (position[:, None] - position).abs()
+    scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5 + bias.to(q.dtype)
+    weights = scores.masked_fill(~real[:, None, None], float("-inf")).softmax(-1)
+    return (weights @ v).transpose(1, 2)[real]
+
+
+def attention_implementations(problem: Problem) -> dict[str, Implementation | str]:
+    q = problem.leaves["q"]
+    needs = Requirements(q.device.type, q.dtype, q.shape[-1])
+    found: dict[str, Implementation | str] = {}
+    for row in ATTENTION:
+        found[row.name] = row.refusal(needs) or partial(run_attention, backend=row.name)
+        plain = f"{row.name}, no ALiBi"
+        if row.name == OURS or (row.refusal(needs) and not row.refusal(replace(needs, alibi=False))):
+            found[plain] = partial(run_attention, backend=row.name, alibi=False)
+    if isinstance(found[OURS], str):
+        del found[f"{OURS}, no ALiBi"]
+    compiled = torch.compile(eager_attention, dynamic=False) if q.is_cuda else "needs a GPU"
+    return {**found, "eager": eager_attention, COMPILED: compiled}
+
+
+# The gated linear unit: (T, 2 F).
+
+
+def glu_problem(device: str, tokens: int, columns: int, dropout_p: float) -> Problem:
+    row = 2.0 * columns * tokens  # bytes of (T, F) in 16 bits
+    leaves = {"x": randn(tokens, 2 * columns, device=device)}
+    return Problem(leaves, {"dropout_p": dropout_p}, 3 * row, 8 * row)
+
+
+def eager_glu(problem: Problem) -> Tensor:
+    a, b = problem.leaves["x"].chunk(2, -1)
+    return F.dropout(F.gelu(a) * b, problem.rest["dropout_p"])
+
+
+def run_glu(problem: Problem, backend: str) -> Tensor:
+    return kernels.glu(problem.leaves["x"], "gelu", problem.rest["dropout_p"], backend=backend)
+
+
+def glu_implementations(problem: Problem) -> dict[str, Implementation | str]:
+    """Liger has no GELU of the exact kind, so it does not stand here."""
+    return _common(problem, run_glu, eager_glu)
+
+
+# LayerNorm: (T, D), with residual.
+
+
+def norm_problem(device: str, tokens: int, columns: int, dropout_p: float) -> Problem:
+    row = 2.0 * columns * tokens
+    leaves = {name: randn(tokens, columns, device=device) for name in ("x", "residual")}
+    full = torch.float32
+    leaves["weight"] = (torch.rand(columns, device=device) + 0.5).requires_grad_()
+    leaves["bias"] = randn(columns, device=device, dtype=full)
+    # forward: x, residual, out; backward: dout, x, residual, dx, and the residual's own gradient where x had dropout
+    return Problem(leaves, {"dropout_p": dropout_p}, 3 * row, (7 + (dropout_p > 0)) * row)
+
+
+def eager_layer_norm(problem: Problem) -> Tensor:
+    x, residual, weight, bias = problem.leaves.values()
+    total = F.dropout(x, problem.rest["dropout_p"]) + residual
+    return F.layer_norm(total, total.shape[-1:], weight.to(total.dtype), bias.to(total.dtype), 1e-12)
+
+
+def run_layer_norm(problem: Problem, backend: str) -> Tensor:
+    x, residual, weight, bias = problem.leaves.values()
+    return kernels.layer_norm(x, weight, bias, 1e-12, residual, problem.rest["dropout_p"], backend=backend)
+
+
+def liger_layer_norm(problem: Problem) -> Tensor:
+    from liger_kernel.ops.layer_norm import LigerLayerNormFunction
+
+    x, residual, weight, bias = problem.leaves.values()
+    total = F.dropout(x, problem.rest["dropout_p"]) + residual
+    return LigerLayerNormFunction.apply(total, weight.to(total.dtype), bias.to(total.dtype), 1e-12)
+
+
+def norm_implementations(problem: Problem) -> dict[str, Implementation | str]:
+    return {**_common(problem, run_layer_norm, eager_layer_norm), "liger": _liger(liger_layer_norm)}
+
+
+# The masked-language-model loss: (M, D) against (V, D).
+
+
+def loss_problem(device: str, tokens: int, columns: int, vocabulary: int) -> Problem:
+    rows = max(1, int(tokens * MASKED_SHARE))
+    leaves = {"hidden": randn(rows, columns, device=device)}
+    leaves["weight"] = randn(vocabulary, columns, device=device, scale=0.05, dtype=torch.float32)
+    leaves["bias"] = randn(vocabulary, device=device, scale=0.05, dtype=torch.float32)
+    labels = torch.randint(vocabulary, (rows,), device=device)
+    work = 2.0 * rows * columns * vocabulary
+    return Problem(leaves, {"labels": labels}, work, 3 * work)
+
+
+def eager_loss(problem: Problem) -> Tensor:
+    hidden, weight, bias = problem.leaves.values()
+    logits = F.linear(hidden, weight.to(hidden.dtype), bias.to(hidden.dtype))
+    return F.cross_entropy(logits.float(), problem.rest["labels"])
+
+
+def run_loss(problem: Problem, backend: str) -> Tensor:
+    return kernels.masked_cross_entropy(*problem.leaves.values(), problem.rest["labels"], backend=backend)[0]
+
+
+def liger_loss(problem: Problem) -> Tensor:
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    hidden, weight, bias = problem.leaves.values()
+    low = hidden.dtype
+    return LigerFusedLinearCrossEntropyLoss()(weight.to(low), hidden, problem.rest["labels"], bias.to(low))
+
+
+def loss_implementations(problem: Problem) -> dict[str, Implementation | str]:
+    return {**_common(problem, run_loss, eager_loss), "liger": _liger(liger_loss)}
+
+
+# Padding: a padded batch (S, L, D) to a stream and back.
+
+
+def padding_problem(device: str, tokens: int, longest: int, columns: int) -> Problem:
+    lengths = torch.tensor(c4_lengths(tokens, longest), device=device)
+    mask = torch.arange(int(lengths.max()), device=device) < lengths[:, None]
+    leaves = {"x": randn(*mask.shape, columns, device=device)}
+    stream, batch = 2.0 * columns * tokens, 2.0 * columns * mask.numel()
+    # each way the stream is read and written; the batch is written by pad and by unpad's backward, and its real rows are read
+    return Problem(leaves, {"mask": mask}, 3 * stream + batch, 6 * stream + 2 * batch)
+
+
+def eager_padding(problem: Problem) -> Tensor:
+    x, mask = problem.leaves["x"], problem.rest["mask"]
+    out = torch.zeros_like(x)
+    out[mask] = x[mask]
+    return out
+
+
+def run_padding(problem: Problem, backend: str) -> Tensor:
+    x, mask = problem.leaves["x"], problem.rest["mask"]
+    stream, indices, _, _ = kernels.unpad(x, mask, backend=backend)
+    return kernels.pad(stream, indices, *mask.shape, backend=backend)
+
+
+def padding_implementations(problem: Problem) -> dict[str, Implementation | str]:
+    return {name: partial(run_padding, backend=name) for name in ("triton", "reference")} | {"eager": eager_padding}
+
+
+def _common(problem: Problem, run: Callable, eager: Implementation) -> dict[str, Implementation | str]:
+    """Ours, and torch's own operations as they are and compiled."""
+    on_gpu = next(iter(problem.leaves.values())).is_cuda
+    compiled = torch.compile(eager, dynamic=False) if on_gpu else "needs a GPU"
+    return {OURS: partial(run, backend="triton"), "eager": eager, COMPILED: compiled}
+
+
+def _liger(function: Implementation) -> Implementation | str:
+    return function if importlib.util.find_spec("liger_kernel") else "liger_kernel is not installed"
+
+
+def exact(case: Case, problem: Problem, name: str) -> Tensor:
+    """What the reference says that implementation `name` should."""
+    if case.kernel == "attention":
+        return run_attention(problem, "reference", alibi="no ALiBi" not in name)
+    runs = {"glu": run_glu, "layer_norm": run_layer_norm, "cross_entropy": run_loss, "padding": run_padding}
+    return runs[case.kernel](problem, "reference")
+
+
+def _attention(length: int, full: bool, heads: int, size: int) -> Case:
+    def problem(device: str, tokens: int) -> Problem:
+        if tokens >= TOKENS:
+            return attention_problem(device, tokens, length, full, heads, size)
+        return attention_problem(device, length + tokens, length, full, 3, size)  # to be checked, in float64
+
+    name = f"{length}, {'full' if full else 'C4-like'}, {heads} x {size}"
+    return Case("attention", name, "TFLOP/s", problem, attention_implementations)
+
+
+def all_cases() -> list[Case]:
+    """In order of worth, so that a run that is short of time has measured what matters."""
+    lengths = (128, 512, 1024, 8192)
+    cases = [_attention(length, False, 12, 64) for length in lengths]
+    for columns, dropout_p in ((3072, 0.1), (4096, 0.0)):
+        make = partial(glu_problem, columns=columns, dropout_p=dropout_p)
+        cases.append(Case("glu", f"F {columns}, dropout {dropout_p}", "GB/s", make, glu_implementations))
+    for columns, dropout_p in ((768, 0.1), (768, 0.0), (1024, 0.0)):
+        make = partial(norm_problem, columns=columns, dropout_p=dropout_p)
+        cases.append(Case("layer_norm", f"D {columns}, dropout {dropout_p}", "GB/s", make, norm_implementations))
+    for columns in (768, 1024):
+        make = partial(loss_problem, columns=columns, vocabulary=VOCABULARY)
+        cases.append(Case("cross_entropy", f"V {VOCABULARY}, D {columns}", "TFLOP/s", make, loss_implementations))
+    make = partial(padding_problem, longest=512, columns=768)
+    cases.append(Case("padding", "512, C4-like, D 768", "GB/s", make, padding_implementations))
+    cases += [_attention(length, True, 12, 64) for length in lengths]
+    return cases

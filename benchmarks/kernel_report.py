@@ -1,0 +1,115 @@
+"""The kernel benchmark's rows as a table, a JSON file with provenance, and a plot. Needs no torch and no GPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[1]
+COLUMNS = ("implementation", "mode", "p20 ms", "p50 ms", "p80 ms", "rate", "of ceiling", "triton is")
+MODES = {"forward": "forward", "both": "forward + backward", "": ""}
+
+
+def row(
+    kernel: str, case: str, implementation: str, mode: str, problem: str | None, milliseconds: list[float] | None = None,
+    rate: float | None = None, unit: str = "", ceiling: float | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """One implementation's figures in one mode, or the `problem` for which it has none."""
+    p20, p50, p80 = milliseconds or (None, None, None)
+    return {
+        "kernel": kernel, "case": case, "implementation": implementation, "mode": mode, "problem": problem,
+        "p20_ms": p20, "p50_ms": p50, "p80_ms": p80, "rate": rate, "unit": unit,
+        "of_ceiling": rate / ceiling if rate and ceiling else None, "triton_is": None,
+    }  # fmt: skip
+
+
+def add_ratios(rows: list[dict[str, Any]], ours: str) -> None:
+    """How many times faster ours is, beside each rival; nothing where ours or the rival has no figure, being wrong or absent."""
+    own = {r["mode"]: r["p50_ms"] for r in rows if r["implementation"] == ours and r["problem"] is None}
+    for r in rows:
+        if r["implementation"] != ours and r["problem"] is None and own.get(r["mode"]):
+            r["triton_is"] = r["p50_ms"] / own[r["mode"]]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Text: a heading for each case, a line for each row."""
+    lines: list[str] = []
+    heading = None
+    for r in rows:
+        if heading != (heading := f"{r['kernel']}: {r['case']}"):
+            lines += ["", heading, _line(COLUMNS)]
+        if r["problem"]:
+            lines.append(f"  {r['implementation']:<18} {r['problem']}")
+            continue
+        times = [f"{r[name]:.3f}" for name in ("p20_ms", "p50_ms", "p80_ms")]
+        share = f"{r['of_ceiling']:.0%}" if r["of_ceiling"] else ""
+        ratio = f"{r['triton_is']:.2f} x" if r["triton_is"] else ""
+        lines.append(
+            _line((r["implementation"], MODES[r["mode"]], *times, f"{r['rate']:.0f} {r['unit']}", share, ratio))
+        )
+    return "\n".join(lines)
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    name, mode, *rest = cells
+    return f"  {name:<18} {mode:<20}" + "".join(f"{cell:>13}" for cell in rest)
+
+
+def code_provenance() -> dict[str, Any]:
+    """Commit and time, as run.json has them; but recipe.cost needs PyYAML, which a machine for benchmarks may lack."""
+
+    def git(*words: str) -> str | None:
+        done = subprocess.run(["git", *words], cwd=PROJECT, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def write(record: dict[str, Any], out: Path) -> list[Path]:
+    """The record as JSON, its table as text and its plot, named after the GPU and the day."""
+    out.mkdir(parents=True, exist_ok=True)
+    made = record["provenance"]
+    day = datetime.fromisoformat(made["started"]).strftime("%Y-%m-%d")
+    name = "-".join([*made["gpu"].lower().replace("nvidia", "").split(), day])
+    data, text, plot = (out / f"{name}.{ending}" for ending in ("json", "txt", "png"))
+    data.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    about = (
+        f"{made['gpu']}, torch {made['torch']}, triton {made['triton']}, commit {made['commit']}"
+        f"{' with changes' if made['dirty'] else ''}, {made['started']}\n"
+        f"ceilings: {record['ceilings']['GB/s']:.0f} GB/s copied, {record['ceilings']['TFLOP/s']:.0f} TFLOP/s bf16 product\n"
+        f"{record['tokens']} tokens a case; C4-like lengths: {record['lengths']}\n"
+    )
+    text.write_text(about + table(record["rows"]) + "\n")
+    return [data, text, *([plot] if draw(record, plot) else [])]
+
+
+def draw(record: dict[str, Any], path: Path) -> bool:
+    """Bars: how many times faster than each rival, forward and backward together. False where matplotlib is not installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    bars = [r for r in record["rows"] if r["triton_is"] and r["mode"] == "both"]
+    figure = Figure(figsize=(9, 1.2 + 0.24 * len(bars)), dpi=140, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    labels = [f"{r['kernel']} {r['case']}: {r['implementation']}" for r in bars]
+    axes.barh(range(len(bars)), [r["triton_is"] for r in bars], color="#3b6ea5")
+    axes.axvline(1.0, color="black", linewidth=1)
+    axes.set_yticks(range(len(bars)), labels, fontsize=7)
+    axes.invert_yaxis()
+    if bars:
+        axes.set_xscale("log")
+    axes.set_xlabel("times faster than the rival, forward + backward (right of the line: Triton is faster)")
+    axes.set_title(f"{record['provenance']['gpu']}, {record['provenance']['started'][:10]}", fontsize=9)
+    figure.savefig(path)
+    return True

@@ -1,0 +1,1 @@
+"""Triton kernels and their launchers, a file for each; imported on the first launch, never by `import kernels`."""

@@ -1,0 +1,123 @@
+"""The masked-language-model loss and its gradients, a chunk of rows at a time: no logits of all rows, none in float32.
+
+A chunk's logits come from a matrix product of torch's (cuBLAS on a GPU) in the precision of `hidden`. The kernel here reads
+them twice, the second time out of the cache: once for the softmax's sum, once to write their gradient in their place. Two
+products by torch follow, that for the weight accumulated in float32 over the chunks.
+
+The gradients are made with the loss, in the forward: the logits are at hand there, and a backward that made them again would
+pay for a fourth product beside the head's three. What the backward of the loss brings is one number, multiplied in then.
+
+Shapes: M rows, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.triton.device import capability, device_of
+
+IGNORED_LABEL = tl.constexpr(-100)
+
+
+def parameters(capability: int, vocabulary: int) -> dict[str, Any]:
+    """A row's columns are taken 16 a thread at a time."""
+    return {"BLOCK_V": min(4096, max(8, triton.next_power_of_2(vocabulary))), "num_warps": 8, "num_stages": 1}
+
+
+@triton.jit
+def rows_kernel(
+    logits, bias, labels, losses, right, columns, logits_m, z_loss, smoothing,
+    GRADIENT: tl.constexpr, SMOOTHING: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """One program a row: its loss, whether its label is the first of the greatest logits, and, in place, the logits' gradient."""
+    row = tl.program_id(0)
+    label = tl.load(labels + row)
+    x_V = logits + row.to(tl.int64) * logits_m
+    columns_V = tl.arange(0, BLOCK_V)
+    if label == IGNORED_LABEL:
+        tl.store(losses + row, 0.0)
+        tl.store(right + row, 0.0)
+        if GRADIENT:
+            for first in range(0, columns, BLOCK_V):
+                v = first + columns_V
+                tl.store(x_V + v, tl.zeros((BLOCK_V,), dtype=logits.dtype.element_ty), mask=v < columns)
+        return
+    inside = (label >= 0) & (label < columns)  # no label may make a kernel read elsewhere
+    of_label = tl.load(x_V + label, mask=inside, other=0.0).to(tl.float32)
+    of_label += tl.load(bias + label, mask=inside, other=0.0).to(tl.float32)
+    greatest = -float("inf")
+    total = 0.0
+    sum_of_logits = 0.0
+    guess = columns
+    for first in range(0, columns, BLOCK_V):
+        v = first + columns_V
+        x = tl.load(x_V + v, mask=v < columns, other=-float("inf")).to(tl.float32)
+        x += tl.load(bias + v, mask=v < columns, other=0.0).to(tl.float32)
+        here = tl.max(x, 0)
+        guess = tl.where(here > greatest, tl.min(tl.where(x == here, v, columns), 0), guess)
+        above = tl.maximum(greatest, here)
+        total = total * tl.exp(greatest - above) + tl.sum(tl.exp(x - above), 0)
+        greatest = above
+        if SMOOTHING:
+            sum_of_logits += tl.sum(tl.where(v < columns, x, 0.0), 0)
+    lse = greatest + tl.log(total)
+    loss = lse - (1.0 - smoothing) * of_label - smoothing / columns * sum_of_logits + z_loss * lse * lse
+    tl.store(losses + row, loss)
+    tl.store(right + row, tl.where(guess == label, 1.0, 0.0))
+    if GRADIENT:
+        for first in range(0, columns, BLOCK_V):
+            v = first + columns_V
+            x = tl.load(x_V + v, mask=v < columns, other=0.0).to(tl.float32)
+            x += tl.load(bias + v, mask=v < columns, other=0.0).to(tl.float32)
+            gradient = tl.exp(x - lse) * (1.0 + 2.0 * z_loss * lse) - smoothing / columns
+            gradient -= tl.where(v == label, 1.0 - smoothing, 0.0)
+            tl.store(x_V + v, gradient.to(logits.dtype.element_ty), mask=v < columns)
+
+
+def forward(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor,
+    z_loss: float, label_smoothing: float, chunk_rows: int, with_gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Sums over the rows: (2,) float32 of loss and right guesses, the number of labels (), and the gradients of the first.
+
+    The gradients are dhidden (M, D) in the dtype of hidden, dweight (V, D) and dbias (V,) in float32; without `with_gradients`
+    they have no rows.
+    """
+    rows, vocabulary = hidden.shape[0], weight.shape[0]
+    low_weight = weight.to(hidden.dtype)
+    per_row = torch.zeros((2, rows), dtype=torch.float32, device=hidden.device)
+    buffer = torch.empty((min(rows, chunk_rows), vocabulary), dtype=hidden.dtype, device=hidden.device)
+    dhidden = torch.empty_like(hidden if with_gradients else hidden[:0], memory_format=torch.contiguous_format)
+    dweight = weight.new_zeros((vocabulary * with_gradients, weight.shape[1]), dtype=torch.float32)
+    dbias = bias.new_zeros(vocabulary * with_gradients, dtype=torch.float32)
+    constants = parameters(capability(hidden), vocabulary)
+    with torch.autocast(hidden.device.type, enabled=False), device_of(hidden):
+        for first in range(0, rows, chunk_rows):
+            chunk = hidden[first : first + chunk_rows]
+            logits = torch.mm(chunk, low_weight.t(), out=buffer[: len(chunk)])
+            rows_kernel[(len(chunk),)](
+                logits, bias, labels[first:], per_row[0, first:], per_row[1, first:],
+                vocabulary, vocabulary, z_loss, label_smoothing,
+                GRADIENT=with_gradients, SMOOTHING=label_smoothing > 0, **constants,
+            )  # fmt: skip
+            if with_gradients:
+                torch.mm(logits, low_weight, out=dhidden[first : first + chunk_rows])
+                _accumulate(dweight, logits.t(), chunk)
+                dbias += logits.sum(0, dtype=torch.float32)
+    counted = (labels != IGNORED_LABEL.value).sum(dtype=torch.float32).clamp(min=1)
+    return per_row.sum(1), counted, dhidden, dweight, dbias
+
+
+def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, in float32 whatever a and b are."""
+    if a.dtype == torch.float32:
+        total.addmm_(a, b)
+    elif a.device.type == "cuda":
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total.addmm_(a.float(), b.float())

@@ -1,0 +1,180 @@
+"""Batches of a fixed number of tokens, whose every tensor has the same shape each time: for compilation and CUDA graphs.
+
+Whole documents are packed into bins of `BIN_SEQUENCES` x sequence_length tokens, several to a bin, each attending to itself
+alone; what stays free is filled with [PAD] sequences that nothing is predicted in. A batch takes documents in the epoch's order
+until one fits into no bin any more, so where it ends follows from where it began and from `lengths.npy`. Every rank works that
+out for the whole batch and reads the documents of its own bins: how many ranks there are changes nothing, and a run is continued
+from the number of documents it has seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recipe.data.batch import BIN_SEQUENCES, IGNORED_LABEL, Batch, Collator
+
+_BLOCK = 2**18  # documents that are shuffled together
+_BIN_DOCUMENTS = 4 * BIN_SEQUENCES  # at most, so that `cu_seqlens` has one length
+_SPARE = 1.15  # room for predictions, times the rate: three and more standard deviations at 1,024 tokens a bin
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """The documents of an epoch, shuffled: shards among themselves, then documents among shards that lie together.
+
+    Any place of it is found without what comes before, in the memory of one block.
+    """
+
+    shard_sizes: Sequence[int]
+    seed: int
+    epoch: int
+
+    def after(self, position: int) -> Iterator[NDArray[np.int64]]:
+        """The numbers of the documents from this position on, in pieces."""
+        sizes = np.asarray(self.shard_sizes, np.int64)
+        starts = np.cumsum(sizes) - sizes
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(sizes))
+        of_block = (np.cumsum(sizes[order]) - sizes[order]) // _BLOCK  # a shard is in the block that it begins in
+        for block in np.unique(of_block):
+            shards = order[of_block == block]
+            count = int(sizes[shards].sum())
+            if position < count:
+                numbers = np.concatenate([np.arange(starts[i], starts[i] + sizes[i]) for i in shards])
+                shuffled = np.random.default_rng([self.seed, self.epoch, int(block)]).permutation(numbers)
+                yield shuffled[position:]
+            position = max(position - count, 0)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The documents of one batch of all ranks."""
+
+    seen: int  # documents of the epoch before this batch
+    numbers: NDArray[np.int64]  # (documents,) in the epoch's order
+    bins: NDArray[np.int64]  # (documents,) the bin of each
+
+
+@dataclass(frozen=True)
+class Packer:
+    """Plans the batches of an epoch."""
+
+    lengths: NDArray[np.uint16]  # (all documents,) without [CLS] and [SEP]
+    sequence_length: int
+    bins: int  # of a batch, over all ranks
+
+    def batches(self, order: EpochOrder, position: int) -> Iterator[Packed]:
+        """From the batch that begins at this position on; documents at the end that fill no batch are left out."""
+        capacity = BIN_SEQUENCES * self.sequence_length
+        numbers = np.empty(0, np.int64)
+        for more in order.after(position):
+            numbers = np.concatenate([numbers, more])
+            sizes = np.minimum(self.lengths[numbers].astype(np.int64), self.sequence_length - 2) + 2
+            start = 0
+            while True:
+                bins = fill(sizes[start:], self.bins, capacity)
+                end = start + len(bins)
+                if end == len(numbers):  # the batch may have room for more
+                    break
+                yield Packed(position, numbers[start:end], np.array(bins))
+                position, start = position + len(bins), end
+            numbers = numbers[start:]
+
+
+def fill(sizes: NDArray[np.int64], bins: int, capacity: int) -> list[int]:
+    """The bin of each document, in order, up to the first that fits into none: each goes where the least room is left over."""
+    free: list[list[int]] = [[] for _ in range(capacity + 1)]  # bins by room
+    free[capacity] = list(range(bins - 1, -1, -1))
+    rooms = 1 << capacity  # bit i: a bin has room for exactly i tokens
+    held, chosen = [0] * bins, []
+    for size in sizes.tolist():
+        fitting = rooms >> size
+        if not fitting:
+            break
+        room = size + (fitting & -fitting).bit_length() - 1
+        at = free[room].pop()
+        if not free[room]:
+            rooms ^= 1 << room
+        chosen.append(at)
+        held[at] += 1
+        if held[at] < _BIN_DOCUMENTS and room > size:
+            free[room - size].append(at)
+            rooms |= 1 << (room - size)
+    return chosen
+
+
+@dataclass(frozen=True)
+class PackedCollator:
+    """Makes the packed form: for B bins of C tokens with room for D sequences and M predictions each,
+
+    document_ids (B x D,), -1 for filling; input_ids (B x C,); cu_seqlens (B x D + 1,) int32, empty sequences behind the
+    filling; max_seqlen; masked_indices (B x M,) and labels (B x M,), -100 behind the last prediction; counts (B, 3), on the host:
+    sequences, real tokens, predictions. Predictions of a bin beyond M, which chance hardly brings, are not made.
+    """
+
+    collator: Collator
+    bins: int
+
+    def __call__(self, documents: list[dict], bins: NDArray[np.int64]) -> Batch:
+        """`documents`, and the bin of each in 0..B-1, ascending."""
+        length, batch = self.collator.sequence_length, self.collator(documents)
+        capacity, slots = BIN_SEQUENCES * length, _BIN_DOCUMENTS + BIN_SEQUENCES
+        sizes = np.diff(batch["cu_seqlens"].numpy()).astype(np.int64)
+        used = np.bincount(bins, sizes, self.bins).astype(np.int64)
+        held = np.bincount(bins, minlength=self.bins)
+        # where each document stands: its rank in its bin, its tokens' places in the stream
+        rank = np.arange(len(bins)) - np.repeat(np.cumsum(held) - held, held)
+        all_sizes = np.zeros((self.bins, slots), np.int64)
+        numbers = np.full((self.bins, slots), -1, np.int64)
+        all_sizes[bins, rank], numbers[bins, rank] = sizes, batch["document_ids"].numpy()
+        for b, room in enumerate((capacity - used).tolist()):
+            filling = [min(length, room - start) for start in range(0, room, length)]
+            all_sizes[b, held[b] : held[b] + len(filling)] = filling
+        places = np.arange(len(batch["input_ids"])) + np.repeat(
+            np.arange(self.bins) * capacity - (np.cumsum(used) - used), used
+        )
+        ids = np.full(self.bins * capacity, self.collator.pad_id, np.int64)
+        ids[places] = batch["input_ids"].numpy()
+        masked, labels, predicted = self._predictions(
+            ids, places[batch["masked_indices"].numpy()], batch["labels"].numpy()
+        )
+        return {
+            "document_ids": torch.from_numpy(numbers.ravel()),
+            "input_ids": torch.from_numpy(ids),
+            "cu_seqlens": torch.from_numpy(np.concatenate([[0], all_sizes.ravel().cumsum()]).astype(np.int32)),
+            "max_seqlen": length,
+            "masked_indices": torch.from_numpy(masked),
+            "labels": torch.from_numpy(labels),
+            "counts": np.stack([held, used, predicted], axis=1),
+        }
+
+    def _predictions(
+        self, ids: NDArray[np.int64], at: NDArray[np.int64], was: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Masked indices and labels (B x M,), and how many each bin has (B,). Restores `ids` where there is no room."""
+        capacity, room = len(ids) // self.bins, self.room
+        of_bin = at // capacity
+        counts = np.bincount(of_bin, minlength=self.bins)
+        rank = np.arange(len(at)) - np.repeat(np.cumsum(counts) - counts, counts)
+        fits = rank < room
+        ids[at[~fits]] = was[~fits]
+        masked = np.repeat(np.arange(self.bins) * capacity, room).reshape(
+            self.bins, room
+        )  # a bin's first token, unlabelled
+        labels = np.full((self.bins, room), IGNORED_LABEL)
+        masked[of_bin[fits], rank[fits]] = at[fits]
+        labels[of_bin[fits], rank[fits]] = was[fits]
+        return masked.ravel(), labels.ravel(), np.minimum(counts, room)
+
+    @property
+    def room(self) -> int:
+        """Predictions of a bin, a multiple of 8 for the sake of matrix products."""
+        schedule = self.collator.schedule
+        rate = max(schedule.first, schedule.last) if schedule else self.collator.masker.rate
+        capacity = BIN_SEQUENCES * self.collator.sequence_length
+        return min(8 * math.ceil(_SPARE * rate * capacity / 8), capacity)

@@ -1,0 +1,69 @@
+"""Which attention kernels are compiled. Base has 12 heads of 64 and Large 16 of 64: heads and strides are arguments of the
+kernels, so one case serves both."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib import import_module
+
+import torch
+
+from tests.kernels.aot import Case
+
+TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+STRIDES = [f"{x}_{axis}" for x in ("q", "k", "v", "out", "do", "dq", "dk", "dv") for axis in "tn"]
+
+
+def signature(dtype: torch.dtype) -> dict[str, str]:
+    tensors = dict.fromkeys(("q", "k", "v", "out", "dout", "dq", "dk", "dv"), TYPES[dtype])
+    others = {"lse": "*fp32", "delta": "*fp32", "slopes": "*fp32", "cu_seqlens": "*i32", "scale": "fp32"}
+    return {**tensors, **others, **dict.fromkeys(("heads", "tokens", "window", "blocks", *STRIDES), "i32")}
+
+
+def constants(module, kernel, arguments, slopes, capability):
+    chosen = import_module(f"kernels.triton.{module}").constants(kernel, capability, *arguments)
+    return chosen if slopes else {**chosen, "slopes": None}
+
+
+def case(
+    module: str, kernel: str, length: int | None, head: int, dtype=torch.bfloat16, slopes=True, window=False, **more
+):
+    shape = ([] if length is None else [length]) + [head]
+    variant = ("" if slopes else ", no slopes") + (", window" if window else "")
+    return Case(
+        name=f"{module} {kernel}, {' x '.join(map(str, shape))}, {TYPES[dtype][1:]}{variant}",
+        module=module,
+        kernel=f"{kernel}_kernel",
+        signature=signature(dtype),
+        constants=partial(constants, module, kernel, (*shape, dtype, slopes, window), slopes),
+        dot=True,
+        odd=("heads", "tokens", "blocks", "window"),
+        **more,
+    )
+
+
+short = partial(case, "attention_short")
+tiled = partial(case, "attention_tiled", length=None)
+
+# Heads of 64 for every GPU; for the others, and for variants, the GPUs where registers or shared memory are tightest.
+CASES = [
+    short("forward", 128, 64),
+    short("backward", 128, 64),
+    short("backward", 128, 128),
+    short("forward", 128, 128, capabilities=(80, 90, 100)),
+    short("backward", 128, 32, capabilities=(80, 90)),
+    short("backward", 128, 96, capabilities=(89, 100)),
+    short("backward", 128, 64, window=True, capabilities=(80, 90, 120)),
+    tiled("forward", head=64),
+    tiled("dq", head=64),
+    tiled("dkdv", head=64),
+    tiled("dkdv", head=64, window=True, capabilities=(90,)),
+    tiled("forward", head=128, capabilities=(80, 90)),
+    tiled("dq", head=128, capabilities=(80, 90, 100)),
+    tiled("dkdv", head=128, capabilities=(80, 90, 100, 120)),
+    tiled("dkdv", head=32, dtype=torch.float16, slopes=False, capabilities=(80, 90)),
+    tiled("forward", head=64, dtype=torch.float32, capabilities=(80,), fast=False),
+    tiled("dq", head=64, dtype=torch.float32, capabilities=(80,), fast=False),
+    tiled("dkdv", head=64, dtype=torch.float32, capabilities=(80, 90), fast=False),
+    tiled("dkdv", head=128, dtype=torch.float32, capabilities=(80,), fast=False),
+]
