@@ -114,6 +114,11 @@ def trunk(config: SweepConfig) -> list[Path]:
     points = points_of(config)
     if not 0 < config.decay < 1:
         raise UserError(f"decay={config.decay}: give a share between 0 and 1")
+    for point in points:
+        if point.config(Path(config.out)).data.mask_rate_end is not None:
+            raise UserError(
+                "data.mask_rate_end: the rate falls over a run's own length, so no trunk is shared; use sweep"
+            )
     lengths = {point: batches_of(duration_of(point, config)) for point in points}
 
     def pretrain(point: Point, out: Path) -> None:

@@ -144,11 +144,13 @@ def test_hours_and_dollars_become_batches_by_a_runs_speed(files):
         ("sweep", ["glue=nowhere.yaml"], "nowhere.yaml: no such file"),
         ("sweep", ["models=[nowhere.yaml]"], "nowhere.yaml: no such file"),
         ("trunk", ["budgets=[100tok]"], "a trunk branches at batches"),
+        ("trunk", ["models=['{train} data.mask_rate_end=0.1']"], "no trunk is shared; use sweep"),
         ("trunk", ["decay=1.0"], "a share between 0 and 1"),
         ("sweep", ["budget=[1ba]"], "did you mean `budgets`?"),
     ],
 )
 def test_mistakes_are_one_line_and_nothing_is_written(files, capsys, way, words, says):
+    words = [word.replace("{train}", str(files / "train.yaml")) for word in words]
     assert main([way, str(files / "sweep.yaml"), *words]) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1 and not (files / "sweep").exists()
