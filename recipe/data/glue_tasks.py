@@ -145,16 +145,16 @@ def read_task(data: str, task: Task, max_train_examples: int = 0) -> TaskData:
 
 def _from_folder(folder: Path, task: Task) -> TaskData:
     torn: list[int] = []
-    rows = list(_rows(folder / "train.tsv", task, torn))
+    rows = list(rows_of(folder / "train.tsv", task, torn))
     labels = task.labels
     if labels is FOUND:
         labels = tuple(sorted({label for _, _, label in rows}))
     train = _examples(folder / "train.tsv", rows, labels)
-    dev = {name: _examples(file, _rows(file, task), labels) for name in task.dev for file in [folder / f"{name}.tsv"]}
+    dev = {name: _examples(file, rows_of(file, task), labels) for name in task.dev for file in [folder / f"{name}.tsv"]}
     return TaskData(task, labels, train, dev, len(torn))
 
 
-def _rows(file: Path, task: Task, torn: list[int] | None = None) -> Iterator[tuple[int, tuple[str, ...], str]]:
+def rows_of(file: Path, task: Task, torn: list[int] | None = None) -> Iterator[tuple[int, tuple[str, ...], str]]:
     """(line number, sentences, label) of each row. The format has no quoting: a quotation mark belongs to the text.
 
     Lines with a wrong number of columns are left out and noted in `torn`, as many as the task is known to have.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recipe.data.glue_tasks import HUB, Examples, Task, TaskData, _rows
+from recipe.data.glue_tasks import HUB, Examples, Task, TaskData, rows_of
 from recipe.errors import UserError
 
 # What the site calls a test set's file, where that is not the task's own name.
@@ -41,7 +41,7 @@ def read_test_sets(data: str, task: Task) -> dict[str, TestSet]:
         with file.open(encoding="utf-8-sig", errors="replace") as stream:
             first_column = stream.readline().rstrip("\r\n").split("\t")[0]
         # A test set has an index where the others have a label, and a header line even where they have none.
-        rows = list(_rows(file, dataclasses.replace(task, label=first_column, columns=None)))
+        rows = list(rows_of(file, dataclasses.replace(task, label=first_column, columns=None)))
         if not rows:
             raise UserError(f"{file}: no example in it")
         zeros = [0] * len(rows) if task.labels != () else [0.0] * len(rows)
