@@ -1,6 +1,6 @@
 """Compiles every Triton kernel for six GPUs that need not be there, and reads what the assembler made of it.
 
-    python -m tests.kernels.aot                     renews tests/kernels/compiled.json
+    python -m tests.kernels.aot                     renews tests/kernels/compiled.json, with the lock's Triton
     python -m tests.kernels.aot glu layer_norm      renews the rows of these files alone
 
 A process in which Triton interprets cannot compile, so test_compile.py runs this module without TRITON_INTERPRET.
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 TABLE = Path(__file__).with_name("compiled.json")
+LOCK = Path(__file__).parents[2] / "requirements.txt"
 
 # Shared memory that one program may ask for, in bytes: CUDA's programming guide, table "Technical Specifications per
 # Compute Capability", maximum per thread block.
@@ -60,6 +61,14 @@ def groups() -> dict[str, list[Case]]:
         for case in importlib.import_module(f"tests.kernels.{table}").CASES:
             found.setdefault(case.module, []).append(case)
     return found
+
+
+def is_the_locks_triton() -> bool:
+    """Whether this is the Triton whose figures stand in the table: another's register allocation differs."""
+    import triton
+
+    locked = re.search(r"^triton==(\d+)\.(\d+)", LOCK.read_text(), re.MULTILINE)
+    return tuple(map(int, triton.__version__.split(".")[:2])) == tuple(map(int, locked.groups()))
 
 
 def compile_case(case: Case, capability: int) -> dict[str, Any]:
@@ -118,6 +127,8 @@ def main() -> None:
     parser.add_argument("groups", nargs="*", help="files below kernels/triton to renew; all of them when none is named")
     parser.add_argument("--print", action="store_true", help="print the figures, leave the table as it is")
     arguments = parser.parse_args()
+    if not arguments.print and not is_the_locks_triton():
+        parser.error("the table holds the figures of the Triton in requirements.txt, and this is another; add --print")
     figures = measure(arguments.groups or list(groups()))
     if arguments.print:
         print(json.dumps(figures))

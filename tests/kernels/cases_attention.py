@@ -51,6 +51,7 @@ CASES = [
     short("backward", 128, 64),
     short("backward", 128, 128),
     short("forward", 128, 128, capabilities=(80, 90, 100)),
+    short("forward", 128, 96, window=True, capabilities=(100,)),
     short("backward", 128, 32, capabilities=(80, 90)),
     short("backward", 128, 96, capabilities=(89, 100)),
     short("backward", 128, 64, window=True, capabilities=(80, 90, 120)),

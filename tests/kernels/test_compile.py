@@ -49,6 +49,8 @@ def test_compiled_figures(group):
         f for name, row in now.items() for target, figures in row.items() for f in faults(cases[name], target, figures)
     ]
     assert broken == []
+    if not aot.is_the_locks_triton():
+        return  # faults are faults on every version, but the table's figures are one version's
     table = json.loads(aot.TABLE.read_text())
     moved = [
         f"{name} on {target}: {key} {table.get(name, {}).get(target, {}).get(key, 'not in the table')} -> {value}"
