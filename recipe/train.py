@@ -22,6 +22,7 @@ from recipe import convert
 from recipe.config import TrainConfig, run_main, to_dict
 from recipe.cost import prices, records
 from recipe.data.batch import Batch, count_sequences, count_tokens, split_batch
+from recipe.data.shard_files import check_files
 from recipe.data.shards import DatasetInfo, read_info
 from recipe.data.stream import check_vocabulary, free_shared_memory, open_loader
 from recipe.errors import UserError
@@ -104,6 +105,7 @@ def make_plan(config: TrainConfig) -> Plan:
     info = read_info(config.data.path)
     for split in (config.data.train_split, config.data.eval_split):
         info.split(split)
+        check_files(config.data.path, split)
     check_vocabulary(config.data.path, info)
     check_numbers(config, info, ranks)
     encoder = encoder_config(config, info)

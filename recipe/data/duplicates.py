@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from recipe.data import sources
-from recipe.data.parts import Job, alone, count, run, save_array, work_folder, write_whole
+from recipe.data.parts import Job, alone, count, end_if_stopped, run, save_array, work_folder, write_whole
 from recipe.data.sources import Rejected
 
 BUCKET = 2**23  # documents that are compared at a time
@@ -43,7 +43,7 @@ def mark(jobs: list[Job], first: list[Job], processes: int) -> None:
 
 def hash_part(job: Job) -> None:
     """Write the part's `hash`: (documents,) uint64."""
-    with alone(job.file("lock")):
+    with alone(job.file("lock"), end_if_stopped):
         if not job.file("hash").exists():
             hashes = np.fromiter(_hashes(job), np.uint64)
             write_whole(job.file("hash"), lambda draft: hashes.tofile(draft))

@@ -124,16 +124,16 @@ def count(texts: list[str], rejected: int = 0) -> None:
         _counters[_DOCUMENTS] += len(texts)
         _counters[_BYTES] += sum(len(text.encode()) for text in texts)
         _counters[_REJECTED] += rejected
-    _end_if_stopped()
+    end_if_stopped()
 
 
-def _end_if_stopped() -> None:
-    if _counters is not None and _counters[_STOP]:
+def end_if_stopped() -> None:
+    if _counters[_STOP]:
         raise _Stopped
 
 
 @contextlib.contextmanager
-def alone(lock: Path) -> Iterator[None]:
+def alone(lock: Path, while_waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold this lock file; another process that holds it is waited for. The system frees a dead process's lock."""
     with lock.open("w") as file:
         while True:
@@ -141,7 +141,7 @@ def alone(lock: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                _end_if_stopped()
+                while_waiting()
                 time.sleep(0.2)
         yield
 
@@ -164,7 +164,7 @@ def is_whole(job: Job) -> bool:
 def write_part(job: Job) -> Done:
     """Tokenize one part and write its shards, one folder a split, unless that has been done; returns its counts."""
     try:
-        with alone(job.file("lock")):
+        with alone(job.file("lock"), end_if_stopped):
             if not is_whole(job):
                 _write(job)
     except OSError as error:

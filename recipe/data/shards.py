@@ -28,6 +28,7 @@ from recipe.errors import UserError
 FORMAT = 1  # of dataset.json
 DTYPE = "uint16"
 LENGTHS = "lengths.npy"
+HASH = "xxh64"  # of every shard, checked when it is opened
 _QUANTILES = (5, 25, 50, 75, 95, 99)
 
 
@@ -130,7 +131,7 @@ class ShardWriter:
             out=str(folder),
             columns={"tokens": f"ndarray:{DTYPE}"},
             compression="zstd",
-            hashes=["xxh64"],
+            hashes=[HASH],
             size_limit=shard_mib * 2**20,
         )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from recipe.config import Data
 from recipe.data.batch import BIN_SEQUENCES, Batch, Collator, count_sequences
 from recipe.data.masking import Masker, RateSchedule
 from recipe.data.packing import EpochOrder, Packed, PackedCollator, Packer
-from recipe.data.shards import LENGTHS, DatasetInfo
+from recipe.data.parts import alone
+from recipe.data.shard_files import fault, last_line
+from recipe.data.shards import HASH, LENGTHS, DatasetInfo
 from recipe.errors import UserError
 
 
@@ -28,6 +32,7 @@ class Documents(StreamingDataset):
 
     epoch = 0
     _first = 0  # documents of the epoch that were seen before a resume
+    _fault: BaseException | None = None  # of the threads that open shards
 
     def _get_work(self, epoch: int, sample_in_epoch: int) -> NDArray[np.int64]:
         self.epoch, self._first = epoch, sample_in_epoch  # the one place where a worker process learns it
@@ -37,10 +42,36 @@ class Documents(StreamingDataset):
         ranks = World.detect().num_ranks
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        for i, item in enumerate(super().__iter__()):
-            batch = i // self.batch_size * workers + worker  # workers take turns
-            item["seen"] = self.epoch * self.size + self._first + batch * self.batch_size * ranks
-            yield item
+        try:
+            for i, item in enumerate(super().__iter__()):
+                batch = i // self.batch_size * workers + worker  # workers take turns
+                item["seen"] = self.epoch * self.size + self._first + batch * self.batch_size * ranks
+                yield item
+        except RuntimeError as error:  # in which Streaming only says that its thread has failed
+            raise (self._fault or error) from None
+        if self._fault:  # it may as well just end
+            raise self._fault
+
+    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
+        """As Streaming does; what fails is a `UserError`, and two runs on one folder do not unpack the same shard at once."""
+        shard = self.shards[shard_id]
+        raw = Path(shard.dirname) / shard.split / shard.raw_data.basename
+        try:
+            if not raw.is_file():
+                with alone(raw.with_name(f"{raw.name}.lock")):
+                    # Every worker opens it by itself: one that left this to another would wait for ever for a damaged shard.
+                    self.streams[self.stream_per_shard[shard_id]].prepare_shard(shard)
+            super().prepare_shard(shard_id, blocking)
+        except (OSError, ValueError, RuntimeError) as error:
+            file = raw.with_name(Path((shard.zip_data or shard.raw_data).basename).name)
+            self._fault = fault(error, file)
+            raise self._fault from None
+
+    def on_exception(self, future: Future) -> None:
+        """Instead of a traceback from a thread: `__iter__` raises the error."""
+        if future.exception():
+            self._fault = self._fault or future.exception()
+            self._event.set()
 
     def __getitem__(self, at: int) -> dict[str, Any]:
         """tokens (length,) uint16, id, epoch."""
@@ -57,6 +88,18 @@ class EvaluationDocuments(Documents):
 class Loader(StreamingDataLoader):
     def _get_batch_size(self, batch: Batch) -> int:
         return count_sequences(batch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        with _one_line():
+            yield from super().__iter__()
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise last_line(error) from None
 
 
 class PackedDocuments(IterableDataset):
@@ -112,7 +155,8 @@ class PackedLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Batch]:
         self.dataset.begin_epoch()
-        return super().__iter__()
+        with _one_line():
+            yield from super().__iter__()
 
 
 def free_shared_memory() -> None:
@@ -192,6 +236,7 @@ def _documents(data: Data, train: bool, batch_size: int) -> Documents:
         shuffle_seed=data.shuffle_seed,
         batch_size=batch_size,
         num_canonical_nodes=1 if not train else None,
+        validate_hash=HASH,
     )
 
 

@@ -1,0 +1,145 @@
+"""Damaged datasets: each fault is one line with the file and the remedy, and nothing is skipped in silence."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import streaming.base.stream
+from streaming import MDSWriter
+
+from recipe.config import Data
+from recipe.data import shard_files
+from recipe.data.parts import alone
+from recipe.data.shard_files import check_files
+from recipe.data.shards import read_info
+from recipe.data.stream import open_loader
+from recipe.errors import UserError
+
+SHARD = "train/part-00000/shard.00000.mds.zstd"
+
+
+@pytest.fixture
+def copy(tiny_dataset, tmp_path) -> Path:
+    """The tiny dataset as it was prepared, its shard still packed."""
+    folder = shutil.copytree(tiny_dataset, tmp_path / "dataset")
+    for unpacked in folder.rglob("*.mds"):
+        unpacked.unlink()
+    return folder
+
+
+def batches(folder: Path, workers: int = 0, batching: str = "sequences") -> Iterator[dict]:
+    data = Data(path=str(folder), sequence_length=64, batching=batching)
+    info = read_info(folder)
+    return iter(open_loader(data, info, train=True, batch_size=32, seed=1, batching=batching, workers=workers))
+
+
+def refused(action) -> str:
+    with pytest.raises(UserError) as caught:
+        action()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_whole_dataset_passes(copy):
+    check_files(copy, "train")
+    next(batches(copy))
+    check_files(copy, "train")  # unpacked now
+
+
+def test_a_missing_shard(copy):
+    (copy / SHARD).unlink()
+    assert f"{copy / SHARD}: no such file, and the index lists it; copy the file again" in refused(
+        lambda: check_files(copy, "train")
+    )
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_a_truncated_shard(copy, unpacked):
+    file = copy / SHARD
+    if unpacked:
+        next(batches(copy))
+        file = file.with_suffix("")
+    whole = file.stat().st_size
+    with file.open("r+b") as stream:
+        stream.truncate(whole - 7)
+    said = refused(lambda: check_files(copy, "train"))
+    assert said.startswith(f"{file}: {whole - 7:,} bytes, the index says {whole:,}; copy the file again")
+
+
+@pytest.mark.parametrize("batching", ["sequences", "tokens"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_flipped_bit(copy, workers, batching, capfd):
+    damaged = bytearray((copy / SHARD).read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (copy / SHARD).write_bytes(damaged)
+    check_files(copy, "train")  # name and size are right
+    said = refused(lambda: next(batches(copy, workers, batching)))
+    assert said.startswith(f"{copy / SHARD}: its hash is not the one in the index")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_full_disk(copy, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(streaming.base.stream.os, "rename", full)
+    assert "No space left on device; free some space and start again" in refused(lambda: next(batches(copy)))
+
+
+def test_foreign_columns_are_refused_unread(tmp_path):
+    for name, columns in (("pickled", {"tokens": "pkl"}), ("other", {"tokens": "ndarray:int64"})):
+        with MDSWriter(out=str(tmp_path / name), columns=columns):
+            pass
+        index = tmp_path / name / "index.json"
+        shard = {
+            "column_names": ["tokens"],
+            "column_encodings": list(columns.values()),
+            "raw_data": None,
+            "zip_data": None,
+        }
+        index.write_text(json.dumps({"version": 2, "shards": [shard]}))
+        said = refused(lambda name=name: check_files(tmp_path, name))
+        assert f"{index}: columns tokens ({columns['tokens']}), only tokens (ndarray:uint16) is read here" in said
+        assert ("could execute code" in said) == (name == "pickled")
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"shards": 3}'])
+def test_an_index_that_is_none(copy, content):
+    index = copy / "train" / "index.json"
+    index.unlink() if content is None else index.write_text(content)
+    assert str(index) in refused(lambda: check_files(copy, "train"))
+
+
+def test_a_worker_process_says_what_the_process_itself_would():
+    error = UserError("Caught UserError in DataLoader worker process 0.\nTraceback\nrecipe.errors.UserError: a: b; c\n")
+    assert str(shard_files.last_line(error)) == "a: b; c"
+
+
+def _hold(lock: str, ready, release) -> None:
+    with alone(Path(lock)):
+        ready.set()
+        release.wait(60)
+
+
+def test_two_runs_do_not_unpack_the_same_shard_at_once(copy):
+    """While another process unpacks a shard, this one waits, and then finds it unpacked."""
+    context = multiprocessing.get_context("fork")
+    ready, release = context.Event(), context.Event()
+    raw = (copy / SHARD).with_suffix("")
+    other = context.Process(target=_hold, args=(f"{raw}.lock", ready, release))
+    other.start()
+    assert ready.wait(60)
+    first = context.Process(target=next, args=(batches(copy),))
+    first.start()
+    first.join(1)
+    assert first.is_alive() and not raw.exists()
+    release.set()
+    first.join(60)
+    other.join(60)
+    assert first.exitcode == 0 and raw.exists()
