@@ -108,8 +108,8 @@ _BACKWARD_ON = {90: {32: (32, 4), 64: (64, 8), 128: (32, 8)}, 100: {32: (32, 4),
 
 
 def fits(max_seqlen: int, head: int, dtype: torch.dtype, window: bool) -> bool:
-    """Whether sequences fit on chip: not with float32's three-fold products, nor with a window beside the largest heads."""
-    return max_seqlen <= MAX_LENGTH and dtype != torch.float32 and not (window and head > 96)
+    """Whether sequences fit on chip: not with float32's three-fold products, nor with a window beside large heads."""
+    return max_seqlen <= MAX_LENGTH and dtype != torch.float32 and not (window and head > 64)
 
 
 def constants(

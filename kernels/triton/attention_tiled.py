@@ -188,6 +188,8 @@ def constants(kernel: str, gpu: int, head: int, dtype: torch.dtype, slopes: bool
     block_h = padded_head(head)
     table = _FLOAT32 if dtype == torch.float32 else _WIDE if nearest(gpu) in (90, 100) else _WARP
     kept, step, warps, stages = table[kernel][block_h]
+    if window and kernel == "dkdv" and table is _WARP and block_h == 128:
+        step = 32  # with 64, Triton 3.9 spills on sm_120
     block_m, block_k = (step, kept) if kernel == "dkdv" else (kept, step)
     return {
         "HEAD": head, "BLOCK_H": block_h, "BLOCK_M": block_m, "BLOCK_K": block_k,
