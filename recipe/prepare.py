@@ -92,18 +92,18 @@ def _claimed(partial: Path, config: PrepareConfig, origins: dict[str, Any]) -> I
 
     Runs with `shard_of` share it, a run without it has it alone.
     """
-    work, plan = parts.work_folder(partial), _plan(config, origins)
-    file = work / "plan.json"
+    state, plan = parts.state_folder(partial), _plan(config, origins)
+    file = state / "plan.json"
     remedy = f"remove {partial}, or choose another `out`"
-    if partial.exists() and any(partial.iterdir()) and not work.is_dir():
+    if partial.exists() and any(partial.iterdir()) and not state.is_dir():
         raise UserError(f"{partial}: is in the way and no unfinished preparation; {remedy}")
     if file.is_file() and (found := json.loads(file.read_text("utf-8"))) != plan:
         different = sorted(key for key in plan if plan[key] != found.get(key))
         raise UserError(
             f"{partial}: holds an unfinished preparation of other settings or text (`{'`, `'.join(different)}`); {remedy}"
         )
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
+    state.mkdir(parents=True, exist_ok=True)
+    with (state / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, (fcntl.LOCK_SH if config.shard_of else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -113,7 +113,7 @@ def _claimed(partial: Path, config: PrepareConfig, origins: dict[str, Any]) -> I
         try:
             yield
         except UserError:
-            if not config.shard_of and not any(work.glob("*-*.json")):  # not one part to go on with
+            if not config.shard_of and not any(state.glob("*-*.json")):  # not one part to go on with
                 shutil.rmtree(partial, ignore_errors=True)  # `_finish` may have done so
             raise
 
@@ -244,13 +244,13 @@ def _vocabulary(
     config: PrepareConfig, existing: BertTokenizerFast | None, train: list[Part], partial: Path
 ) -> Vocabulary:
     """Save the tokenizer and say what it is, unless a run before this one has done so."""
-    work = parts.work_folder(partial)
-    file, draft = work / "vocabulary.json", work / f"tokenizer.{os.getpid()}"
+    state = parts.state_folder(partial)
+    file, draft = state / "vocabulary.json", state / f"tokenizer.{os.getpid()}"
     if file.is_file():
         return Vocabulary(**json.loads(file.read_text("utf-8")))
     used = existing or _train_tokenizer(config, train)
     tokenizer.save(used, draft)
-    with parts.alone(work / "tokenizer.lock"):
+    with parts.alone(state / "tokenizer.lock"):
         if not (partial / "tokenizer").exists():  # another machine's is the same, byte for byte
             draft.rename(partial / "tokenizer")
     vocabulary = Vocabulary(
@@ -301,7 +301,7 @@ def _finish(
     )
     histogram.draw(lengths, partial / histogram.NAME)
     shards.write_info(info, partial)
-    shutil.rmtree(parts.work_folder(partial))
+    shutil.rmtree(parts.state_folder(partial))
     out = Path(config.out)
     if out.exists():
         out.rmdir()  # an empty one, `_existing` has checked

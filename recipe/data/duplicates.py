@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from recipe.data import sources
-from recipe.data.parts import Job, alone, count, end_if_stopped, run, save_array, work_folder, write_whole
+from recipe.data.parts import Job, alone, count, end_if_stopped, run, save_array, state_folder, write_whole
 from recipe.data.sources import Rejected
 
 BUCKET = 2**23  # documents that are compared at a time
@@ -28,7 +28,7 @@ def mark(jobs: list[Job], first: list[Job], processes: int) -> None:
     Earlier is: in a job before, or in the same one before. Jobs of `first` are read first, the others may well be done by
     other machines meanwhile.
     """
-    folder = work_folder(jobs[0].folder)
+    folder = state_folder(jobs[0].folder)
     done = folder / "duplicates.done"
     if done.exists():
         return

@@ -1,12 +1,12 @@
 """Parts, the unit of work of a preparation: run side by side, each resumable, on one machine or on several.
 
-A part is whole once its record stands in `work/`, which is written last. A part without one is written afresh, and one that
+A part is whole once its record stands in `state/`, which is written last. A part without one is written afresh, and one that
 another process is writing is waited for, so machines that share a folder may even overlap.
 
-    OUT.partial/work/plan.json             what is being prepared: parts of anything else are refused
-    OUT.partial/work/train-00003.json      the record of a part: what it holds, what it left out
-    OUT.partial/work/train-00003.SPLIT.npy lengths of its records
-    OUT.partial/work/train-00003.drop.npy  which of its documents are copies (`recipe.data.duplicates`)
+    OUT.partial/state/plan.json             what is being prepared: parts of anything else are refused
+    OUT.partial/state/train-00003.json      the record of a part: what it holds, what it left out
+    OUT.partial/state/train-00003.SPLIT.npy lengths of its records
+    OUT.partial/state/train-00003.drop.npy  which of its documents are copies (`recipe.data.duplicates`)
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ class Job:
     folder: Path
 
     def file(self, suffix: str) -> Path:
-        """One of the part's files in `work/`."""
-        return work_folder(self.folder) / f"{self.key}-{self.index:05d}.{suffix}"
+        """One of the part's files in `state/`."""
+        return state_folder(self.folder) / f"{self.key}-{self.index:05d}.{suffix}"
 
 
 Done = tuple[dict[str, Lengths], Rejected]
 
 
-def work_folder(partial: Path) -> Path:
-    return partial / "work"
+def state_folder(partial: Path) -> Path:
+    return partial / "state"
 
 
 def run(action: Callable[[Any], R], jobs: list[Any], processes: int, what: str) -> Iterator[R]:

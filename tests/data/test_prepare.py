@@ -273,7 +273,7 @@ def test_a_run_killed_and_then_terminated_ends_as_an_unbroken_one(tmp_path):
     for seed in range(9):  # enough text to be still at work when the signals come
         lines = (json.dumps({"text": text}) + "\n" for text in make_text(3_000, seed))
         (tmp_path / "text" / f"{seed}.jsonl.gz").write_bytes(gzip.compress("".join(lines).encode(), 1))
-    work = tmp_path / "out.partial" / "work"
+    work = tmp_path / "out.partial" / "state"
     for stop, status in ((signal.SIGKILL, -9), (signal.SIGTERM, 143)):
         before = len(list(work.glob("train-*.json")))
         with own_group([sys.executable, "-m", "recipe.prepare", write_yaml(tmp_path), "processes=2"]) as run:
@@ -299,7 +299,7 @@ def test_shares_of_two_machines_make_the_whole(tmp_path, corpus):
         assert not (tmp_path / "out").exists()
     parts = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out.partial" / "train").iterdir()}
     assert sorted(parts) == ["part-00000", "part-00001", "part-00002"]
-    with (tmp_path / "out.partial" / "work" / "lock").open() as lock:
+    with (tmp_path / "out.partial" / "state" / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)  # a third machine at work
         with pytest.raises(UserError, match="another run is at work on it"):
             prepare(config_of(tmp_path, drop_duplicates=True))
