@@ -20,7 +20,7 @@ def table_after(marker: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
 
 
-@pytest.mark.parametrize("study", ["demo", "books"])
+@pytest.mark.parametrize("study", ["demo", "books", "books-trunk"])
 def test_measured_numbers_are_those_of_the_results(study):
     with (ROOT / "benchmarks/results" / study / "pareto.csv").open(newline="", encoding="utf-8") as file:
         measured = {row["run"]: row for row in csv.DictReader(file)}
