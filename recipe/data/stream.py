@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from streaming import StreamingDataLoader, StreamingDataset
-from streaming.base.util import clean_stale_shared_memory
+from streaming.base.constant import SHM_TO_CLEAN
 from streaming.base.world import World
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -25,6 +26,8 @@ from recipe.data.parts import alone
 from recipe.data.shard_files import fault, last_line
 from recipe.data.shards import HASH, LENGTHS, DatasetInfo
 from recipe.errors import UserError
+
+_SHARED = Path("/dev/shm")
 
 
 class Documents(StreamingDataset):
@@ -160,8 +163,19 @@ class PackedLoader(DataLoader):
 
 
 def free_shared_memory() -> None:
-    """Remove what an interrupted run left in shared memory, so that this one can start."""
-    clean_stale_shared_memory()
+    """Remove what dead runs left in shared memory, so that this one can start.
+
+    What a living process has mapped stays. Streaming's own cleaning does not ask, and takes it from under every other run.
+    """
+    used: set[str] = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with suppress(OSError):  # has ended meanwhile, or is another user's
+            used.update(re.findall(rf"{_SHARED}/(\d{{6}})_", maps.read_text()))
+    for name in SHM_TO_CLEAN:
+        for file in _SHARED.glob(f"{'[0-9]' * 6}_{name}"):
+            if file.name[:6] not in used:
+                with suppress(OSError):  # another rank was faster, or it is another user's
+                    file.unlink()
 
 
 def check_vocabulary(path: str, info: DatasetInfo) -> None:

@@ -13,7 +13,7 @@ import torch
 from recipe.config import Data
 from recipe.data.batch import IGNORED_LABEL, count_sequences
 from recipe.data.shards import read_info
-from recipe.data.stream import Loader, check_vocabulary, open_loader
+from recipe.data.stream import Loader, check_vocabulary, free_shared_memory, open_loader
 from recipe.errors import UserError
 
 BATCH = 64
@@ -223,3 +223,26 @@ def test_vocabulary_of_the_shards_is_checked(tiny_dataset, tmp_path):
     file.unlink()
     with pytest.raises(UserError, match="no such file"):
         check_vocabulary(str(copy), info)
+
+
+def test_only_what_no_process_uses_is_removed_from_shared_memory(open_tiny):
+    """A second run on a machine leaves the first its shared memory; what a killed one left goes."""
+    shared = Path("/dev/shm")
+    loader = open_tiny()
+    first = iter(loader)
+    next(first)
+    stale = shared / "999999_locals"
+    stale.write_bytes(b"left by a killed run")
+    foreign = shared / "999999_something_else"
+    foreign.write_bytes(b"of another program")
+    before = {
+        file.name for file in shared.iterdir() if f"/dev/shm/{file.name}\n" in Path("/proc/self/maps").read_text()
+    }
+    assert before, "the open loader has mapped some"
+    try:
+        free_shared_memory()
+        assert not stale.exists() and foreign.exists()
+        assert before <= {file.name for file in shared.iterdir()}
+        assert len(list(first)) > 3
+    finally:
+        foreign.unlink()
