@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -244,14 +246,26 @@ def open_loader(
 
 def _documents(data: Data, train: bool, batch_size: int) -> Documents:
     split = data.train_split if train else data.eval_split
-    return (Documents if train else EvaluationDocuments)(
-        local=str(Path(data.path) / split),
-        shuffle=train,
-        shuffle_seed=data.shuffle_seed,
-        batch_size=batch_size,
-        num_canonical_nodes=1 if not train else None,
-        validate_hash=HASH,
-    )
+    with _one_run_at_a_time():
+        return (Documents if train else EvaluationDocuments)(
+            local=str(Path(data.path) / split),
+            shuffle=train,
+            shuffle_seed=data.shuffle_seed,
+            batch_size=batch_size,
+            num_canonical_nodes=1 if not train else None,
+            validate_hash=HASH,
+        )
+
+
+@contextmanager
+def _one_run_at_a_time() -> Iterator[None]:
+    """Streaming's ranks look for a name that is free in shared memory, and then one takes it: two runs of a machine that start
+    together would take the same."""
+    lock = Path(tempfile.gettempdir()) / f"shared-memory-names-{os.getuid()}.lock"
+    with alone(lock) if World.detect().is_local_leader else nullcontext():
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # no rank looks before its leader holds the lock
+        yield
 
 
 def _continuations(path: str) -> NDArray[np.bool_]:
