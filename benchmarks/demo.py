@@ -15,7 +15,6 @@ from benchmarks import pareto
 from recipe import glue, prepare, train
 from recipe.config import GlueConfig, PrepareConfig, TrainConfig, load
 from recipe.data import doc_tasks
-from recipe.data.stream import free_shared_memory
 from recipe.errors import UserError
 from recipe.training.callbacks import clock
 from recipe.training.quiet import quiet_libraries
@@ -37,7 +36,6 @@ def main() -> int:
     prepare.prepare(text)
     doc_tasks.write(OUT / "tasks", text)
     quiet_libraries()
-    free_shared_memory()
     runs = []
     for model, budgets in BUDGETS.items():
         for batches in budgets:

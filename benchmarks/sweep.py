@@ -24,7 +24,6 @@ import torch
 from recipe import glue, plan, train
 from recipe.config import GlueConfig, SweepConfig, TrainConfig, load, to_dict
 from recipe.cost import prices, records
-from recipe.data.stream import free_shared_memory
 from recipe.errors import UserError
 from recipe.training.hardware import find_hardware
 from recipe.training.quiet import quiet_libraries
@@ -138,7 +137,6 @@ def run_all(config: SweepConfig, points: Sequence[Point], pretrain: Callable[[Po
     """Pretrain and score every point; one that fails is said in one line, and the others go on."""
     load(GlueConfig, config.glue, ["checkpoint=any"])  # a mistake in it is found before hours of training
     quiet_libraries()
-    free_shared_memory()
     torch.set_float32_matmul_precision("high")
     done, failed = [], []
     for number, point in enumerate(points, 1):

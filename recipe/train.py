@@ -24,7 +24,7 @@ from recipe.cost import prices, records
 from recipe.data.batch import Batch, count_sequences, count_tokens, split_batch
 from recipe.data.shard_files import check_files
 from recipe.data.shards import DatasetInfo, read_info
-from recipe.data.stream import check_vocabulary, free_shared_memory, open_loader
+from recipe.data.stream import check_vocabulary, open_loader
 from recipe.errors import UserError
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends
@@ -383,7 +383,6 @@ def say_start(plan: Plan, record: dict[str, Any], hardware: Hardware) -> None:
 def main(config: TrainConfig) -> None:
     """The entry point's own part: a clean terminal, no leftovers of a killed run, then `train`."""
     quiet_libraries()
-    free_shared_memory()
     torch.set_float32_matmul_precision("high")
     train(config)
 

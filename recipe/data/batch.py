@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from recipe.data.masking import Masker, RateSchedule
@@ -18,6 +19,17 @@ from recipe.data.masking import Masker, RateSchedule
 IGNORED_LABEL = -100
 BIN_SEQUENCES = 8  # full-length sequences that a bin of a packed batch has room for
 Batch = dict[str, Tensor | int]
+
+
+@dataclass(frozen=True)
+class Share:
+    """One rank's documents of a batch, as they are stored; number -1 is filling, in which nothing is predicted."""
+
+    pieces: list[NDArray[np.uint16]]  # tokens of each
+    numbers: NDArray[np.int64]  # in the split
+    epoch: int
+    seen: int  # documents that the run saw before this batch
+    bins: NDArray[np.int64] | None = None  # the bin of each, ascending, in a packed batch
 
 
 @dataclass(frozen=True)
@@ -36,10 +48,9 @@ class Collator:
     padded: bool
     schedule: RateSchedule | None = None  # of the masking rate; absent: the masker's own
 
-    def __call__(self, documents: list[dict]) -> Batch:
-        """`documents` are `recipe.data.stream.Documents`' items."""
-        room = self.sequence_length - 2
-        pieces = [document["tokens"][:room] for document in documents]
+    def __call__(self, share: Share) -> Batch:
+        room, numbers = self.sequence_length - 2, share.numbers
+        pieces = [piece[:room] for piece in share.pieces]
         lengths = np.array([len(piece) + 2 for piece in pieces])
         cu_seqlens = np.concatenate([[0], lengths.cumsum()])
         starts, ends = cu_seqlens[:-1], cu_seqlens[1:] - 1
@@ -48,15 +59,14 @@ class Collator:
         inside[starts] = inside[ends] = False
         ids[inside] = np.concatenate(pieces)
         ids[starts], ids[ends] = self.cls_id, self.sep_id
-        numbers = np.array([document["id"] for document in documents])
         positions = np.arange(len(ids)) - np.repeat(starts, lengths)
         masked, chosen, labels = self.masker(
             ids,
-            self.masker.is_special[ids],
+            self.masker.is_special[ids] | np.repeat(numbers < 0, lengths),
             np.repeat(numbers, lengths),
             positions,
-            documents[0]["epoch"],
-            self.schedule(documents[0]["seen"]) if self.schedule else None,
+            share.epoch,
+            self.schedule(share.seen) if self.schedule else None,
         )
         batch: Batch = {
             "document_ids": torch.from_numpy(numbers),

@@ -2,62 +2,24 @@
 
 Whole documents are packed into bins of `BIN_SEQUENCES` x sequence_length tokens, several to a bin, each attending to itself
 alone; what stays free is filled with [PAD] sequences that nothing is predicted in. A batch takes documents in the epoch's order
-until one fits into no bin any more, so where it ends follows from where it began and from `lengths.npy`. Every rank works that
-out for the whole batch and reads the documents of its own bins: how many ranks there are changes nothing, and a run is continued
-from the number of documents it has seen.
+until one fits into no bin any more, so where it ends follows from where it began and from `lengths.npy`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recipe.data.batch import BIN_SEQUENCES, IGNORED_LABEL, Batch, Collator
+from recipe.data.batch import BIN_SEQUENCES, IGNORED_LABEL, Batch, Collator, Share
+from recipe.data.order import Planned
 
-_BLOCK = 2**18  # documents that are shuffled together
 _BIN_DOCUMENTS = 4 * BIN_SEQUENCES  # at most, so that `cu_seqlens` has one length
 _SPARE = 1.15  # room for predictions, times the rate: three and more standard deviations at 1,024 tokens a bin
-
-
-@dataclass(frozen=True)
-class EpochOrder:
-    """The documents of an epoch, shuffled: shards among themselves, then documents among shards that lie together.
-
-    Any place of it is found without what comes before, in the memory of one block.
-    """
-
-    shard_sizes: Sequence[int]
-    seed: int
-    epoch: int
-
-    def after(self, position: int) -> Iterator[NDArray[np.int64]]:
-        """The numbers of the documents from this position on, in pieces."""
-        sizes = np.asarray(self.shard_sizes, np.int64)
-        starts = np.cumsum(sizes) - sizes
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(sizes))
-        of_block = (np.cumsum(sizes[order]) - sizes[order]) // _BLOCK  # a shard is in the block that it begins in
-        for block in np.unique(of_block):
-            shards = order[of_block == block]
-            count = int(sizes[shards].sum())
-            if position < count:
-                numbers = np.concatenate([np.arange(starts[i], starts[i] + sizes[i]) for i in shards])
-                shuffled = np.random.default_rng([self.seed, self.epoch, int(block)]).permutation(numbers)
-                yield shuffled[position:]
-            position = max(position - count, 0)
-
-
-@dataclass(frozen=True)
-class Packed:
-    """The documents of one batch of all ranks."""
-
-    seen: int  # documents of the epoch before this batch
-    numbers: NDArray[np.int64]  # (documents,) in the epoch's order
-    bins: NDArray[np.int64]  # (documents,) the bin of each
 
 
 @dataclass(frozen=True)
@@ -68,22 +30,23 @@ class Packer:
     sequence_length: int
     bins: int  # of a batch, over all ranks
 
-    def batches(self, order: EpochOrder, position: int) -> Iterator[Packed]:
-        """From the batch that begins at this position on; documents at the end that fill no batch are left out."""
+    def batches(self, numbers: Iterable[NDArray[np.int64]], position: int) -> Iterator[Planned]:
+        """From the batch that begins at this position on; `numbers` are the documents from there, in pieces. Documents at the end
+        that fill no batch are left out."""
         capacity = BIN_SEQUENCES * self.sequence_length
-        numbers = np.empty(0, np.int64)
-        for more in order.after(position):
-            numbers = np.concatenate([numbers, more])
-            sizes = np.minimum(self.lengths[numbers].astype(np.int64), self.sequence_length - 2) + 2
+        left = np.empty(0, np.int64)
+        for more in numbers:
+            left = np.concatenate([left, more])
+            sizes = np.minimum(self.lengths[left].astype(np.int64), self.sequence_length - 2) + 2
             start = 0
             while True:
                 bins = fill(sizes[start:], self.bins, capacity)
                 end = start + len(bins)
-                if end == len(numbers):  # the batch may have room for more
+                if end == len(left):  # the batch may have room for more
                     break
-                yield Packed(position, numbers[start:end], np.array(bins))
+                yield Planned(position, left[start:end], np.array(bins))
                 position, start = position + len(bins), end
-            numbers = numbers[start:]
+            left = left[start:]
 
 
 def fill(sizes: NDArray[np.int64], bins: int, capacity: int) -> list[int]:
@@ -120,9 +83,8 @@ class PackedCollator:
     collator: Collator
     bins: int
 
-    def __call__(self, documents: list[dict], bins: NDArray[np.int64]) -> Batch:
-        """`documents`, and the bin of each in 0..B-1, ascending."""
-        length, batch = self.collator.sequence_length, self.collator(documents)
+    def __call__(self, share: Share) -> Batch:
+        length, batch, bins = self.collator.sequence_length, self.collator(share), share.bins
         capacity, slots = BIN_SEQUENCES * length, _BIN_DOCUMENTS + BIN_SEQUENCES
         sizes = np.diff(batch["cu_seqlens"].numpy()).astype(np.int64)
         used = np.bincount(bins, sizes, self.bins).astype(np.int64)

@@ -4,64 +4,107 @@ from __future__ import annotations
 
 import errno
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from recipe.data.shards import DTYPE
+import numpy as np
+from numpy.typing import NDArray
+
+from recipe.data.shards import DTYPE, LENGTHS
 from recipe.errors import UserError
 
 _REMEDY = "copy the file again, or prepare the dataset again"
+CHANGED = (
+    "{file}: its hash or its size is not the one in the index, so its bytes have changed; remove it, it is unpacked again"
+)
 
 
-def check_files(path: str | Path, split: str) -> None:
+def check_files(folder: Path, split: str, remote: bool = False) -> None:
     """Look at every shard's name, size and columns; reads the index alone, so a changed byte is found when the shard is opened.
+
+    With `remote`, a shard that is not there is fetched when it is read.
 
     Raises:
         UserError: for the first shard that cannot be used.
     """
-    folder = Path(path) / split
+    folder = Path(folder) / split
     for shard in read_index(folder):
-        _check_columns(folder, shard)
         raw, packed = shard["raw_data"], shard["zip_data"]
         file = folder / raw["basename"]
         wanted = raw["bytes"]
         if packed and not file.is_file():
             file, wanted = folder / packed["basename"], packed["bytes"]
         if not file.is_file():
+            if remote:
+                continue
             raise UserError(f"{file}: no such file, and the index lists it; {_REMEDY}")
         if file.stat().st_size != wanted:
             raise UserError(f"{file}: {file.stat().st_size:,} bytes, the index says {wanted:,}; {_REMEDY}")
 
 
 def read_index(folder: Path) -> list[dict[str, Any]]:
-    """What the index of a split says of each of its shards."""
+    """What the index of a split says of each of its shards.
+
+    Raises:
+        UserError: no index, or one of other columns than this project's; nothing of it has been opened then.
+    """
     file = folder / "index.json"
     try:
-        return [dict(shard) for shard in json.loads(file.read_text("utf-8"))["shards"]]
+        shards = [dict(shard) for shard in json.loads(file.read_text("utf-8"))["shards"]]
+        for shard in shards:
+            _check_shard(file, shard)
+        return shards
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; {_REMEDY}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: not an index of shards ({error}); {_REMEDY}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: not an index of shards ({error!r}); {_REMEDY}") from None
 
 
-def _check_columns(folder: Path, shard: dict[str, Any]) -> None:
-    columns = dict(zip(shard.get("column_names", []), shard.get("column_encodings", []), strict=True))
+def _check_shard(index: Path, shard: dict[str, Any]) -> None:
+    columns = dict(zip(shard["column_names"], shard["column_encodings"], strict=True))
     if columns != {"tokens": f"ndarray:{DTYPE}"}:
         found = ", ".join(f"{name} ({encoding})" for name, encoding in columns.items()) or "none"
         danger = "; a pickled one could execute code" if "pkl" in columns.values() else ""
         raise UserError(
-            f"{folder / 'index.json'}: columns {found}, only tokens (ndarray:{DTYPE}) is read here{danger}; "
+            f"{index}: columns {found}, only tokens (ndarray:{DTYPE}) is read here{danger}; "
             "prepare the text with recipe.prepare"
         )
+    for file in filter(None, (shard["raw_data"], shard["zip_data"])):
+        path = PurePosixPath(file["basename"])
+        if path.is_absolute() or ".." in path.parts:
+            raise UserError(f"{index}: names {path}, which is outside the dataset's folder; {_REMEDY}")
 
 
-def fault(error: Exception, file: Path) -> UserError:
-    """What Streaming, or the system, said about a shard while it was opened, as one line."""
+def check_lengths(folder: Path, documents: int) -> NDArray[np.uint16]:
+    """(documents,) the length of each document of a split, mapped.
+
+    Raises:
+        UserError: no such file, or not of so many documents.
+    """
+    file = folder / LENGTHS
+    try:
+        lengths = np.load(file, mmap_mode="r")
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file, and the batches are planned by it; prepare the dataset again") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{file}: not an array of lengths ({error}); {_REMEDY}") from None
+    if lengths.dtype != np.uint16 or lengths.shape != (documents,):
+        raise UserError(f"{file}: {lengths.dtype} {lengths.shape}, the index has {documents:,} documents; {_REMEDY}")
+    return lengths
+
+
+def fault(error: Exception, file: Path, remote: str | None = None) -> UserError:
+    """What Streaming, a store or the system said about a shard while it was fetched or opened, as one line."""
+    said = " ".join(str(error).split())[:200] or type(error).__name__
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UserError(f"{file}: {error.strerror}; free some space and start again")
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS):
+        return UserError(f"{file}: {error.strerror}; shards are unpacked beside it, so copy the dataset where you can write")
     if "Checksum failure" in str(error):
         return UserError(f"{file}: its hash is not the one in the index, so its bytes have changed; {_REMEDY}")
-    return UserError(f"{file}: cannot be opened: {' '.join(str(error).split())[:200]}; {_REMEDY}")
+    if remote:
+        return UserError(f"{file}: cannot be fetched from {remote}: {said}; look at the store, and start again")
+    return UserError(f"{file}: cannot be opened: {said}; {_REMEDY}")
 
 
 def last_line(error: UserError) -> UserError:

@@ -1,102 +1,109 @@
-"""From shards to a loader of batches, resumable in the middle of an epoch."""
+"""From shards to a loader of batches, continued in the middle of an epoch without reading what came before."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import re
-import tempfile
-from collections.abc import Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from streaming import StreamingDataLoader, StreamingDataset
-from streaming.base.constant import SHM_TO_CLEAN
 from streaming.base.world import World
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset
 
 from recipe.config import Data
-from recipe.data.batch import BIN_SEQUENCES, Batch, Collator, count_sequences
+from recipe.data.batch import BIN_SEQUENCES, Batch, Collator, Share
+from recipe.data.documents import Documents
 from recipe.data.masking import Masker, RateSchedule
-from recipe.data.packing import EpochOrder, Packed, PackedCollator, Packer
-from recipe.data.parts import alone
-from recipe.data.shard_files import fault, last_line
-from recipe.data.shards import HASH, LENGTHS, DatasetInfo
+from recipe.data.order import EpochOrder, Planned, Sequences
+from recipe.data.packing import PackedCollator, Packer
+from recipe.data.shard_files import last_line
+from recipe.data.shards import DatasetInfo
 from recipe.errors import UserError
 
-_SHARED = Path("/dev/shm")
 
+class Batches(IterableDataset):
+    """The batches of this rank, epoch after epoch; an evaluation's are the same in every pass.
 
-class Documents(StreamingDataset):
-    """Tokenised documents, with their numbers in the split, the epoch, and what the run has seen before their batch."""
+    Every worker process plans all batches of all ranks, and reads its share of those whose turn is its.
+    """
 
-    epoch = 0
-    _first = 0  # documents of the epoch that were seen before a resume
-    _fault: BaseException | None = None  # of the threads that open shards
+    def __init__(
+        self, documents: Documents, plan: Sequences | Packer, collate: Callable[[Share], Batch], most: int, seed: int | None
+    ) -> None:
+        """`most` tokens of a document are read; `seed` is of the order, None that of an evaluation."""
+        self.documents = documents
+        self.plan = plan
+        self.collate = collate
+        self._most = most
+        self._seed = seed
+        self._epoch, self._position = (0 if seed is None else -1), 0
+        self._resumed = False
+        self._over = False  # the epoch
 
-    def _get_work(self, epoch: int, sample_in_epoch: int) -> NDArray[np.int64]:
-        self.epoch, self._first = epoch, sample_in_epoch  # the one place where a worker process learns it
-        return super()._get_work(epoch, sample_in_epoch)
+    def __len__(self) -> int:
+        """Batches of a whole epoch. Packed, they are not known beforehand: `TypeError`, as of whatever has no length."""
+        if isinstance(self.plan, Packer):
+            raise TypeError("packed batches are not counted beforehand")
+        size, documents = self.plan.documents, len(self.documents)
+        return documents // size if self.plan.whole else -(-documents // size)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        ranks = World.detect().num_ranks
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        try:
-            for i, item in enumerate(super().__iter__()):
-                batch = i // self.batch_size * workers + worker  # workers take turns
-                item["seen"] = self.epoch * self.size + self._first + batch * self.batch_size * ranks
-                yield item
-        except RuntimeError as error:  # in which Streaming only says that its thread has failed
-            raise (self._fault or error) from None
-        if self._fault:  # it may as well just end
-            raise self._fault
+    def begin_epoch(self) -> None:
+        """The next one, or the one that `load_state_dict` gave."""
+        if not self._resumed and self._seed is not None:
+            self._epoch, self._position = self._epoch + 1, 0
+        self._resumed = self._over = False
 
-    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
-        """As Streaming does; what fails is a `UserError`, and two runs on one folder do not unpack the same shard at once."""
-        shard = self.shards[shard_id]
-        raw = Path(shard.dirname) / shard.split / shard.raw_data.basename
-        try:
-            if not raw.is_file():
-                with alone(raw.with_name(f"{raw.name}.lock")):
-                    # Every worker opens it by itself: one that left this to another would wait for ever for a damaged shard.
-                    self.streams[self.stream_per_shard[shard_id]].prepare_shard(shard)
-            super().prepare_shard(shard_id, blocking)
-        except (OSError, ValueError, RuntimeError) as error:
-            file = raw.with_name(Path((shard.zip_data or shard.raw_data).basename).name)
-            self._fault = fault(error, file)
-            raise self._fault from None
-
-    def on_exception(self, future: Future) -> None:
-        """Instead of a traceback from a thread: `__iter__` raises the error."""
-        if future.exception():
-            self._fault = self._fault or future.exception()
-            self._event.set()
-
-    def __getitem__(self, at: int) -> dict[str, Any]:
-        """tokens (length,) uint16, id, epoch."""
-        return {"tokens": super().__getitem__(at)["tokens"], "id": at, "epoch": self.epoch}
-
-
-class EvaluationDocuments(Documents):
-    """The same in every pass: its epoch, which masking depends on, is always 0."""
-
-    def __getitem__(self, at: int) -> dict[str, Any]:
-        return {**super().__getitem__(at), "epoch": 0}
-
-
-class Loader(StreamingDataLoader):
-    def _get_batch_size(self, batch: Batch) -> int:
-        return count_sequences(batch)
+    def end_epoch(self) -> None:
+        self._over = True
 
     def __iter__(self) -> Iterator[Batch]:
+        world = World.detect()
+        for number, planned in enumerate(self.planned(world.worker_of_node)):
+            if number % world.workers_per_rank == world.worker_of_rank:
+                yield self._read(planned, world.rank, world.num_ranks)
+
+    def planned(self, turn: int = 0) -> Iterator[Planned]:
+        """What is left of the epoch; each block's shards are opened when it is reached."""
+        order = EpochOrder(self.documents.sizes, self._seed, self._epoch)
+
+        def numbers() -> Iterator[NDArray[np.int64]]:
+            for block in order.after(self._position):
+                self.documents.enter(block, turn)
+                yield block.numbers
+
+        yield from self.plan.batches(numbers(), self._position)
+
+    def _read(self, planned: Planned, rank: int, ranks: int) -> Batch:
+        bins = self.plan.bins // ranks if isinstance(self.plan, Packer) else 0
+        numbers, bins_of = planned.share(rank, ranks, bins)
+        named = numbers
+        if bins_of is None and not len(numbers):  # an evaluation's last batch has fewer documents than there are ranks
+            numbers, named = planned.numbers[:1], np.array([-1])
+        seen = self._epoch * len(self.documents) + planned.seen
+        return self.collate(Share(self.documents.read(numbers, self._most), named, self._epoch, seen, bins_of))
+
+    def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, int]:
+        """Composer asks with the documents that all ranks have seen since the epoch's beginning."""
+        assert from_beginning
+        over = self._over and num_samples == 0  # Composer has turned to the next epoch
+        return {"epoch": max(self._epoch, 0) + over, "sample_in_epoch": num_samples}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._epoch, self._position = state["epoch"], state["sample_in_epoch"]
+        self._resumed = True
+
+
+class Loader(DataLoader):
+    """Its workers live for an epoch, so that they start with the epoch's number."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.dataset.begin_epoch()
         with _one_line():
             yield from super().__iter__()
+        self.dataset.end_epoch()
 
 
 @contextmanager
@@ -105,79 +112,6 @@ def _one_line() -> Iterator[None]:
         yield
     except UserError as error:
         raise last_line(error) from None
-
-
-class PackedDocuments(IterableDataset):
-    """Packed batches of this rank, epoch after epoch."""
-
-    def __init__(self, documents: Documents, packer: Packer, collator: PackedCollator, seed: int) -> None:
-        self._documents = documents
-        self._packer = packer
-        self._collator = collator
-        self._seed = seed
-        self._epoch, self._position = -1, 0
-        self._resumed = False
-
-    def begin_epoch(self) -> None:
-        """The next one, or the one that `load_state_dict` gave."""
-        if not self._resumed:
-            self._epoch, self._position = self._epoch + 1, 0
-        self._resumed = False
-
-    def __iter__(self) -> Iterator[Batch]:
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        order = EpochOrder(self._documents.samples_per_shard, self._seed, self._epoch)
-        for number, packed in enumerate(self._packer.batches(order, self._position)):
-            if number % workers == worker:
-                yield self._read(packed)
-
-    def _read(self, packed: Packed) -> Batch:
-        """This rank's bins of a batch."""
-        bins = self._collator.bins
-        local = packed.bins - World.detect().rank * bins
-        mine = np.flatnonzero((local >= 0) & (local < bins))
-        mine = mine[np.argsort(local[mine], kind="stable")]
-        seen = self._epoch * self._documents.size + packed.seen
-        items = [
-            {"tokens": self._documents[at]["tokens"], "id": at, "epoch": self._epoch, "seen": seen}
-            for at in packed.numbers[mine].tolist()
-        ]
-        return self._collator(items, local[mine])
-
-    def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, int]:
-        """Composer asks with the documents that all ranks have seen since the epoch's beginning."""
-        assert from_beginning
-        return {"epoch": max(self._epoch, 0), "sample_in_epoch": num_samples}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._epoch, self._position = state["epoch"], state["sample_in_epoch"]
-        self._resumed = True
-
-
-class PackedLoader(DataLoader):
-    """Its workers live for an epoch, so that they start with the epoch's number."""
-
-    def __iter__(self) -> Iterator[Batch]:
-        self.dataset.begin_epoch()
-        with _one_line():
-            yield from super().__iter__()
-
-
-def free_shared_memory() -> None:
-    """Remove what dead runs left in shared memory, so that this one can start.
-
-    What a living process has mapped stays. Streaming's own cleaning does not ask, and takes it from under every other run.
-    """
-    used: set[str] = set()
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        with suppress(OSError):  # has ended meanwhile, or is another user's
-            used.update(re.findall(rf"{_SHARED}/(\d{{6}})_", maps.read_text()))
-    for name in SHM_TO_CLEAN:
-        for file in _SHARED.glob(f"{'[0-9]' * 6}_{name}"):
-            if file.name[:6] not in used:
-                with suppress(OSError):  # another rank was faster, or it is another user's
-                    file.unlink()
 
 
 def check_vocabulary(path: str, info: DatasetInfo) -> None:
@@ -202,13 +136,39 @@ def open_loader(
     batching: str,
     workers: int,
     run_documents: int | None = None,
-) -> Loader | PackedLoader:
+) -> Loader:
     """Batches of `batch_size` sequences a rank, or of as many full-length ones' tokens, of the training or the evaluation split.
 
     `batching` is sequences, tokens (evaluation: sequences) or padded; `run_documents`, what the whole run sees, is needed where
     the masking rate changes.
+
+    Raises:
+        UserError: the split's index or lengths cannot be used, or it does not fill one batch.
     """
-    documents = _documents(data, train, batch_size)
+    split = data.train_split if train else data.eval_split
+    documents = Documents(Path(data.path), split)
+    collate = _collator(data, info, train, seed, batching == "padded", run_documents)
+    ranks = World.detect().num_ranks
+    plan: Sequences | Packer = Sequences(batch_size * ranks, whole=train)
+    if train and batching == "tokens":
+        bins = batch_size // BIN_SEQUENCES
+        plan, collate = Packer(documents.lengths, data.sequence_length, bins * ranks), PackedCollator(collate, bins)
+    most = data.sequence_length - 2
+    batches = Batches(documents, plan, collate, most, data.shuffle_seed if train else None)
+    if train:
+        _check_filled(batches, data)
+    return Loader(
+        batches,
+        batch_size=None,
+        collate_fn=_as_it_is,  # the default would make a tensor of the counts, which stay on the host
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _collator(
+    data: Data, info: DatasetInfo, train: bool, seed: int, padded: bool, run_documents: int | None
+) -> Collator:
     vocabulary = info.vocabulary
     special = [vocabulary.pad_id, vocabulary.unk_id, vocabulary.cls_id, vocabulary.sep_id, vocabulary.mask_id]
     schedule = None
@@ -222,50 +182,19 @@ def open_loader(
         kind=data.masking if train else "token",
         continues=_continuations(data.path) if train and data.masking == "word" else None,
     )
-    collator = Collator(
-        data.sequence_length,
-        masker,
-        vocabulary.cls_id,
-        vocabulary.sep_id,
-        vocabulary.pad_id,
-        padded=batching == "padded",
-        schedule=schedule,
-    )
-    if train and batching == "tokens":
-        return _packed_loader(data, documents, collator, batch_size, workers)
-    return Loader(
-        documents,
-        batch_size=batch_size,
-        collate_fn=collator,
-        drop_last=train,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
+    return Collator(
+        data.sequence_length, masker, vocabulary.cls_id, vocabulary.sep_id, vocabulary.pad_id, padded, schedule
     )
 
 
-def _documents(data: Data, train: bool, batch_size: int) -> Documents:
-    split = data.train_split if train else data.eval_split
-    with _one_run_at_a_time():
-        return (Documents if train else EvaluationDocuments)(
-            local=str(Path(data.path) / split),
-            shuffle=train,
-            shuffle_seed=data.shuffle_seed,
-            batch_size=batch_size,
-            num_canonical_nodes=1 if not train else None,
-            validate_hash=HASH,
-        )
-
-
-@contextmanager
-def _one_run_at_a_time() -> Iterator[None]:
-    """Streaming's ranks look for a name that is free in shared memory, and then one takes it: two runs of a machine that start
-    together would take the same."""
-    lock = Path(tempfile.gettempdir()) / f"shared-memory-names-{os.getuid()}.lock"
-    with alone(lock) if World.detect().is_local_leader else nullcontext():
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()  # no rank looks before its leader holds the lock
-        yield
+def _check_filled(batches: Batches, data: Data) -> None:
+    plan, sizes = batches.plan, batches.documents.sizes
+    numbers = (block.numbers for block in EpochOrder(sizes, data.shuffle_seed, 0).after(0))
+    if next(plan.batches(numbers, 0), None) is None:
+        what = f"{plan.bins * BIN_SEQUENCES * data.sequence_length:,} tokens" if isinstance(plan, Packer) else (
+            f"{plan.documents:,} documents"
+        )  # fmt: skip
+        raise UserError(f"{Path(data.path) / data.train_split}: not one batch of {what} in it; lower batch_size")
 
 
 def _continuations(path: str) -> NDArray[np.bool_]:
@@ -278,21 +207,3 @@ def _continuations(path: str) -> NDArray[np.bool_]:
 
 def _as_it_is(batch: Batch) -> Batch:
     return batch
-
-
-def _packed_loader(data: Data, documents: Documents, collator: Collator, batch_size: int, workers: int) -> PackedLoader:
-    file = Path(data.path) / data.train_split / LENGTHS
-    if not file.is_file():
-        raise UserError(f"{file}: no such file, and data.batching=tokens needs it; prepare the dataset again")
-    bins = batch_size // BIN_SEQUENCES
-    packer = Packer(np.load(file, mmap_mode="r"), data.sequence_length, bins * World.detect().num_ranks)
-    if next(packer.batches(EpochOrder(documents.samples_per_shard, data.shuffle_seed, 0), 0), None) is None:
-        tokens = packer.bins * BIN_SEQUENCES * data.sequence_length
-        raise UserError(f"{file.parent}: not one batch of {tokens:,} tokens in it; lower batch_size")
-    return PackedLoader(
-        PackedDocuments(documents, packer, PackedCollator(collator, bins), data.shuffle_seed),
-        batch_size=None,
-        collate_fn=_as_it_is,  # the default would make a tensor of the counts, which stay on the host
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-    )

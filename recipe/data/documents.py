@@ -1,0 +1,164 @@
+"""Tokenised documents by number, out of MDS shards.
+
+Streaming fetches, unpacks and checks a shard; it is then mapped into memory and read in place. Streaming's own dataset would hand
+out some 9,000 samples a second, and shares its state with other processes in memory that a killed run leaves behind; here
+processes share files alone, and a document costs a microsecond.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from streaming import Stream
+from streaming.base.format import reader_from_json
+from streaming.base.hashing import get_hash
+
+from recipe.data.order import Block
+from recipe.data.parts import alone
+from recipe.data.shard_files import CHANGED, check_lengths, fault, read_index
+from recipe.data.shards import HASH
+from recipe.errors import UserError
+
+_DOWNLOAD_ATTEMPTS, _DOWNLOAD_TIMEOUT_S = 5, 60  # pauses of 1, 2, 4 and 8 seconds between them
+_THREADS = 2  # that fetch and unpack shards
+
+
+@dataclass(frozen=True)
+class _Shard:
+    buffer: mmap.mmap
+    starts: NDArray[np.int64]  # the byte at which each document's tokens begin
+
+
+class Documents:
+    """The documents of one split. Every process opens shards by itself, and one at a time fetches and unpacks each."""
+
+    def __init__(self, folder: Path, split: str, remote: str | None = None, keep_gib: float = 0.0) -> None:
+        """`folder` holds the split's index and lengths; shards that are not there come from `remote`, the same folder in an
+        object store, and with `keep_gib` those that were read longest ago are removed beyond so many GiB.
+
+        Raises:
+            UserError: an index or lengths that cannot be used.
+        """
+        self._folder = folder / split
+        self._index = read_index(self._folder)
+        self.sizes = np.array([shard["samples"] for shard in self._index], np.int64)  # documents of each shard
+        self.lengths = check_lengths(self._folder, int(self.sizes.sum()))  # (documents,) uint16
+        self._first = np.cumsum(self.sizes) - self.sizes
+        self._keep_bytes = keep_gib * 2**30 if remote else 0.0
+        self._stream = Stream(
+            remote=remote,
+            local=str(folder),
+            split=split,
+            download_retry=_DOWNLOAD_ATTEMPTS,
+            download_timeout=_DOWNLOAD_TIMEOUT_S,
+            validate_hash=HASH,
+            keep_zip=False,  # of what was downloaded
+        )
+        self._opened: dict[int, Future[_Shard]] = {}
+        self._entered: list[int] = []  # shards of the block
+        self._pool: ThreadPoolExecutor | None = None  # of the process that reads, which may be a fork of this one
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def enter(self, block: Block, turn: int) -> None:
+        """Open the shards of a block, and those of the next one meanwhile; let go of all but these and the block's before.
+
+        `turn` numbers the processes of this machine, so that each begins with another shard.
+        """
+        wanted = [*np.roll(block.shards, -turn).tolist(), *np.roll(block.following, -turn).tolist()]
+        kept = {*wanted, *self._entered}  # a batch may hold documents of two blocks
+        for shard in self._opened.keys() - kept:
+            self._opened.pop(shard).cancel()
+        if self._keep_bytes and turn == 0:
+            self._evict(kept)
+        for shard in wanted:
+            self._shard(shard)
+        self._entered = block.shards.tolist()
+
+    def read(self, numbers: NDArray[np.int64], most: int) -> list[NDArray[np.uint16]]:
+        """The first `most` tokens of each document.
+
+        Raises:
+            UserError: a shard that cannot be fetched, or is not what the index says.
+        """
+        shards = np.searchsorted(self._first, numbers, "right") - 1
+        counts = np.minimum(self.lengths[numbers], most)
+        pieces: list[Any] = [None] * len(numbers)
+        for number in np.unique(shards).tolist():
+            at = np.flatnonzero(shards == number)
+            shard = self._shard(number).result()
+            starts = shard.starts[numbers[at] - self._first[number]]
+            for i, start, count in zip(at.tolist(), starts.tolist(), counts[at].tolist(), strict=True):
+                pieces[i] = np.frombuffer(shard.buffer, np.uint16, count, start)
+        return pieces
+
+    def _shard(self, number: int) -> Future[_Shard]:
+        self._pool = self._pool or ThreadPoolExecutor(_THREADS)
+        if number not in self._opened:
+            self._opened[number] = self._pool.submit(self._open, number)
+        return self._opened[number]
+
+    def _open(self, number: int) -> _Shard:
+        shard = self._index[number]
+        raw = self._raw(number)
+        try:
+            try:
+                buffer = _map(raw)
+            except FileNotFoundError:
+                buffer = self._prepare(number)
+        except OSError as error:
+            raise fault(error, raw) from None
+        if len(buffer) != shard["raw_data"]["bytes"] or get_hash(HASH, buffer) != shard["raw_data"]["hashes"][HASH]:
+            raise UserError(CHANGED.format(file=raw))
+        ends = np.frombuffer(buffer, np.uint32, shard["samples"] + 1, 4).astype(np.int64)  # behind the number of samples
+        bytes_of_tokens = 2 * self.lengths[self._first[number] :][: shard["samples"]].astype(np.int64)
+        header = np.diff(ends) - bytes_of_tokens  # the column's size (4), the shape's type (1), the shape (1 or 2)
+        if ((header < 6) | (header > 7)).any():
+            raise UserError(f"{raw}: not of the lengths in {self._folder}; copy both again, or prepare the dataset again")
+        return _Shard(buffer, ends[1:] - bytes_of_tokens)
+
+    def _prepare(self, number: int) -> mmap.mmap:
+        """Fetch and unpack a shard, unless another process has done so meanwhile."""
+        raw, shard = self._raw(number), self._index[number]
+        raw.parent.mkdir(parents=True, exist_ok=True)
+        with alone(raw.with_name(f"{raw.name}.lock")):
+            while True:
+                try:
+                    self._stream.prepare_shard(reader_from_json(self._stream.local, self._stream.split, shard))
+                except Exception as error:  # the stores' own clients raise dozens of kinds
+                    packed = (shard["zip_data"] or shard["raw_data"])["basename"]
+                    raise fault(error, self._folder / packed, self._stream.remote) from None
+                with suppress(FileNotFoundError):  # removed again by a process that has read it already
+                    return _map(raw)
+
+    def _evict(self, wanted: set[int]) -> None:
+        """Remove unpacked shards, the oldest first, until the rest is small enough. Who has one mapped keeps it."""
+        files = []
+        for number in range(len(self._index)):
+            with suppress(FileNotFoundError):
+                status = self._raw(number).stat()
+                files.append((status.st_mtime, number, status.st_size))
+        excess = sum(size for _, _, size in files) - self._keep_bytes
+        for _, number, size in sorted(files):
+            if excess > 0 and number not in wanted:
+                self._raw(number).unlink(missing_ok=True)
+                excess -= size
+
+    def _raw(self, number: int) -> Path:
+        return self._folder / self._index[number]["raw_data"]["basename"]
+
+
+def _map(file: Path) -> mmap.mmap:
+    with file.open("rb") as stream:
+        if os.fstat(stream.fileno()).st_size == 0:
+            raise UserError(CHANGED.format(file=file))  # which cannot be mapped
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
