@@ -81,7 +81,7 @@ class Collator:
 
 def pad_batch(batch: Batch, pad_id: int) -> Batch:
     """The padded form of a stream."""
-    lengths = sequence_lengths(batch)
+    lengths = batch["cu_seqlens"].diff().long()
     real = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]  # (S, L)
     padded = {"document_ids": batch["document_ids"], "attention_mask": real.long()}
     padded["input_ids"] = torch.full(real.shape, pad_id).masked_scatter(real, batch["input_ids"])

@@ -119,11 +119,15 @@ class Documents:
             raise fault(error, raw) from None
         if len(buffer) != shard["raw_data"]["bytes"] or get_hash(HASH, buffer) != shard["raw_data"]["hashes"][HASH]:
             raise UserError(CHANGED.format(file=raw))
-        ends = np.frombuffer(buffer, np.uint32, shard["samples"] + 1, 4).astype(np.int64)  # behind the number of samples
+        ends = np.frombuffer(buffer, np.uint32, shard["samples"] + 1, 4).astype(
+            np.int64
+        )  # behind the number of samples
         bytes_of_tokens = 2 * self.lengths[self._first[number] :][: shard["samples"]].astype(np.int64)
         header = np.diff(ends) - bytes_of_tokens  # the column's size (4), the shape's type (1), the shape (1 or 2)
         if ((header < 6) | (header > 7)).any():
-            raise UserError(f"{raw}: not of the lengths in {self._folder}; copy both again, or prepare the dataset again")
+            raise UserError(
+                f"{raw}: not of the lengths in {self._folder}; copy both again, or prepare the dataset again"
+            )
         return _Shard(buffer, ends[1:] - bytes_of_tokens)
 
     def _prepare(self, number: int) -> mmap.mmap:

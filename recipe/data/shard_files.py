@@ -14,9 +14,7 @@ from recipe.data.shards import DTYPE, LENGTHS
 from recipe.errors import UserError
 
 _REMEDY = "copy the file again, or prepare the dataset again"
-CHANGED = (
-    "{file}: its hash or its size is not the one in the index, so its bytes have changed; remove it, it is unpacked again"
-)
+CHANGED = "{file}: its hash or its size is not the one in the index, so its bytes have changed; remove it, it is unpacked again"
 
 
 def check_files(folder: Path, split: str, remote: bool = False) -> None:
@@ -99,7 +97,9 @@ def fault(error: Exception, file: Path, remote: str | None = None) -> UserError:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UserError(f"{file}: {error.strerror}; free some space and start again")
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS):
-        return UserError(f"{file}: {error.strerror}; shards are unpacked beside it, so copy the dataset where you can write")
+        return UserError(
+            f"{file}: {error.strerror}; shards are unpacked beside it, so copy the dataset where you can write"
+        )
     if "Checksum failure" in str(error):
         return UserError(f"{file}: its hash is not the one in the index, so its bytes have changed; {_REMEDY}")
     if remote:

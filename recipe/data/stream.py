@@ -31,7 +31,12 @@ class Batches(IterableDataset):
     """
 
     def __init__(
-        self, documents: Documents, plan: Sequences | Packer, collate: Callable[[Share], Batch], most: int, seed: int | None
+        self,
+        documents: Documents,
+        plan: Sequences | Packer,
+        collate: Callable[[Share], Batch],
+        most: int,
+        seed: int | None,
     ) -> None:
         """`most` tokens of a document are read; `seed` is of the order, None that of an evaluation."""
         self.documents = documents

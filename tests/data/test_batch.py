@@ -9,6 +9,7 @@ import torch
 from recipe.data.batch import (
     IGNORED_LABEL,
     Collator,
+    Share,
     count_sequences,
     count_tokens,
     pad_batch,
@@ -21,13 +22,10 @@ CLS, SEP, PAD, MASK, VOCABULARY = 2, 3, 0, 4, 1_000
 LENGTHS = [5, 0, 1, 126, 127, 200, 0, 62, 63, 1]  # without [CLS] and [SEP]; 126 is the most that fits into 128
 
 
-def documents(lengths: list[int], epoch: int = 0) -> list[dict]:
+def documents(lengths: list[int], epoch: int = 0) -> Share:
     draw = np.random.default_rng(11)
-    numbers = draw.permutation(1_000)
-    return [
-        {"tokens": draw.integers(5, VOCABULARY, n).astype(np.uint16), "id": int(numbers[i]), "epoch": epoch}
-        for i, n in enumerate(lengths)
-    ]
+    numbers = draw.permutation(1_000)[: len(lengths)]
+    return Share([draw.integers(5, VOCABULARY, n).astype(np.uint16) for n in lengths], numbers, epoch, seen=0)
 
 
 def collator(padded: bool, rate: float = 0.3, sequence_length: int = 128) -> Collator:
@@ -46,12 +44,12 @@ def test_stream_holds_the_documents():
     items = documents(LENGTHS)
     batch = collator(padded=False)(items)
     pieces = np.split(unmasked(batch).numpy(), batch["cu_seqlens"][1:-1].numpy())
-    assert len(pieces) == len(items)
-    for piece, item in zip(pieces, items, strict=True):
-        assert piece.tolist() == [CLS, *item["tokens"][:126].tolist(), SEP]
+    assert len(pieces) == len(items.pieces)
+    for piece, tokens in zip(pieces, items.pieces, strict=True):
+        assert piece.tolist() == [CLS, *tokens[:126].tolist(), SEP]
     assert batch["cu_seqlens"].dtype == torch.int32
     assert batch["max_seqlen"] == 128 and type(batch["max_seqlen"]) is int
-    assert batch["document_ids"].tolist() == [item["id"] for item in items]
+    assert batch["document_ids"].tolist() == items.numbers.tolist()
     assert sequence_lengths(batch).tolist() == [min(n, 126) + 2 for n in LENGTHS]
     for name in ("input_ids", "masked_indices", "labels", "document_ids"):
         assert batch[name].dtype == torch.int64
@@ -67,8 +65,8 @@ def test_specials_keep_their_places_at_every_rate():
 
 def test_unknown_words_are_never_masked():
     unknown, items = 1, documents(LENGTHS)
-    for item in items:
-        item["tokens"][::2] = unknown
+    for tokens in items.pieces:
+        tokens[::2] = unknown
     batch = collator(padded=False, rate=0.999)(items)
     assert len(batch["labels"]) > 100 and not (batch["labels"] == unknown).any()
 
@@ -102,16 +100,16 @@ def test_cut_to_length(sequence_length):
     batch = collator(False, sequence_length=sequence_length)(items)
     assert batch["max_seqlen"] == int(sequence_lengths(batch).max()) == sequence_length
     pieces = np.split(unmasked(batch).numpy(), batch["cu_seqlens"][1:-1].numpy())
-    for piece, item in zip(pieces, items, strict=True):
-        assert piece[1:-1].tolist() == item["tokens"][: sequence_length - 2].tolist()
+    for piece, tokens in zip(pieces, items.pieces, strict=True):
+        assert piece[1:-1].tolist() == tokens[: sequence_length - 2].tolist()
 
 
 def test_a_mask_does_not_depend_on_the_batch():
     items = documents(LENGTHS)
     whole = collator(False)(items)
     bounds = whole["cu_seqlens"].tolist()
-    for i in reversed(range(len(items))):
-        alone = collator(False)([items[i]])
+    for i in reversed(range(len(LENGTHS))):
+        alone = collator(False)(Share(items.pieces[i : i + 1], items.numbers[i : i + 1], 0, 0))
         assert torch.equal(alone["input_ids"], whole["input_ids"][bounds[i] : bounds[i + 1]])
 
 
@@ -124,11 +122,19 @@ def test_the_epoch_reaches_the_mask():
 
 def test_documents_are_not_written_to():
     items = documents(LENGTHS)
-    before = [item["tokens"].copy() for item in items]
-    for item in items:
-        item["tokens"].flags.writeable = False  # as a shard's bytes are
+    before = [tokens.copy() for tokens in items.pieces]
+    for tokens in items.pieces:
+        tokens.flags.writeable = False  # as a shard's bytes are
     collator(True)(items)
-    assert all(np.array_equal(item["tokens"], old) for item, old in zip(items, before, strict=True))
+    assert all(np.array_equal(tokens, old) for tokens, old in zip(items.pieces, before, strict=True))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_nothing_is_predicted_in_filling(padded):
+    """What a rank gets of an evaluation's last batch where there are fewer documents than ranks."""
+    filling = documents([50])
+    batch = collator(padded, rate=0.9)(Share(filling.pieces, np.array([-1]), 0, 0))
+    assert count_tokens(batch) == {"total": 52, "loss_generating": 0}
 
 
 @pytest.mark.parametrize("padded", [False, True])

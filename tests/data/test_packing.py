@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-from itertools import islice
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,44 +10,46 @@ import torch
 
 from kernels import backends
 from recipe.config import Data
-from recipe.data import packing
+from recipe.data import order, packing
 from recipe.data.batch import (
     BIN_SEQUENCES,
     IGNORED_LABEL,
     Collator,
+    Share,
     count_sequences,
     count_tokens,
     sequence_lengths,
     split_batch,
 )
 from recipe.data.masking import Masker
-from recipe.data.packing import EpochOrder, PackedCollator, Packer, fill
-from recipe.data.shards import LENGTHS, read_info
-from recipe.data.stream import PackedLoader, open_loader
+from recipe.data.order import EpochOrder
+from recipe.data.packing import PackedCollator, Packer, fill
+from recipe.data.shards import read_info
+from recipe.data.stream import Loader, open_loader
 from recipe.errors import UserError
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
 from recipe.model.heads import MosaicBertForMaskedLM
 from tests.data.rank_hashes import hashes
 
-ROOT = Path(__file__).resolve().parents[2]
 CLS, SEP, PAD, MASK, VOCABULARY, LENGTH = 2, 3, 0, 4, 192, 16
 
 
 def packed(lengths: list[int], bins: int, rate: float = 0.3) -> tuple[dict, dict]:
     """The documents as a packed batch and as a stream."""
     draw = np.random.default_rng(5)
-    items = [
-        {"tokens": draw.integers(5, VOCABULARY, n).astype(np.uint16), "id": i, "epoch": 0}
-        for i, n in enumerate(lengths)
-    ]
+    pieces = [draw.integers(5, VOCABULARY, n).astype(np.uint16) for n in lengths]
     collator = Collator(LENGTH, Masker(rate, MASK, np.arange(5, VOCABULARY), 17), CLS, SEP, PAD, padded=False)
     sizes = np.minimum(lengths, LENGTH - 2) + 2
     at = np.array(fill(sizes, bins, BIN_SEQUENCES * LENGTH))
     assert len(at) == len(lengths), "the test's documents should fit"
     order = np.argsort(at, kind="stable")
-    items = [items[i] for i in order]
-    return PackedCollator(collator, bins)(items, at[order]), collator(items)
+    share = Share([pieces[i] for i in order], order, 0, 0, at[order])
+    return PackedCollator(collator, bins)(share), collator(share)
+
+
+def numbers(epoch: EpochOrder, position: int) -> Iterator[np.ndarray]:
+    return (block.numbers for block in epoch.after(position))
 
 
 def test_documents_go_where_least_room_is_left_and_stop_at_the_first_that_fits_nowhere():
@@ -68,30 +64,17 @@ def test_documents_go_where_least_room_is_left_and_stop_at_the_first_that_fits_n
     assert np.bincount(fill(np.full(500, 3), 2, 512)).tolist() == [32, 32], "so many documents have a place in a bin"
 
 
-def test_an_order_holds_each_document_once_and_is_found_from_any_place(monkeypatch):
-    monkeypatch.setattr(packing, "_BLOCK", 100)
-    sizes = [30, 70, 1, 200, 55, 0, 99]
-    order = EpochOrder(sizes, seed=3, epoch=1)
-    whole = np.concatenate(list(order.after(0)))
-    assert sorted(whole) == list(range(sum(sizes)))
-    assert (np.diff(whole) == 1).mean() < 0.1, "hardly shuffled"
-    for place in (0, 1, 54, 55, 200, 454, 455):
-        assert np.concatenate([np.empty(0), *order.after(place)]).tolist() == whole[place:].tolist()
-    for other in (EpochOrder(sizes, 3, 2), EpochOrder(sizes, 4, 1)):
-        assert np.concatenate(list(other.after(0))).tolist() != whole.tolist()
-
-
 def test_a_plan_from_the_middle_is_the_rest_of_the_plan(monkeypatch):
-    monkeypatch.setattr(packing, "_BLOCK", 100)  # batches that span blocks
+    monkeypatch.setattr(order, "_BLOCK", 100)  # batches that span blocks
     lengths = np.random.default_rng(2).integers(1, 200, 2_000).astype(np.uint16)
-    packer, order = Packer(lengths, 32, bins=3), EpochOrder([100] * 20, 5, 0)
-    plan = list(packer.batches(order, 0))
+    packer, epoch = Packer(lengths, 32, bins=3), EpochOrder([100] * 20, 5, 0)
+    plan = list(packer.batches(numbers(epoch, 0), 0))
     assert (
         np.concatenate([p.numbers for p in plan]).tolist()
-        == np.concatenate(list(order.after(0)))[: plan[-1].seen + len(plan[-1].numbers)].tolist()
+        == np.concatenate(list(numbers(epoch, 0)))[: plan[-1].seen + len(plan[-1].numbers)].tolist()
     )
     for start in (1, 7, len(plan) - 1):
-        rest = list(packer.batches(order, plan[start].seen))
+        rest = list(packer.batches(numbers(epoch, plan[start].seen), plan[start].seen))
         assert [p.seen for p in rest] == [p.seen for p in plan[start:]]
         assert all(
             (a.numbers == b.numbers).all() and (a.bins == b.bins).all() for a, b in zip(rest, plan[start:], strict=True)
@@ -174,13 +157,11 @@ def test_the_model_sees_each_document_by_itself():
 
 
 @pytest.fixture
-def open_packed(tiny_dataset, tmp_path):
-    def open_one(workers: int = 0, rows: int = 32, **data) -> PackedLoader:
-        copy = shutil.copytree(tiny_dataset, tmp_path / f"copy-{len(list(tmp_path.iterdir()))}")
-        settings = Data(**{"path": str(copy), "sequence_length": 64, "batching": "tokens", "masking": "word"} | data)
-        return open_loader(
-            settings, read_info(copy), train=True, batch_size=rows, seed=17, batching="tokens", workers=workers
-        )
+def open_packed(tiny_dataset):
+    def open_one(rows: int = 32) -> Loader:
+        data = Data(path=str(tiny_dataset), sequence_length=64, batching="tokens", masking="word")
+        info = read_info(tiny_dataset)
+        return open_loader(data, info, train=True, batch_size=rows, seed=17, batching="tokens", workers=0)
 
     return open_one
 
@@ -202,46 +183,6 @@ def test_an_epoch_sees_each_document_at_most_once_and_nearly_all(open_packed, ti
     assert hashes(epochs[0][0]) != hashes(epochs[1][0])
 
 
-def test_killed_on_two_ranks_and_resumed_on_one_the_stream_is_the_unbroken_one(open_packed, tiny_dataset, tmp_path):
-    """Batches of two ranks that die by SIGKILL, then those of one rank with two workers, are one rank's, hash by hash."""
-    loader = open_packed()
-    unbroken, second = [hashes(batch) for batch in loader], [hashes(batch) for batch in islice(loader, 3)]
-    killed_after = 5
-    environment = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29753"}
-    ranks = []
-    for rank in range(2):
-        command = [
-            sys.executable,
-            "-m",
-            "tests.data.rank_hashes",
-            str(tiny_dataset),
-            str(tmp_path / str(rank)),
-            str(killed_after),
-        ]
-        of_rank = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        ranks.append(
-            subprocess.Popen(command, cwd=ROOT, env=os.environ | environment | of_rank, stderr=subprocess.PIPE)
-        )
-    for process in ranks:
-        assert process.wait(300) == -9, process.stderr.read().decode()
-    lines = [[json.loads(line) for line in (tmp_path / str(rank)).read_text().splitlines()] for rank in range(2)]
-    both = [first[0] + second[0] for first, second in zip(*lines, strict=True)]
-    assert len(both) == killed_after and both == unbroken[:killed_after]
-    seen = sum(count for of_rank in lines for _, count in of_rank)
-
-    again = open_packed(workers=2)
-    again.dataset.load_state_dict({"epoch": 0, "sample_in_epoch": seen})
-    assert [hashes(batch) for batch in again] == unbroken[killed_after:]
-    assert again.dataset.state_dict(seen, True) == {"epoch": 0, "sample_in_epoch": seen}
-    assert [hashes(batch) for batch in islice(again, 3)] == second
-
-
-def test_a_dataset_that_cannot_be_packed_is_refused(open_packed, tiny_dataset, tmp_path):
+def test_a_dataset_that_cannot_be_packed_is_refused(open_packed):
     with pytest.raises(UserError, match="not one batch of 512,000 tokens in it; lower batch_size"):
         open_packed(rows=8_000)
-    copy = shutil.copytree(tiny_dataset, tmp_path / "old")
-    (copy / "train" / LENGTHS).unlink()
-    with pytest.raises(UserError, match="data.batching=tokens needs it; prepare the dataset again"):
-        open_loader(
-            Data(path=str(copy)), read_info(copy), train=True, batch_size=8, seed=1, batching="tokens", workers=0
-        )

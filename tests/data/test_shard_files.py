@@ -9,15 +9,16 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import streaming.base.stream
 from streaming import MDSWriter
 
 from recipe.config import Data
-from recipe.data import shard_files
+from recipe.data import documents, shard_files
 from recipe.data.parts import alone
 from recipe.data.shard_files import check_files
-from recipe.data.shards import read_info
+from recipe.data.shards import LENGTHS, read_info
 from recipe.data.stream import open_loader
 from recipe.errors import UserError
 
@@ -34,6 +35,7 @@ def copy(tiny_dataset, tmp_path) -> Path:
 
 
 def batches(folder: Path, workers: int = 0, batching: str = "sequences") -> Iterator[dict]:
+    check_files(folder, "train")
     data = Data(path=str(folder), sequence_length=64, batching=batching)
     info = read_info(folder)
     return iter(open_loader(data, info, train=True, batch_size=32, seed=1, batching=batching, workers=workers))
@@ -74,14 +76,52 @@ def test_a_truncated_shard(copy, unpacked):
 
 @pytest.mark.parametrize("batching", ["sequences", "tokens"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_flipped_bit(copy, workers, batching, capfd):
-    damaged = bytearray((copy / SHARD).read_bytes())
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_a_flipped_bit(copy, workers, batching, unpacked, capfd):
+    """Its name and size are right, so it is found when the shard is opened."""
+    file = copy / SHARD
+    if unpacked:
+        next(batches(copy))
+        file = file.with_suffix("")
+    damaged = bytearray(file.read_bytes())
     damaged[len(damaged) // 2] ^= 1
-    (copy / SHARD).write_bytes(damaged)
-    check_files(copy, "train")  # name and size are right
+    file.write_bytes(damaged)
     said = refused(lambda: next(batches(copy, workers, batching)))
-    assert said.startswith(f"{copy / SHARD}: its hash is not the one in the index")
+    assert said.startswith(f"{file}: its hash") and "is not the one in the index" in said
     assert "Traceback" not in capfd.readouterr().err
+    if unpacked:  # the remedy works
+        file.unlink()
+        next(batches(copy))
+
+
+def test_a_shard_emptied_after_the_start(copy):
+    next(batches(copy))
+    opened = batches(copy)
+    (copy / SHARD).with_suffix("").write_bytes(b"")
+    assert "its hash or its size is not the one in the index" in refused(lambda: next(opened))
+
+
+def test_lengths_of_another_dataset(copy):
+    file = copy / "train" / LENGTHS
+    lengths = np.load(file)
+    np.save(file, np.roll(lengths, 1))
+    assert f"not of the lengths in {copy / 'train'}; copy both again" in refused(lambda: next(batches(copy)))
+    np.save(file, lengths[1:])
+    assert f"{file}: uint16 ({len(lengths) - 1},), the index has {len(lengths):,}" in refused(lambda: batches(copy))
+    file.write_bytes(b"no array")
+    assert f"{file}: not an array of lengths" in refused(lambda: batches(copy))
+    file.unlink()
+    assert f"{file}: no such file, and the batches are planned by it" in refused(lambda: batches(copy))
+
+
+def test_a_folder_that_cannot_be_written(copy, monkeypatch):
+    def read_only(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(documents, "alone", read_only)
+    assert "Read-only file system; shards are unpacked beside it, so copy the dataset" in refused(
+        lambda: next(batches(copy))
+    )
 
 
 def test_a_full_disk(copy, monkeypatch):
@@ -100,7 +140,7 @@ def test_foreign_columns_are_refused_unread(tmp_path):
         shard = {
             "column_names": ["tokens"],
             "column_encodings": list(columns.values()),
-            "raw_data": None,
+            "raw_data": {"basename": "shard.00000.mds"},
             "zip_data": None,
         }
         index.write_text(json.dumps({"version": 2, "shards": [shard]}))
@@ -109,7 +149,18 @@ def test_foreign_columns_are_refused_unread(tmp_path):
         assert ("could execute code" in said) == (name == "pickled")
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", '{"shards": 3}'])
+def test_an_index_that_points_elsewhere(copy):
+    index = copy / "train" / "index.json"
+    for other in ("../../elsewhere.mds", "/etc/passwd"):
+        content = json.loads(index.read_text())
+        content["shards"][0]["raw_data"]["basename"] = other
+        index.write_text(json.dumps(content))
+        assert f"{index}: names {other}, which is outside the dataset's folder" in refused(
+            lambda: check_files(copy, "train")
+        )
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"shards": 3}', '{"shards": [{}]}'])
 def test_an_index_that_is_none(copy, content):
     index = copy / "train" / "index.json"
     index.unlink() if content is None else index.write_text(content)
