@@ -1,30 +1,54 @@
-"""`recipe.train` that also writes a hash of every training batch the model sees: `python -m tests.seen_batches FOLDER YAML ...`.
+"""`recipe.train` that tells what the model sees: `python -m tests.seen_batches FILE SIGNAL BATCH YAML [key=value ...]`.
 
-A line a batch in FOLDER/RANK: the hashes of its sequences, or of its bins.
+FILE gets a line for each training batch, the hashes of its sequences or of its bins. In the middle of batch BATCH the process
+group is sent SIGNAL (0: never).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 from recipe import train
 from recipe.config import TrainConfig, run_main
 from recipe.training.composer_model import MaskedLM
 from tests.data.rank_hashes import hashes
 
-if __name__ == "__main__":
-    folder, words = Path(sys.argv[1]), sys.argv[2:]
-    folder.mkdir(exist_ok=True)
-    lines = (folder / os.environ.get("RANK", "0")).open("a")
+
+@contextlib.contextmanager
+def telling(on_batch: Callable[[list[str]], None]) -> Iterator[None]:
+    """Call `on_batch` with every training batch's hashes when the model gets it."""
     forward = MaskedLM.forward
 
     def forward_and_tell(self: MaskedLM, batch: dict) -> dict:
         if self.training:
-            print(json.dumps(hashes(batch)), file=lines, flush=True)
+            on_batch(hashes(batch))
         return forward(self, batch)
 
     MaskedLM.forward = forward_and_tell
-    raise SystemExit(run_main(TrainConfig, train.main, words))
+    try:
+        yield
+    finally:
+        MaskedLM.forward = forward
+
+
+def main(file: str, signal: int, last: int, words: list[str]) -> int:
+    seen = 0
+    with open(file, "w") as lines:
+
+        def write(found: list[str]) -> None:
+            nonlocal seen
+            print(json.dumps(found), file=lines, flush=True)
+            seen += 1
+            if signal and seen == last:
+                os.killpg(0, signal)
+
+        with telling(write):
+            return run_main(TrainConfig, train.main, words)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]))

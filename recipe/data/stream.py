@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,7 @@ class Batches(IterableDataset):
         self._seed = seed
         self._epoch, self._position = (0 if seed is None else -1), 0
         self._resumed = False
-        self._over = False  # the epoch
+        self.handed_out = False  # a batch of this epoch
 
     def __len__(self) -> int:
         """Batches of a whole epoch. Packed, they are not known beforehand: `TypeError`, as of whatever has no length."""
@@ -59,10 +60,7 @@ class Batches(IterableDataset):
         """The next one, or the one that `load_state_dict` gave."""
         if not self._resumed and self._seed is not None:
             self._epoch, self._position = self._epoch + 1, 0
-        self._resumed = self._over = False
-
-    def end_epoch(self) -> None:
-        self._over = True
+        self._resumed = self.handed_out = False
 
     def __iter__(self) -> Iterator[Batch]:
         world = World.detect()
@@ -93,7 +91,7 @@ class Batches(IterableDataset):
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, int]:
         """Composer asks with the documents that all ranks have seen since the epoch's beginning."""
         assert from_beginning
-        over = self._over and num_samples == 0  # Composer has turned to the next epoch
+        over = self.handed_out and num_samples == 0  # Composer has turned to the next epoch
         return {"epoch": max(self._epoch, 0) + over, "sample_in_epoch": num_samples}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -107,8 +105,9 @@ class Loader(DataLoader):
     def __iter__(self) -> Iterator[Batch]:
         self.dataset.begin_epoch()
         with _one_line():
-            yield from super().__iter__()
-        self.dataset.end_epoch()
+            for batch in super().__iter__():
+                self.dataset.handed_out = True
+                yield batch
 
 
 @contextmanager
@@ -167,6 +166,7 @@ def open_loader(
         batch_size=None,
         collate_fn=_as_it_is,  # the default would make a tensor of the counts, which stay on the host
         num_workers=workers,
+        worker_init_fn=_ignore_interrupts,
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -208,6 +208,11 @@ def _continuations(path: str) -> NDArray[np.bool_]:
     table = np.zeros(2**16, bool)
     table[: len(tokens)] = [token.startswith("##") for token in tokens]
     return table
+
+
+def _ignore_interrupts(_: int) -> None:
+    """Ctrl-C reaches every process of a run; the one that trains ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Batch) -> Batch:
