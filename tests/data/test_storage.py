@@ -1,4 +1,4 @@
-"""Files in an object store, against a real server that speaks S3: whole or not at all, failures asked again, then said in a line."""
+"""Files in an object store, against a server that speaks S3: whole or not at all, failures asked again, then one line."""
 
 import threading
 from pathlib import Path
