@@ -13,7 +13,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,11 +25,45 @@ from recipe.errors import UserError
 SCHEMES = ("s3", "gs", "oci", "azure", "azure-dl")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ATTEMPTS = 4
+_THREADS = 16  # that ask for small files at once
 _PAUSE_S = 0.5  # before the second attempt; doubled before each further one
 _ABSENT, _REFUSED = {"404", "NoSuchKey", "NoSuchBucket"}, {"400", "401", "403", "AccessDenied", "InvalidAccessKeyId"}
 _REMEDY = "look at the credentials, the bucket's name and the endpoint"
 # it warns of every folder that is not empty, which ours never are
 logging.getLogger("streaming.base.storage.upload").setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A local folder, and the one in an object store that its files go to, if there is one."""
+
+    local: Path
+    remote: str | None = None
+
+    def __str__(self) -> str:
+        return self.remote or str(self.local)
+
+    def pull(self, name: str) -> bool:
+        """Whether there is such a file; what is in the store only is brought here."""
+        if not self.remote:
+            return (self.local / name).is_file()
+        try:
+            fetch(self.remote, name, self.local)
+        except Absent:
+            return False
+        return True
+
+    def pull_all(self, names: Iterable[str]) -> list[bool]:
+        """`pull` of each, side by side: a store takes its time to answer."""
+        if not self.remote:
+            return [self.pull(name) for name in names]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return list(pool.map(self.pull, names))
+
+    def push(self, *names: str) -> None:
+        """Copy these files to the store, in this order; nothing to do without one."""
+        for name in names if self.remote else ():
+            upload(self.local, name, self.remote)
 
 
 class Absent(UserError):
