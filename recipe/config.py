@@ -53,7 +53,8 @@ class Tokenizer:
 class PrepareConfig:
     """`python -m recipe.prepare`: text to a tokenizer and MDS shards."""
 
-    out: str = MISSING
+    out: str = MISSING  # a folder, or s3://BUCKET/FOLDER (gs, oci, azure, azure-dl)
+    work: Optional[str] = None  # with such an `out`, a local folder for parts not yet uploaded; absent: FOLDER.partial
     train: Source = field(default_factory=Source)
     validation: Optional[Source] = None  # absent: `validation_fraction` of the training documents
     validation_fraction: float = 0.01

@@ -2,17 +2,15 @@
 
 The unit of work is a `Part` (a file, a shard of a hub dataset, a slice of the embedded corpus): one process reads it
 from start to end and writes `SPLIT/part-NNNNN`, independent of every other. Everything is written into `OUT.partial`,
-which is renamed once it is whole; a run that was killed is continued there, and several machines can share it
-(`shard_of`). `python -m recipe.prepare inspect DIR` shows what a dataset holds.
+which is renamed once it is whole, or with an `out` such as s3://BUCKET/FOLDER uploaded part by part; a run that was killed is
+continued, and several machines can share the work (`shard_of`). `python -m recipe.prepare inspect DIR` shows what a dataset
+holds.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
@@ -28,11 +26,12 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from recipe.config import PrepareConfig, exit_status, run_main, to_dict
-from recipe.data import duplicates, histogram, inspection, parts, shards, sources, tokenizer
+from recipe.data import claims, duplicates, histogram, inspection, parts, shards, sources, storage, tokenizer
 from recipe.data.parts import Job
 from recipe.data.pool import resolve
 from recipe.data.shards import DatasetInfo, Lengths, SourceInfo, Vocabulary
 from recipe.data.sources import Part, Rejected
+from recipe.data.storage import Mirror
 from recipe.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 
 TRAIN, VALIDATION = "train", "validation"
 MAX_LENGTH = 2**16 - 1  # tokens of a record
-_PACKAGES = ("tokenizers", "transformers", "mosaicml-streaming", "datasets", "pyarrow", "numpy")
 
 
 def prepare(config: PrepareConfig) -> DatasetInfo | None:
@@ -50,93 +48,59 @@ def prepare(config: PrepareConfig) -> DatasetInfo | None:
     without it, once the machines are done, writes what is missing, merges and finishes.
 
     Raises:
-        UserError: before anything is written for what can be known then; later for damaged files, a full disk, text without
-            a single document. `out` appears when it is whole, finished parts wait in `out.partial`.
+        UserError: before anything is written for what can be known then; later for damaged files, a full disk, a store that
+            fails, text without a single document. `out` appears when it is whole, finished parts wait in `out.partial`.
     """
     started = time.monotonic()
     _check(config)
-    out = Path(config.out)
     origins = {key: sources.describe(source) for key, source in _sources(config).items()}
-    existing = _existing(config, origins)
+    existing = claims.finished(config, origins)
     if existing:
-        print(f"{out}: already prepared from this configuration and text, nothing to do")
-        _report(existing, out)
+        print(f"{config.out}: already prepared from this configuration and text, nothing to do")
+        _report(existing, config.out)
         return existing
     existing_tokenizer = tokenizer.load(config.tokenizer)
-    processes = resolve(config.processes)
-    all_parts = {key: sources.parts(source, processes) for key, source in _sources(config).items()}
-    partial = out.with_name(f"{out.name}.partial")
-    with _claimed(partial, config, origins):
-        vocabulary = _vocabulary(config, existing_tokenizer, all_parts[TRAIN], partial)
-        jobs = {key: _jobs(config, key, found, partial) for key, found in all_parts.items()}
-        mine = {key: _share_of(config, of_source) for key, of_source in jobs.items()}
-        if config.drop_duplicates:  # validation's documents come first, so that training loses its copies of them
-            duplicates.mark(sum(reversed(jobs.values()), []), sum(reversed(mine.values()), []), processes)
-        for key, of_source in mine.items():
-            missing = [job for job in of_source if not parts.is_whole(job)]
-            if len(missing) < len(of_source):
-                print(f"{key}: {len(of_source) - len(missing)} of {len(of_source)} parts are there already", flush=True)
-            for _ in parts.run(parts.write_part, missing, processes, key):
-                pass
-        if config.shard_of:
-            print(f"share {config.shard_of} is written; when every share is, run this without shard_of to merge them")
-            return None
-        info = _finish(config, vocabulary, origins, jobs, partial)
-    _report(info, out, time.monotonic() - started)
+    all_parts = {key: sources.parts(source, resolve(config.processes)) for key, source in _sources(config).items()}
+    with claims.claimed(config, claims.plan(config, origins)) as mirror:
+        try:
+            info = _make(config, existing_tokenizer, all_parts, origins, mirror)
+        except OSError as error:
+            raise (parts.disk_full(error, mirror.local) or error) from None
+    if info:
+        _report(info, config.out, time.monotonic() - started)
     return info
 
 
-@contextlib.contextmanager
-def _claimed(partial: Path, config: PrepareConfig, origins: dict[str, Any]) -> Iterator[None]:
-    """Hold the folder of an unfinished preparation, which must be of the same one.
-
-    Runs with `shard_of` share it, a run without it has it alone.
-    """
-    state, plan = parts.state_folder(partial), _plan(config, origins)
-    file = state / "plan.json"
-    remedy = f"remove {partial}, or choose another `out`"
-    if partial.exists() and any(partial.iterdir()) and not state.is_dir():
-        raise UserError(f"{partial}: is in the way and no unfinished preparation; {remedy}")
-    if file.is_file() and (found := json.loads(file.read_text("utf-8"))) != plan:
-        different = sorted(key for key in plan if plan[key] != found.get(key))
-        raise UserError(
-            f"{partial}: holds an unfinished preparation of other settings or text (`{'`, `'.join(different)}`); {remedy}"
-        )
-    state.mkdir(parents=True, exist_ok=True)
-    with (state / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, (fcntl.LOCK_SH if config.shard_of else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{partial}: another run is at work on it; wait for it, then run this again") from None
-        if not file.is_file():
-            parts.write_whole(file, lambda draft: draft.write_text(json.dumps(plan), "utf-8"))
-        try:
-            yield
-        except UserError:
-            if not config.shard_of and not any(state.glob("*-*.json")):  # not one part to go on with
-                shutil.rmtree(partial, ignore_errors=True)  # `_finish` may have done so
-            raise
+def _make(
+    config: PrepareConfig,
+    existing_tokenizer: BertTokenizerFast | None,
+    all_parts: dict[str, list[Part]],
+    origins: dict[str, Any],
+    mirror: Mirror,
+) -> DatasetInfo | None:
+    """Tokenizer, copies, parts and, without `shard_of`, the whole."""
+    processes = resolve(config.processes)
+    vocabulary = _vocabulary(config, existing_tokenizer, all_parts[TRAIN], mirror)
+    jobs = {key: _jobs(config, key, found, mirror) for key, found in all_parts.items()}
+    mine = {key: _share_of(config, of_source) for key, of_source in jobs.items()}
+    if config.drop_duplicates:  # validation's documents come first, so that training loses its copies of them
+        duplicates.mark(sum(reversed(jobs.values()), []), sum(reversed(mine.values()), []), processes)
+    for key, of_source in mine.items():
+        whole = parts.are_whole(of_source)
+        there = [job for job, is_whole in zip(of_source, whole, strict=True) if is_whole]
+        missing = [job for job, is_whole in zip(of_source, whole, strict=True) if not is_whole]
+        if there:
+            print(f"{key}: {len(there)} of {len(of_source)} parts are there already", flush=True)
+        parts.run(parts.write_part, missing, processes, key, there)
+    if config.shard_of:
+        print(f"share {config.shard_of} is written; when every share is, run this without shard_of to merge them")
+        return None
+    return _finish(config, vocabulary, origins, jobs, mirror)
 
 
-def _plan(config: PrepareConfig, origins: dict[str, Any]) -> dict[str, Any]:
-    """What the bytes of the parts depend on. A part knows its own file's size; where it depends on every file, all count."""
-    plan = _identity(to_dict(config)) | {"packages": _packages(), "text": origins}
-    given = config.tokenizer.vocab_file or config.tokenizer.name
-    if given and not config.drop_duplicates:
-        plan["text"] = {
-            key: [file["path"] for file in origin["files"]] if "files" in origin else origin
-            for key, origin in origins.items()
-        }
-    return plan
-
-
-def _packages() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in _PACKAGES}
-
-
-def _jobs(config: PrepareConfig, key: str, found: list[Part], partial: Path) -> list[Job]:
+def _jobs(config: PrepareConfig, key: str, found: list[Part], mirror: Mirror) -> list[Job]:
     splits = (key,) if config.validation else (TRAIN, VALIDATION)
-    return [Job(part, key, i, splits, config.validation_fraction, config, partial) for i, part in enumerate(found)]
+    return [Job(part, key, i, splits, config.validation_fraction, config, mirror) for i, part in enumerate(found)]
 
 
 def _share_of(config: PrepareConfig, jobs: list[Job]) -> list[Job]:
@@ -158,8 +122,12 @@ def _check(config: PrepareConfig) -> None:
             raise UserError(f"`{key}` is {getattr(config, key)}; give at least {least}")
     if config.shard_mib >= 4096:
         raise UserError(f"`shard_mib` is {config.shard_mib}; a shard is below 4096 MiB, 64 is a good size")
-    if "://" in config.out or set(config.out) & set("#?"):
-        raise UserError(f"`out: {config.out}`: give a local folder without # and ?; copy it elsewhere afterwards")
+    if not storage.is_remote(config.out) and set(config.out) & set("#?"):
+        raise UserError(f"`out: {config.out}`: give a folder without # and ?")
+    if config.work and not storage.is_remote(config.out):
+        raise UserError(
+            f"`work` is {config.work}: it is for an `out` in an object store; a local one is made beside itself"
+        )
     if config.validation is None and not 0 < config.validation_fraction < 1:
         raise UserError(
             f"`validation_fraction` is {config.validation_fraction}; give a share between 0 and 1, or `validation`"
@@ -185,32 +153,8 @@ def _check(config: PrepareConfig) -> None:
             raise UserError(f"{min(both)}: is in `train.files` and in `validation.files`; narrow one of the globs")
 
 
-def _existing(config: PrepareConfig, origins: dict[str, Any]) -> DatasetInfo | None:
-    """The dataset at `out` if it is the one asked for, None if there is nothing; anything else is an error."""
-    out = Path(config.out)
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return None
-    remedy = f"choose another `out`, or remove {out}"
-    if not (out / "dataset.json").is_file():
-        raise UserError(f"{out}: exists and holds no dataset; {remedy}")
-    info = shards.read_info(out)
-    # a key that is newer than the dataset had its default's meaning then
-    wanted, found = _identity(to_dict(config)), _identity(to_dict(PrepareConfig()) | info.config)
-    different = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
-    if different:
-        raise UserError(f"{out}: holds a dataset of another configuration (`{'`, `'.join(different)}`); {remedy}")
-    if {key: source.origin for key, source in info.sources.items()} != origins:
-        raise UserError(f"{out}: its text has changed since (files, sizes or package versions); {remedy}")
-    return info
-
-
-def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    """What the bytes of a dataset depend on."""
-    return {key: value for key, value in config.items() if key not in ("out", "processes", "shard_of")}
-
-
 def _train_tokenizer(config: PrepareConfig, train: list[Part]) -> BertTokenizerFast:
-    with tqdm(desc="sample for the tokenizer", unit=" documents", leave=False) as bar:
+    with tqdm(desc="sample for the tokenizer", unit=" documents", leave=False, disable=None) as bar:
         texts = []
         for text in _sample(config, train):
             texts.append(text)
@@ -241,29 +185,36 @@ def _sample(config: PrepareConfig, train: list[Part]) -> Iterator[str]:
 
 
 def _vocabulary(
-    config: PrepareConfig, existing: BertTokenizerFast | None, train: list[Part], partial: Path
+    config: PrepareConfig, existing: BertTokenizerFast | None, train: list[Part], mirror: Mirror
 ) -> Vocabulary:
     """Save the tokenizer and say what it is, unless a run before this one has done so."""
-    state = parts.state_folder(partial)
-    file, draft = state / "vocabulary.json", state / f"tokenizer.{os.getpid()}"
-    if file.is_file():
-        return Vocabulary(**json.loads(file.read_text("utf-8")))
+    local, name, files = (
+        mirror.local,
+        f"{parts.STATE}/vocabulary.json",
+        [f"tokenizer/{file}" for file in tokenizer.FILES],
+    )
+    if mirror.pull(name):
+        mirror.pull_all(files)
+        return Vocabulary(**json.loads((local / name).read_text("utf-8")))
     used = existing or _train_tokenizer(config, train)
+    draft = local / parts.STATE / f"tokenizer.{os.getpid()}"
     tokenizer.save(used, draft)
-    with parts.alone(state / "tokenizer.lock"):
-        if not (partial / "tokenizer").exists():  # another machine's is the same, byte for byte
-            draft.rename(partial / "tokenizer")
+    with parts.alone(local / parts.STATE / "tokenizer.lock"):
+        if not (local / "tokenizer").exists():  # another machine's is the same, byte for byte
+            draft.rename(local / "tokenizer")
     vocabulary = Vocabulary(
         size=max(used.get_vocab().values()) + 1,
         lowercase=bool(used.do_lower_case),
-        sha256=hashlib.sha256((partial / "tokenizer" / "vocab.txt").read_bytes()).hexdigest(),
+        sha256=hashlib.sha256((local / "tokenizer" / "vocab.txt").read_bytes()).hexdigest(),
         pad_id=used.pad_token_id,
         unk_id=used.unk_token_id,
         cls_id=used.cls_token_id,
         sep_id=used.sep_token_id,
         mask_id=used.mask_token_id,
     )
-    parts.write_whole(file, lambda draft: draft.write_text(json.dumps(dataclasses.asdict(vocabulary)), "utf-8"))
+    mirror.push(*files)
+    parts.write_whole(local / name, lambda draft: draft.write_text(json.dumps(dataclasses.asdict(vocabulary)), "utf-8"))
+    mirror.push(name)
     return vocabulary
 
 
@@ -272,9 +223,11 @@ def _finish(
     vocabulary: Vocabulary,
     origins: dict[str, Any],
     jobs: dict[str, list[Job]],
-    partial: Path,
+    mirror: Mirror,
 ) -> DatasetInfo:
     """Merge the parts, describe the whole, and give it its name."""
+    local = mirror.local
+    parts.gather(sum(jobs.values(), []))
     lengths, rejected = {}, {}
     for key, of_source in jobs.items():
         rejected[key] = Rejected()
@@ -287,9 +240,9 @@ def _finish(
         for split in of_source[0].splits:
             records = int(lengths[split].histogram.sum())
             if not records:
-                shutil.rmtree(partial)  # there is nothing in it to go on with
+                shutil.rmtree(local)  # there is nothing in it to go on with
                 raise UserError(_no_documents(split, key, rejected[key]))
-            shards.merge_parts(partial, split, len(of_source))
+            shards.merge_parts(local, split, len(of_source))
             parts.merge_lengths(of_source, split, records)
     info = DatasetInfo(
         vocabulary=vocabulary,
@@ -297,15 +250,18 @@ def _finish(
         splits={split: of_split.info() for split, of_split in lengths.items()},
         sources={key: SourceInfo(origins[key], dict(r.counts), r.examples) for key, r in rejected.items()},
         config=to_dict(config),
-        packages=_packages(),
+        packages=claims.packages(),
     )
-    histogram.draw(lengths, partial / histogram.NAME)
-    shards.write_info(info, partial)
-    shutil.rmtree(parts.state_folder(partial))
-    out = Path(config.out)
-    if out.exists():
-        out.rmdir()  # an empty one, `_existing` has checked
-    partial.rename(out)
+    histogram.draw(lengths, local / histogram.NAME)
+    shards.write_info(info, local)
+    of_splits = [f"{split}/{name}" for split in lengths for name in ("index.json", shards.LENGTHS)]
+    mirror.push(*of_splits, histogram.NAME, claims.INFO)  # the last one says that all is there
+    if not mirror.remote:
+        shutil.rmtree(local / parts.STATE)
+        out = Path(config.out)
+        if out.exists():
+            out.rmdir()  # an empty one, `claims.finished` has checked
+        local.rename(out)
     return info
 
 
@@ -317,7 +273,7 @@ def _no_documents(split: str, key: str, rejected: Rejected) -> str:
     return f"`{key}`: not one document ({reasons}; first at {first}); look at the files and at {key}.text_key"
 
 
-def _report(info: DatasetInfo, out: Path, seconds: float | None = None) -> None:
+def _report(info: DatasetInfo, out: str, seconds: float | None = None) -> None:
     """Print what the dataset holds, and what was left out of it."""
     took = "" if seconds is None else f" in {seconds:.0f} s"
     print(f"{out}: vocabulary {info.vocabulary.size:,}, {'lower case' if info.vocabulary.lowercase else 'cased'}{took}")

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from recipe.data import sources
-from recipe.data.parts import Job, alone, count, end_if_stopped, run, save_array, state_folder, write_whole
-from recipe.data.sources import Rejected
+from recipe.data.parts import STATE, Job, Tally, alone, disk_full, end_if_stopped, run, save_array, write_whole
+from recipe.data.sources import Position, Rejected
 
 BUCKET = 2**23  # documents that are compared at a time
 _CHUNK_DOCUMENTS = 1024
@@ -28,32 +28,39 @@ def mark(jobs: list[Job], first: list[Job], processes: int) -> None:
     Earlier is: in a job before, or in the same one before. Jobs of `first` are read first, the others may well be done by
     other machines meanwhile.
     """
-    folder = state_folder(jobs[0].folder)
-    done = folder / "duplicates.done"
-    if done.exists():
+    mirror, done = jobs[0].mirror, f"{STATE}/duplicates.done"
+    if mirror.pull(done):
         return
     mine = {id(job) for job in first}
-    for _ in run(hash_part, [*first, *(job for job in jobs if id(job) not in mine)], processes, "hashes"):
-        pass
-    with alone(folder / "duplicates.lock"):
-        if not done.exists():
+    run(hash_part, [*first, *(job for job in jobs if id(job) not in mine)], processes, "hashes")
+    with alone(mirror.local / STATE / "duplicates.lock"):
+        if not mirror.pull(done):
             _mark(jobs)
-            done.touch()
+            mirror.push(*(job.name("drop.npy") for job in jobs))
+            (mirror.local / done).touch()
+            mirror.push(done)
 
 
 def hash_part(job: Job) -> None:
     """Write the part's `hash`: (documents,) uint64."""
-    with alone(job.file("lock"), end_if_stopped):
-        if not job.file("hash").exists():
-            hashes = np.fromiter(_hashes(job), np.uint64)
-            write_whole(job.file("hash"), lambda draft: hashes.tofile(draft))
+    try:
+        with alone(job.file("lock"), end_if_stopped):
+            if not job.mirror.pull(job.name("hash")):
+                hashes = np.fromiter(_hashes(job), np.uint64)
+                # np.tofile would not say that it is the disk that is full
+                write_whole(job.file("hash"), lambda draft: draft.write_bytes(hashes.data))
+                job.mirror.push(job.name("hash"))
+    except OSError as error:
+        raise (disk_full(error, job.mirror.local) or error) from None
 
 
 def _hashes(job: Job) -> Iterator[int]:
-    documents = sources.documents(job.part, Rejected())
+    rejected, position = Rejected(), Position()
+    documents, tally = sources.documents(job.part, rejected, position), Tally(job.part, rejected, position)
     while texts := list(islice(documents, _CHUNK_DOCUMENTS)):
         yield from (sources.text_hash(text) for text in texts)
-        count(texts)
+        tally.add(texts)
+    tally.finish()
 
 
 def _mark(jobs: list[Job]) -> None:

@@ -1,10 +1,15 @@
-"""`python -m recipe.prepare inspect DIR`: what a prepared dataset holds, and a few of its documents as text."""
+"""`python -m recipe.prepare inspect DIR`: what a prepared dataset holds, and a few of its documents as text.
+
+DIR may be in an object store; of its shards only the first of each split is then fetched.
+"""
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
 
-from recipe.data import shards, tokenizer
+from recipe.data import shards, storage, tokenizer
 from recipe.errors import UserError
 
 _DOCUMENTS = 3  # of each split
@@ -15,10 +20,33 @@ def main(words: list[str]) -> None:
     """Print statistics and documents of the dataset in the folder that `words` names."""
     if len(words) != 1:
         raise UserError("inspect: give one folder, the `out` of a preparation")
-    folder = Path(words[0])
+    if not storage.is_remote(words[0]):
+        show(words[0], Path(words[0]))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        _fetch(words[0], Path(folder))
+        show(words[0], Path(folder))
+
+
+def _fetch(remote: str, folder: Path) -> None:
+    """What `show` reads."""
+    try:
+        storage.fetch(remote, "dataset.json", folder)
+    except storage.Absent:
+        raise UserError(
+            f"{remote}: holds no dataset.json; python -m recipe.prepare YAML writes a dataset there"
+        ) from None
+    storage.fetch(remote, "tokenizer/tokenizer.json", folder)
+    for split in shards.read_info(folder).splits:
+        index = json.loads(storage.fetch(remote, f"{split}/index.json", folder).read_text("utf-8"))
+        storage.fetch(remote, f"{split}/{index['shards'][0]['zip_data']['basename']}", folder)
+
+
+def show(name: str, folder: Path) -> None:
+    """Print what the dataset in this folder holds."""
     info = shards.read_info(folder)
     vocabulary = info.vocabulary
-    print(f"{folder}: vocabulary {vocabulary.size:,}, {'lower case' if vocabulary.lowercase else 'cased'}")
+    print(f"{name}: vocabulary {vocabulary.size:,}, {'lower case' if vocabulary.lowercase else 'cased'}")
     decoder = tokenizer.encoder(folder / "tokenizer")
     for name, split in info.splits.items():
         lengths = "  ".join(f"{key} {value:,}" for key, value in split.lengths.items())

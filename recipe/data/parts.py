@@ -1,18 +1,20 @@
 """Parts, the unit of work of a preparation: run side by side, each resumable, on one machine or on several.
 
-A part is whole once its record stands in `state/`, which is written last. A part without one is written afresh, and one that
-another process is writing is waited for, so machines that share a folder may even overlap.
+A part is whole once its record stands in `state/`, which is written last: with a remote `out`, once the store has all else. A
+part without one is written afresh. On one file system, a part that another process is writing is waited for; machines that
+share nothing but a store may write one twice, and to the same bytes.
 
     OUT.partial/state/plan.json             what is being prepared: parts of anything else are refused
     OUT.partial/state/train-00003.json      the record of a part: what it holds, what it left out
     OUT.partial/state/train-00003.SPLIT.npy lengths of its records
     OUT.partial/state/train-00003.drop.npy  which of its documents are copies (`recipe.data.duplicates`)
+
+With a remote `out` the same names lie in the store, and OUT.partial is a local folder for what is being made.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import itertools
 import json
@@ -21,25 +23,27 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from recipe.config import PrepareConfig
-from recipe.data import shards, sources, tokenizer
+from recipe.data import shards, sources, storage, tokenizer
 from recipe.data.pool import CONTEXT, worker_pool
+from recipe.data.progress import BYTES, DOCUMENTS, LEFT_OUT, STOP, WEIGHT, Progress
 from recipe.data.shards import Lengths, ShardWriter
-from recipe.data.sources import Part, Rejected
+from recipe.data.sources import Part, Position, Rejected, Unreadable
+from recipe.data.storage import Mirror
 from recipe.errors import UserError
 
-R = TypeVar("R")
 _CHUNK_DOCUMENTS = 256  # tokenized at a time
+_MOST_FAILURES = 20  # parts that cannot be read; beyond, it is not the files
+STATE = "state"  # the folder of the records
 DUPLICATE = "duplicate"  # why a document was left out
 
 
@@ -53,56 +57,73 @@ class Job:
     splits: tuple[str, ...]  # (train, validation): by the hash of the text; one: all of it
     fraction: float  # of the documents that go to the second split
     config: PrepareConfig
-    folder: Path
+    mirror: Mirror
+
+    def name(self, suffix: str) -> str:
+        """One of the part's files in `state/`."""
+        return f"{STATE}/{self.key}-{self.index:05d}.{suffix}"
 
     def file(self, suffix: str) -> Path:
-        """One of the part's files in `state/`."""
-        return state_folder(self.folder) / f"{self.key}-{self.index:05d}.{suffix}"
+        """Its place on this machine."""
+        return self.mirror.local / self.name(suffix)
 
 
 Done = tuple[dict[str, Lengths], Rejected]
 
 
-def state_folder(partial: Path) -> Path:
-    return partial / "state"
+def run(
+    action: Callable[[Job], object], jobs: list[Job], processes: int, what: str, before: Sequence[Job] = ()
+) -> None:
+    """Run `action` on every job side by side, showing progress; the jobs in `before` are done already.
 
+    A part that cannot be read does not end the others.
 
-def run(action: Callable[[Any], R], jobs: list[Any], processes: int, what: str) -> Iterator[R]:
-    """Run `action` on every job side by side, showing progress; yields the results in the order of the jobs."""
+    Raises:
+        UserError: at once for what ends all of them, at the end for parts that could not be read.
+    """
     if not jobs:
         return
     workers = min(processes, len(jobs))
-    counters = CONTEXT.Array("q", 4)
+    counters = CONTEXT.Array("d", 5)
+    weight, done = (sum(sources.weight(job.part) for job in some) for some in (jobs, before))
+    progress = Progress(what, len(jobs) + len(before), weight + done, len(before), done)
     # cores that no part occupies serve the threads of the tokenizers
     pool = worker_pool(workers, _share, (counters, processes // workers))
-    with pool, tqdm(total=len(jobs), desc=what, unit=" parts") as bar:
-        try:
-            pending = [pool.submit(action, job) for job in jobs]
-            _watch(pending, counters, bar)
-        except BrokenProcessPool:
-            raise UserError("a process died, most likely out of memory; run again with a smaller `processes`") from None
-        finally:
-            counters[_STOP] = 1
-            pool.shutdown(wait=True, cancel_futures=True)
-    yield from (job.result() for job in pending)
+    try:
+        with pool:
+            try:
+                failures = _watch([pool.submit(action, job) for job in jobs], counters, progress)
+            finally:
+                counters[STOP] = 1
+                pool.shutdown(wait=True, cancel_futures=True)
+    except BrokenProcessPool:
+        raise UserError("a process died, most likely out of memory; run again with a smaller `processes`") from None
+    finally:
+        progress.close(counters)
+    if failures:
+        more = f" (and {len(failures) - 1} more, named above)" if failures[1:] else ""
+        raise UserError(f"{failures[0]}{more}; then run the same command again, the other parts are kept")
 
 
-def _watch(pending: list[futures.Future], counters: Any, bar: tqdm) -> None:
-    """Update the bar until every job is done; raise the error of the first that fails."""
-    started, left = time.monotonic(), set(pending)
+def _watch(pending: list[futures.Future], counters: Any, progress: Progress) -> list[Unreadable]:
+    """Keep the line up to date until every job is done; raises the first error that is not the part's alone."""
+    left, failures = set(pending), []
     while left:
         finished, left = futures.wait(left, timeout=0.5, return_when=futures.FIRST_COMPLETED)
-        mb_per_s = counters[_BYTES] / 1e6 / max(time.monotonic() - started, 1e-3)
-        bar.set_postfix_str(
-            f"{counters[_DOCUMENTS]:,} documents, {counters[_REJECTED]:,} left out, {mb_per_s:.1f} MB/s", refresh=False
-        )
-        bar.update(len(finished))
         for job in finished:
-            job.result()
+            try:
+                job.result()
+                progress.done += 1
+            except Unreadable as error:
+                failures.append(error)
+                progress.failed += 1
+                progress.say(f"failed: {error}")
+                if len(failures) == _MOST_FAILURES:
+                    return failures
+        progress.show(counters)
+    return failures
 
 
-# What processes share with the one that shows progress; `_STOP` tells them to give up.
-_DOCUMENTS, _BYTES, _REJECTED, _STOP = range(4)
 _counters: Any = None
 
 
@@ -118,17 +139,34 @@ def _share(counters: Any, threads: int) -> None:
         os.environ["RAYON_NUM_THREADS"] = str(threads)
 
 
-def count(texts: list[str], rejected: int = 0) -> None:
-    """Add to the progress line; ends this part if the run is to end."""
-    with _counters.get_lock():
-        _counters[_DOCUMENTS] += len(texts)
-        _counters[_BYTES] += sum(len(text.encode()) for text in texts)
-        _counters[_REJECTED] += rejected
-    end_if_stopped()
+class Tally:
+    """Adds what one process does with one part to the progress line, and ends the part if the run is to end."""
+
+    def __init__(self, part: Part, rejected: Rejected, position: Position) -> None:
+        self._weight, self._rejected, self._position = sources.weight(part), rejected, position
+        self._share = self._left_out = 0.0
+
+    def add(self, texts: list[str]) -> None:
+        """These documents have been read and worked on."""
+        self._add(len(texts), sum(map(len, map(str.encode, texts))), self._position.share())
+
+    def finish(self) -> None:
+        """The part is whole."""
+        self._add(0, 0, 1.0)
+
+    def _add(self, documents: int, size: int, share: float) -> None:
+        left_out = self._rejected.counts.total()
+        with _counters.get_lock():
+            _counters[DOCUMENTS] += documents
+            _counters[BYTES] += size
+            _counters[LEFT_OUT] += left_out - self._left_out
+            _counters[WEIGHT] += (share - self._share) * self._weight
+        self._share, self._left_out = share, left_out
+        end_if_stopped()
 
 
 def end_if_stopped() -> None:
-    if _counters[_STOP]:
+    if _counters[STOP]:
         raise _Stopped
 
 
@@ -153,59 +191,92 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
     draft.replace(file)
 
 
-def is_whole(job: Job) -> bool:
-    """Whether this part, as its text is now, has been written."""
-    try:
-        return json.loads(job.file("json").read_text("utf-8"))["part"] == _identity(job)
-    except FileNotFoundError:
-        return False
+def are_whole(jobs: list[Job]) -> list[bool]:
+    """Whether each part, as its text is now, has been written."""
+    found = jobs[0].mirror.pull_all([job.name("json") for job in jobs]) if jobs else []
+    return [there and _is_of(job, sources.size(job.part)) for job, there in zip(jobs, found, strict=True)]
 
 
-def write_part(job: Job) -> Done:
-    """Tokenize one part and write its shards, one folder a split, unless that has been done; returns its counts."""
+def _is_of(job: Job, size: int | None) -> bool:
+    return json.loads(job.file("json").read_text("utf-8"))["part"] == _identity(job, size)
+
+
+def write_part(job: Job) -> None:
+    """Tokenize one part and write its shards, one folder a split, unless that has been done."""
     try:
         with alone(job.file("lock"), end_if_stopped):
-            if not is_whole(job):
+            if not are_whole([job])[0]:
                 _write(job)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(
-                f"{job.folder}: {error.strerror}; free some space and run the same command again, finished parts are kept"
-            ) from None
-        raise
-    return read_part(job)
+        raise (disk_full(error, job.mirror.local) or error) from None
+
+
+def disk_full(error: OSError, folder: Path) -> UserError | None:
+    """What to say where it is the disk that is full."""
+    if error.errno not in storage.DISK_FULL:
+        return None
+    return UserError(
+        f"{folder}: {error.strerror}; free some space and run the same command again, finished parts are kept"
+    )
 
 
 def _write(job: Job) -> None:
-    config, rejected = job.config, Rejected()
-    encoder = tokenizer.encoder(job.folder / "tokenizer")
+    config, rejected, size = job.config, Rejected(), sources.size(job.part)
+    encoder = tokenizer.encoder(job.mirror.local / "tokenizer")
     unk_id, windows = encoder.token_to_id("[UNK]"), config.long_documents == "split"
-    writers = {}
+    writers, position = {}, Position()
     for split in job.splits:
-        folder = shards.part_folder(job.folder, split, job.index)
+        folder = shards.part_folder(job.mirror.local, split, job.index)
         shutil.rmtree(folder, ignore_errors=True)  # a killed run's
         writers[split] = ShardWriter(folder, config.max_tokens, unk_id, config.shard_mib, windows)
-    documents, reported = kept_documents(job, rejected), 0
+    documents, tally = kept_documents(job, rejected, position), Tally(job.part, rejected, position)
     while texts := list(itertools.islice(documents, _CHUNK_DOCUMENTS)):
         encodings = encoder.encode_batch_fast(texts, add_special_tokens=False)
         for text, encoding in zip(texts, encodings, strict=True):
-            if encoding.ids:
-                writers[_split(job, text)].write(encoding.ids)
+            if ids := encoding.ids:
+                writers[_split(job, text)].write(ids)
             else:  # control characters and the like
                 rejected.add("no tokens", f"{job.part.name}: {text[:20]!r}")
-        count(texts, rejected.counts.total() - reported)
-        reported = rejected.counts.total()
+        tally.add(texts)
     for split, writer in writers.items():
         writer.finish()
         lengths = np.array(writer.of_records, np.uint16)
         write_whole(job.file(f"{split}.npy"), lambda draft, lengths=lengths: save_array(draft, lengths))
+    if sources.size(job.part) != size:
+        raise Unreadable(f"{job.part.name}: has changed while it was read; wait until it is whole")
     record = {
-        "part": _identity(job),
+        "part": _identity(job, size),
         "splits": {s: [w.lengths.read_tokens, w.lengths.unknown_tokens] for s, w in writers.items()},
         "rejected": rejected.counts,
         "rejected_examples": rejected.examples,
     }
-    write_whole(job.file("json"), lambda draft: draft.write_text(json.dumps(record), "utf-8"))
+    _publish(job, json.dumps(record))
+    tally.finish()
+
+
+def _publish(job: Job, record: str) -> None:
+    """Put the part into the store, if there is one, and last of all its record; its shards then need no more place here."""
+    folders = [shards.part_folder(job.mirror.local, split, job.index) for split in job.splits]
+    files = [file for folder in folders for file in sorted(folder.iterdir())]
+    job.mirror.push(*(str(file.relative_to(job.mirror.local)) for file in files), *_lengths_names(job))
+    write_whole(job.file("json"), lambda draft: draft.write_text(record, "utf-8"))
+    job.mirror.push(job.name("json"))
+    if job.mirror.remote:
+        for file in files:
+            file.unlink()
+
+
+def _lengths_names(job: Job) -> list[str]:
+    return [job.name(f"{split}.npy") for split in job.splits]
+
+
+def gather(jobs: list[Job]) -> None:
+    """Bring the small files of every part here: its lengths and its index."""
+    names = [name for job in jobs for name in _lengths_names(job)]
+    names += [f"{shards.part_name(split, job.index)}/index.json" for job in jobs for split in job.splits]
+    for name, there in zip(names, jobs[0].mirror.pull_all(names), strict=True):
+        if not there:
+            raise UserError(f"{jobs[0].mirror}/{name}: is not there, and the part's record says so; prepare anew")
 
 
 def save_array(file: Path, values: np.ndarray) -> None:
@@ -213,18 +284,18 @@ def save_array(file: Path, values: np.ndarray) -> None:
         np.save(stream, values)
 
 
-def _identity(job: Job) -> dict[str, Any]:
+def _identity(job: Job, size: int | None) -> dict[str, Any]:
     part = job.part
-    size = Path(part.name).stat().st_size if part.source.files else None
     return {"name": part.name, "bytes": size, "shard": list(part.shard), "limit": part.limit}
 
 
-def kept_documents(job: Job, rejected: Rejected) -> Iterator[str]:
+def kept_documents(job: Job, rejected: Rejected, position: Position) -> Iterator[str]:
     """The documents of a part, without those that are marked as copies."""
-    documents = sources.documents(job.part, rejected)
+    documents = sources.documents(job.part, rejected, position)
     if not job.config.drop_duplicates:
         yield from documents
         return
+    job.mirror.pull(job.name("drop.npy"))
     copies = np.load(job.file("drop.npy"))
     for copy, text in zip(copies, documents, strict=True):
         if copy:
@@ -253,10 +324,9 @@ def read_part(job: Job) -> Done:
 
 def merge_lengths(jobs: list[Job], split: str, records: int) -> None:
     """Write `lengths.npy` of a split from those of its parts, one part in memory at a time."""
-    file = jobs[0].folder / split / shards.LENGTHS
-    merged, start = np.lib.format.open_memmap(file, "w+", np.uint16, (records,)), 0
-    for job in jobs:
-        lengths = np.load(job.file(f"{split}.npy"))
-        merged[start : start + len(lengths)] = lengths
-        start += len(lengths)
-    merged.flush()
+    # not through a memory map, in which a full disk is a fatal signal
+    with (jobs[0].mirror.local / split / shards.LENGTHS).open("wb") as stream:
+        head = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint16)), "fortran_order": False, "shape": (records,)}
+        np.lib.format.write_array_header_1_0(stream, head)
+        for job in jobs:
+            stream.write(np.load(job.file(f"{split}.npy")).data)

@@ -148,9 +148,14 @@ class ShardWriter:
         self._writer.finish()
 
 
+def part_name(split: str, index: int) -> str:
+    """The folder that the shards of one part lie in, below `out`."""
+    return f"{split}/part-{index:05d}"
+
+
 def part_folder(out: Path, split: str, index: int) -> Path:
-    """Where the shards of one part lie."""
-    return out / split / f"part-{index:05d}"
+    """Its place."""
+    return out / part_name(split, index)
 
 
 def merge_parts(out: Path, split: str, count: int) -> None:

@@ -16,7 +16,7 @@ import itertools
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,17 @@ class Rejected:
         self.counts.update(other.counts)
         for kind, places in other.examples.items():
             self.examples[kind] = (self.examples.get(kind, []) + places)[:_EXAMPLES]
+
+
+class Unreadable(UserError):
+    """One file is damaged; the others may well be read."""
+
+
+class Position:
+    """How far the reading of a part has come: `share()` is 0 to 1, and stays 0 where nobody can know."""
+
+    def __init__(self) -> None:
+        self.share: Callable[[], float] = lambda: 0.0
 
 
 @dataclass(frozen=True)
@@ -158,10 +169,30 @@ def text_hash(text: str, seed: int = 0) -> int:
     return int.from_bytes(key, "little")
 
 
-def documents(part: Part, rejected: Rejected) -> Iterator[str]:
-    """The documents of a part; what is none is added to `rejected`."""
-    good = (text for line, value, problem in _records(part) if (text := _judge(part, line, value, problem, rejected)))
+def documents(part: Part, rejected: Rejected, position: Position | None = None) -> Iterator[str]:
+    """The documents of a part; what is none is added to `rejected`.
+
+    Raises:
+        Unreadable: while reading, for a file that is damaged as a whole.
+    """
+    records = _records(part, position or Position())
+    good = (text for line, value, problem in records if (text := _judge(part, line, value, problem, rejected)))
     return itertools.islice(good, part.limit)
+
+
+def weight(part: Part) -> int:
+    """What share of the work a part is: the bytes of its file, or the same as every other."""
+    return size(part) or 1
+
+
+def size(part: Part) -> int | None:
+    """Bytes of the part's file, None for what is no file."""
+    if not part.source.files:
+        return None
+    try:
+        return Path(part.name).stat().st_size
+    except OSError as error:
+        raise Unreadable(f"{part.name}: cannot be read: {error.strerror}; bring it back, or prepare anew") from None
 
 
 def _judge(part: Part, line: int, value: Any, problem: str | None, rejected: Rejected) -> str | None:
@@ -191,10 +222,12 @@ def _first(all_parts: Sequence[Part], count: int) -> list[Part]:
     return kept
 
 
-def _records(part: Part) -> Iterator[Record]:
+def _records(part: Part, position: Position) -> Iterator[Record]:
     key = part.source.text_key
     if part.source.embedded:
-        yield from ((number, text, None) for number, text in enumerate(part.texts, 1))
+        for number, text in enumerate(part.texts, 1):
+            position.share = lambda number=number: number / len(part.texts)
+            yield number, text, None
     elif part.source.dataset:
         yield from _dataset_rows(part)
     else:
@@ -202,11 +235,11 @@ def _records(part: Part) -> Iterator[Record]:
         suffix, _ = _format(path)
         empty = True
         try:
-            for record in _READERS[suffix](path, key):
+            for record in _READERS[suffix](path, key, position):
                 empty = False
                 yield record
         except (OSError, EOFError, pyarrow.ArrowException, csv.Error) as error:
-            raise UserError(f"{path}: cannot be read to its end: {_one_line(error)}; repair or remove it") from None
+            raise Unreadable(f"{path}: cannot be read to its end: {_one_line(error)}; repair or remove it") from None
         if empty:
             yield 1, "", EMPTY
 
@@ -217,16 +250,20 @@ def _format(path: Path) -> tuple[str, str | None]:
     return (path.with_suffix("") if compression else path).suffix, compression
 
 
-def _open(path: Path, newline: str | None = None) -> io.TextIOWrapper:
+def _open(path: Path, position: Position, newline: str | None = None) -> io.TextIOWrapper:
     """Text of a plain or compressed file. Bytes that are not UTF-8 become lone surrogates, which `_judge` finds."""
     # pyarrow notices a compressed file that was cut off, which zstandard's reader does not
-    stream = pyarrow.input_stream(str(path), compression=_format(path)[1])
+    stream = file = pyarrow.OSFile(str(path))
+    if compression := _format(path)[1]:
+        stream = pyarrow.CompressedInputStream(file, compression)
+    bytes_in_all = max(file.size(), 1)
+    position.share = lambda: 1.0 if file.closed else file.tell() / bytes_in_all
     return io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline=newline)
 
 
-def _read_txt(path: Path, key: str) -> Iterator[Record]:
+def _read_txt(path: Path, key: str, position: Position) -> Iterator[Record]:
     start, block = 1, []
-    with _open(path) as lines:
+    with _open(path, position) as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 start = start if block else number
@@ -238,13 +275,13 @@ def _read_txt(path: Path, key: str) -> Iterator[Record]:
         yield start, "".join(block).rstrip("\n"), None
 
 
-def _read_jsonl(path: Path, key: str) -> Iterator[Record]:
-    with _open(path) as lines:
+def _read_jsonl(path: Path, key: str, position: Position) -> Iterator[Record]:
+    with _open(path, position) as lines:
         yield from _json_lines(lines, key)
 
 
-def _read_json(path: Path, key: str) -> Iterator[Record]:
-    with _open(path) as lines:
+def _read_json(path: Path, key: str, position: Position) -> Iterator[Record]:
+    with _open(path, position) as lines:
         head = []
         for line in lines:
             head.append(line)
@@ -257,7 +294,7 @@ def _read_json(path: Path, key: str) -> Iterator[Record]:
             values = json.loads("".join(head) + lines.read())
         except (ValueError, RecursionError) as error:
             line = getattr(error, "lineno", 1)
-            raise UserError(f"{path}:{line}: malformed JSON list: {_one_line(error)}; repair or remove it") from None
+            raise Unreadable(f"{path}:{line}: malformed JSON list: {_one_line(error)}; repair or remove it") from None
         yield from ((number, *_field(value, key)) for number, value in enumerate(values, 1))
 
 
@@ -282,9 +319,9 @@ def _field(value: Any, key: str) -> tuple[Any, str | None]:
     return value[key], None
 
 
-def _read_csv(path: Path, key: str) -> Iterator[Record]:
+def _read_csv(path: Path, key: str, position: Position) -> Iterator[Record]:
     csv.field_size_limit(sys.maxsize)  # the default, 128 KiB, is less than a long document
-    with _open(path, newline="") as stream:
+    with _open(path, position, newline="") as stream:
         rows = csv.DictReader(stream, strict=True)  # strict: an open quote would swallow the rows after it
         rows.fieldnames  # noqa: B018 - reads the header line
         line = rows.line_num + 1
@@ -294,9 +331,11 @@ def _read_csv(path: Path, key: str) -> Iterator[Record]:
             line = rows.line_num + 1
 
 
-def _read_parquet(path: Path, key: str) -> Iterator[Record]:
+def _read_parquet(path: Path, key: str, position: Position) -> Iterator[Record]:
     row = 0
     with pyarrow.parquet.ParquetFile(path) as table:
+        rows = max(table.metadata.num_rows, 1)
+        position.share = lambda: row / rows
         for batch in table.iter_batches(batch_size=1024, columns=[key]):
             # as bytes, because one value that is not UTF-8 would fail the whole column
             for value in batch.column(0).cast(pyarrow.large_binary()):
@@ -319,7 +358,7 @@ def _check_file(path: Path, key: str) -> None:
     suffix, _ = _format(path)
     try:
         if suffix == ".csv":
-            with _open(path, newline="") as stream:
+            with _open(path, Position(), newline="") as stream:
                 columns = next(csv.reader(stream), [])
         elif suffix == ".parquet":
             schema = pyarrow.parquet.read_schema(path)

@@ -5,6 +5,8 @@ Training is deterministic, which `tokenizers` alone is not: see `train`.
 
 from __future__ import annotations
 
+import hashlib
+import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from recipe.errors import UserError
 if TYPE_CHECKING:
     from transformers import BertTokenizerFast
 
+FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")  # of a saved one
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_VOCABULARY = 65_536  # token ids are stored as uint16
 MIN_VOCABULARY = 256  # to train: the special tokens, an alphabet and some words
@@ -79,8 +82,17 @@ def train(texts: Sequence[str], settings: Settings) -> BertTokenizerFast:
 
 
 def save(tokenizer: BertTokenizerFast, folder: Path) -> None:
-    """Write tokenizer.json, vocab.txt, tokenizer_config.json and special_tokens_map.json."""
+    """Write `FILES`."""
     tokenizer.save_pretrained(str(folder))
+    for name in {path.name for path in folder.iterdir()} - set(FILES):  # what others than ours may bring along
+        (folder / name).unlink()
+
+
+def digest(tokenizer: BertTokenizerFast) -> str:
+    """SHA-256 of its vocab.txt, in hexadecimal."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_vocabulary(folder)
+        return hashlib.sha256((Path(folder) / "vocab.txt").read_bytes()).hexdigest()
 
 
 def encoder(folder: Path) -> Tokenizer:

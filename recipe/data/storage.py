@@ -1,0 +1,212 @@
+"""Files in an object store, through Streaming's own clients: fetched whole or not at all, and a failure is one line.
+
+A remote folder is `s3://BUCKET/FOLDER`, and likewise `gs`, `oci`, `azure` and `azure-dl`. Credentials and endpoints are the
+ones that Streaming reads: for S3 those of boto3 and `S3_ENDPOINT_URL`, for Azure `AZURE_ACCOUNT_NAME` and
+`AZURE_ACCOUNT_ACCESS_KEY`.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from recipe.errors import UserError
+
+SCHEMES = ("s3", "gs", "oci", "azure", "azure-dl")
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ATTEMPTS = 4
+_THREADS = 16  # that ask for small files at once
+_PAUSE_S = 0.5  # before the second attempt; doubled before each further one
+_ABSENT, _REFUSED = {"404", "NoSuchKey", "NoSuchBucket"}, {"400", "401", "403", "AccessDenied", "InvalidAccessKeyId"}
+_REMEDY = "look at the credentials, the bucket's name and the endpoint"
+# it warns of every folder that is not empty, which ours never are
+logging.getLogger("streaming.base.storage.upload").setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A local folder, and the one in an object store that its files go to, if there is one."""
+
+    local: Path
+    remote: str | None = None
+
+    def __str__(self) -> str:
+        return self.remote or str(self.local)
+
+    def pull(self, name: str) -> bool:
+        """Whether there is such a file; what is in the store only is brought here."""
+        if not self.remote:
+            return (self.local / name).is_file()
+        try:
+            fetch(self.remote, name, self.local)
+        except Absent:
+            return False
+        return True
+
+    def pull_all(self, names: Iterable[str]) -> list[bool]:
+        """`pull` of each, side by side: a store takes its time to answer."""
+        if not self.remote:
+            return [self.pull(name) for name in names]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return list(pool.map(self.pull, names))
+
+    def push(self, *names: str) -> None:
+        """Copy these files to the store, in this order; nothing to do without one."""
+        for name in names if self.remote else ():
+            upload(self.local, name, self.remote)
+
+
+class Absent(UserError):
+    """The store answers, and has no such file."""
+
+
+def is_remote(path: str) -> bool:
+    """Whether this names a folder in an object store.
+
+    Raises:
+        UserError: for a URL that is not of one of `SCHEMES`, or names no bucket.
+    """
+    if "://" not in path:
+        return False
+    url = urlsplit(path)
+    if url.scheme not in SCHEMES or not url.netloc or url.query or url.fragment:
+        known = " ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise UserError(f"{path}: give a local folder, or SCHEME://BUCKET/FOLDER without # and ?; known are {known}")
+    return True
+
+
+def fetch(remote: str, name: str, local: Path) -> Path:
+    """Bring the file `remote/name` to `local/name`, whole or not at all, and return its place; one that is there is kept.
+
+    Any number of threads and processes may fetch the same file at once. A store that fails is asked again a few times.
+
+    Raises:
+        Absent: there is no such file. Where listing is not allowed, S3 says that access is refused instead.
+        UserError: the store cannot be reached or refuses, or the local disk is full.
+    """
+    file = local / name
+    if file.exists():
+        return file
+    url = _join(remote, name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # the clients keep a file that exists, so each attempt has a draft of its own
+    draft = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        for pause in _pauses():
+            try:
+                _downloader(urlsplit(remote).scheme, os.getpid()).download(_to_read(url), str(draft))
+                if draft.exists():  # Google's client may return without a file and without an error
+                    draft.rename(file)
+                    return file
+                raise RuntimeError("the client returned without the file")
+            except Exception as error:  # each store's client has its own
+                draft.unlink(missing_ok=True)
+                kind = _kind(error)
+                if kind == "absent":
+                    raise Absent(f"{url}: no such file in the store; {_REMEDY}") from None
+                if pause is None or kind:
+                    raise _failure(url, "fetched", error, file) from None
+                time.sleep(pause)
+    finally:
+        draft.unlink(missing_ok=True)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def upload(local: Path, name: str, remote: str) -> None:
+    """Copy the file `local/name` to `remote/name`; Streaming's uploader tries a few times.
+
+    Raises:
+        UserError: the store cannot be reached or refuses.
+    """
+    try:
+        _uploader(str(local), remote, os.getpid()).upload_file(name)
+    except Exception as error:  # each store's client has its own
+        raise _failure(_join(remote, name), "uploaded", error, local / name) from None
+
+
+def check(remote: str, local: Path) -> None:
+    """Ask the store for the bucket; `local` is where the files to upload will lie.
+
+    Raises:
+        UserError: no such bucket, the store cannot be reached, or it refuses.
+    """
+    try:
+        _uploader(str(local), remote, os.getpid())
+    except Exception as error:
+        raise _failure(remote, "used", error, local) from None
+
+
+# Clients are shared by threads. A process that was forked makes its own: a connection serves one process.
+@functools.lru_cache
+def _downloader(scheme: str, process: int) -> Any:
+    from streaming.base.storage import CloudDownloader  # takes seconds, so only who fetches pays for it
+
+    return CloudDownloader.get(f"{scheme}://")
+
+
+@functools.lru_cache
+def _uploader(local: str, remote: str, process: int) -> Any:
+    from streaming.base.storage import CloudUploader
+
+    return CloudUploader.get((local, remote), keep_local=True, retry=_ATTEMPTS, exist_ok=True)
+
+
+def forget_clients() -> None:
+    """Make the clients afresh when next they are needed, so that changed credentials and endpoints count."""
+    _downloader.cache_clear()
+    _uploader.cache_clear()
+
+
+def _join(remote: str, name: str) -> str:
+    return f"{remote.rstrip('/')}/{name}"
+
+
+def _to_read(url: str) -> str:
+    """Streaming writes azure://CONTAINER/FILE, and reads azure://HOST/CONTAINER/FILE."""
+    parts = urlsplit(url)
+    return f"azure://{parts.netloc}/{parts.netloc}{parts.path}" if parts.scheme == "azure" else url
+
+
+def _pauses() -> Iterator[float | None]:
+    """Seconds to wait after each attempt that fails, None after the last."""
+    yield from (_PAUSE_S * 2**i for i in range(_ATTEMPTS - 1))
+    yield None
+
+
+def _answer(error: BaseException) -> tuple[str, str]:
+    """The store's code and words, as far as its client tells: botocore's, Google's, Azure's, Oracle's."""
+    response = getattr(error, "response", None)
+    said = response.get("Error", {}) if isinstance(response, dict) else {}
+    code = said.get("Code") or next(
+        (value for name in ("status_code", "status", "code") if isinstance(value := getattr(error, name, None), int)),
+        "",
+    )
+    return str(code), " ".join(str(said.get("Message") or error).split())[:200] or type(error).__name__
+
+
+def _kind(error: Exception) -> str:
+    """Why to ask again is in vain: absent, refused, full; nothing, if it may help."""
+    code, _ = _answer(error)
+    if isinstance(error, FileNotFoundError) or code in _ABSENT:
+        return "absent"
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return "full"
+    no_key = type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
+    return "refused" if no_key or code in _REFUSED else ""
+
+
+def _failure(url: str, what: str, error: Exception, file: Path) -> UserError:
+    code, words = _answer(error)
+    if _kind(error) == "full":
+        return UserError(f"{file}: {error.strerror}; free some space and start again")
+    return UserError(f"{url}: cannot be {what}: {f'{code} ' if code else ''}{words}; {_REMEDY}")
