@@ -70,7 +70,9 @@ class PrepareConfig:
 
 @dataclass
 class Data:
-    path: str = MISSING  # the folder that `recipe.prepare` wrote
+    path: str = MISSING  # the folder that `recipe.prepare` wrote, here or in an object store
+    cache: Optional[str] = None  # of one in an object store: the local folder for what is read of it
+    cache_gib: float = 0.0  # beyond it, the unpacked shards that have been read make way; 0: all are kept
     train_split: str = "train"
     eval_split: str = "validation"
     sequence_length: int = 128

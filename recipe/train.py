@@ -21,9 +21,11 @@ from kernels import backends
 from recipe import convert
 from recipe.config import TrainConfig, run_main, to_dict
 from recipe.cost import prices, records
+from recipe.data import storage
 from recipe.data.batch import Batch, count_sequences, count_tokens, split_batch
+from recipe.data.cache import local_folder, open_dataset
 from recipe.data.shard_files import check_files
-from recipe.data.shards import DatasetInfo, read_info
+from recipe.data.shards import DatasetInfo
 from recipe.data.stream import check_vocabulary, open_loader
 from recipe.errors import UserError
 from recipe.model.config import EncoderConfig, padded_vocab_size
@@ -51,6 +53,7 @@ MAY_CHANGE_ON_RESUME = (
     "cost",
     "device",
 )
+DATA_MAY_CHANGE_ON_RESUME = ("workers", "cache", "cache_gib")  # the batches do not depend on them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +105,11 @@ def make_plan(config: TrainConfig) -> Plan:
     """Check the config against the machine, the shards and the output folder."""
     ranks = dist.get_world_size()
     hardware = find_hardware(config.device, config.precision, ranks)
-    info = read_info(config.data.path)
-    for split in (config.data.train_split, config.data.eval_split):
-        info.split(split)
-        check_files(config.data.path, split)
-    check_vocabulary(config.data.path, info)
+    splits = (config.data.train_split, config.data.eval_split)
+    info, folder = open_dataset(config.data, splits), local_folder(config.data)
+    for split in splits:
+        check_files(folder, split, storage.is_remote(config.data.path))
+    check_vocabulary(folder, info)
     check_numbers(config, info, ranks)
     encoder = encoder_config(config, info)
     chosen = resolve_backends(config, encoder, hardware)
@@ -175,6 +178,8 @@ def resumes(config: TrainConfig) -> bool:
     if not config.autoresume:
         raise UserError(f"out={out} holds a run already; choose another folder, or continue it with autoresume=true")
     before, now = records.read_record(out)["config"], to_dict(config)
+    for of_run in (before, now):
+        of_run["data"] = {key: value for key, value in of_run["data"].items() if key not in DATA_MAY_CHANGE_ON_RESUME}
     for key in now:
         if key not in MAY_CHANGE_ON_RESUME and before.get(key) != now[key]:
             raise UserError(
@@ -324,7 +329,7 @@ def start_record(plan: Plan, model: nn.Module) -> dict[str, Any]:
 def describe_encoder(plan: Plan, model: nn.Module) -> None:
     """Sizes and tokenizer into `encoder/` at the start, so that a checkpoint can be scored before the run is over."""
     folder = plan.out / "encoder"
-    shutil.copytree(Path(plan.config.data.path) / "tokenizer", folder, dirs_exist_ok=True)
+    shutil.copytree(local_folder(plan.config.data) / "tokenizer", folder, dirs_exist_ok=True)
     if isinstance(model, HFBertForMaskedLM):
         model.save_config(folder)
     else:

@@ -18,7 +18,12 @@ ONLY_IN = {
     "flash_attn": ["kernels/attention_backends.py"],
     "xformers": ["kernels/attention_backends.py"],
     "composer": ["recipe/training/", "recipe/train.py", "recipe/glue.py", "recipe/classify.py"],
-    "streaming": ["recipe/data/shards.py", "recipe/data/documents.py", "recipe/data/storage.py", "recipe/data/stream.py"],
+    "streaming": [
+        "recipe/data/shards.py",
+        "recipe/data/documents.py",
+        "recipe/data/storage.py",
+        "recipe/data/stream.py",
+    ],
     "transformers": ["recipe/data/tokenizer.py", "recipe/model/huggingface.py", "recipe/convert.py"],
     "omegaconf": ["recipe/config.py"],
     "matplotlib": ["benchmarks/", "recipe/data/histogram.py"],

@@ -1,8 +1,8 @@
 """Tokenised documents by number, out of MDS shards.
 
-Streaming fetches, unpacks and checks a shard; it is then mapped into memory and read in place. Streaming's own dataset would hand
+Streaming fetches, checks and unpacks a shard; it is then mapped into memory and read in place. Streaming's own dataset would hand
 out some 9,000 samples a second, and shares its state with other processes in memory that a killed run leaves behind; here
-processes share files alone, and a document costs a microsecond.
+processes share files alone, and a document costs a few microseconds.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from streaming import Stream
 from streaming.base.format import reader_from_json
 from streaming.base.hashing import get_hash
 
+from recipe.data import storage
 from recipe.data.order import Block
 from recipe.data.parts import alone
 from recipe.data.shard_files import CHANGED, check_lengths, fault, read_index
 from recipe.data.shards import HASH
 from recipe.errors import UserError
 
-_DOWNLOAD_ATTEMPTS, _DOWNLOAD_TIMEOUT_S = 5, 60  # pauses of 1, 2, 4 and 8 seconds between them
 _THREADS = 2  # that fetch and unpack shards
 
 
@@ -52,16 +52,9 @@ class Documents:
         self.sizes = np.array([shard["samples"] for shard in self._index], np.int64)  # documents of each shard
         self.lengths = check_lengths(self._folder, int(self.sizes.sum()))  # (documents,) uint16
         self._first = np.cumsum(self.sizes) - self.sizes
-        self._keep_bytes = keep_gib * 2**30 if remote else 0.0
-        self._stream = Stream(
-            remote=remote,
-            local=str(folder),
-            split=split,
-            download_retry=_DOWNLOAD_ATTEMPTS,
-            download_timeout=_DOWNLOAD_TIMEOUT_S,
-            validate_hash=HASH,
-            keep_zip=False,  # of what was downloaded
-        )
+        self._keep_bytes = keep_gib * 2**30
+        self._remote = f"{remote.rstrip('/')}/{split}" if remote else None
+        self._stream = Stream(local=str(folder), split=split, validate_hash=HASH, keep_zip=True)
         self._opened: dict[int, Future[_Shard]] = {}
         self._entered: list[int] = []  # shards of the block
         self._pool: ThreadPoolExecutor | None = None  # of the process that reads, which may be a fork of this one
@@ -133,16 +126,20 @@ class Documents:
     def _prepare(self, number: int) -> mmap.mmap:
         """Fetch and unpack a shard, unless another process has done so meanwhile."""
         raw, shard = self._raw(number), self._index[number]
+        packed = self._folder / (shard["zip_data"] or shard["raw_data"])["basename"]
         raw.parent.mkdir(parents=True, exist_ok=True)
         with alone(raw.with_name(f"{raw.name}.lock")):
             while True:
+                with suppress(FileNotFoundError):  # or removed again by a process that has read it already
+                    return _map(raw)
+                if self._remote:
+                    storage.fetch(self._remote, packed.relative_to(self._folder).as_posix(), self._folder)
                 try:
                     self._stream.prepare_shard(reader_from_json(self._stream.local, self._stream.split, shard))
-                except Exception as error:  # the stores' own clients raise dozens of kinds
-                    packed = (shard["zip_data"] or shard["raw_data"])["basename"]
-                    raise fault(error, self._folder / packed, self._stream.remote) from None
-                with suppress(FileNotFoundError):  # removed again by a process that has read it already
-                    return _map(raw)
+                except (OSError, ValueError, RuntimeError) as error:
+                    raise fault(error, packed) from None
+                if self._remote and shard["zip_data"]:
+                    packed.unlink()
 
     def _evict(self, wanted: set[int]) -> None:
         """Remove unpacked shards, the oldest first, until the rest is small enough. Who has one mapped keeps it."""

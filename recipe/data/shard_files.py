@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recipe.data.shards import DTYPE, LENGTHS
+from recipe.data.storage import DISK_FULL
 from recipe.errors import UserError
 
 _REMEDY = "copy the file again, or prepare the dataset again"
@@ -91,10 +92,10 @@ def check_lengths(folder: Path, documents: int) -> NDArray[np.uint16]:
     return lengths
 
 
-def fault(error: Exception, file: Path, remote: str | None = None) -> UserError:
-    """What Streaming, a store or the system said about a shard while it was fetched or opened, as one line."""
+def fault(error: Exception, file: Path) -> UserError:
+    """What Streaming, or the system, said about a shard while it was opened, as one line."""
     said = " ".join(str(error).split())[:200] or type(error).__name__
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         return UserError(f"{file}: {error.strerror}; free some space and start again")
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS):
         return UserError(
@@ -102,8 +103,6 @@ def fault(error: Exception, file: Path, remote: str | None = None) -> UserError:
         )
     if "Checksum failure" in str(error):
         return UserError(f"{file}: its hash is not the one in the index, so its bytes have changed; {_REMEDY}")
-    if remote:
-        return UserError(f"{file}: cannot be fetched from {remote}: {said}; look at the store, and start again")
     return UserError(f"{file}: cannot be opened: {said}; {_REMEDY}")
 
 

@@ -15,7 +15,9 @@ from streaming.base.world import World
 from torch.utils.data import DataLoader, IterableDataset
 
 from recipe.config import Data
+from recipe.data import storage
 from recipe.data.batch import BIN_SEQUENCES, Batch, Collator, Share
+from recipe.data.cache import local_folder
 from recipe.data.documents import Documents
 from recipe.data.masking import Masker, RateSchedule
 from recipe.data.order import EpochOrder, Planned, Sequences
@@ -118,9 +120,9 @@ def _one_line() -> Iterator[None]:
         raise last_line(error) from None
 
 
-def check_vocabulary(path: str, info: DatasetInfo) -> None:
+def check_vocabulary(folder: Path, info: DatasetInfo) -> None:
     """Raise a `UserError` if the tokenizer beside the shards is not the one that they were made with."""
-    file = Path(path) / "tokenizer" / "vocab.txt"
+    file = folder / "tokenizer" / "vocab.txt"
     if not file.is_file():
         raise UserError(f"{file}: no such file, so the shards' tokens have no meaning; prepare the dataset again")
     if hashlib.sha256(file.read_bytes()).hexdigest() != info.vocabulary.sha256:
@@ -150,7 +152,8 @@ def open_loader(
         UserError: the split's index or lengths cannot be used, or it does not fill one batch.
     """
     split = data.train_split if train else data.eval_split
-    documents = Documents(Path(data.path), split)
+    remote = data.path if storage.is_remote(data.path) else None
+    documents = Documents(local_folder(data), split, remote, data.cache_gib)
     collate = _collator(data, info, train, seed, batching == "padded", run_documents)
     ranks = World.detect().num_ranks
     plan: Sequences | Packer = Sequences(batch_size * ranks, whole=train)
@@ -185,7 +188,7 @@ def _collator(
         ordinary_ids=np.setdiff1d(np.arange(vocabulary.size), special),
         seed=seed if train else 0,
         kind=data.masking if train else "token",
-        continues=_continuations(data.path) if train and data.masking == "word" else None,
+        continues=_continuations(local_folder(data)) if train and data.masking == "word" else None,
     )
     return Collator(
         data.sequence_length, masker, vocabulary.cls_id, vocabulary.sep_id, vocabulary.pad_id, padded, schedule
@@ -199,12 +202,12 @@ def _check_filled(batches: Batches, data: Data) -> None:
         what = f"{plan.bins * BIN_SEQUENCES * data.sequence_length:,} tokens" if isinstance(plan, Packer) else (
             f"{plan.documents:,} documents"
         )  # fmt: skip
-        raise UserError(f"{Path(data.path) / data.train_split}: not one batch of {what} in it; lower batch_size")
+        raise UserError(f"{data.path}/{data.train_split}: not one batch of {what} in it; lower batch_size")
 
 
-def _continuations(path: str) -> NDArray[np.bool_]:
+def _continuations(folder: Path) -> NDArray[np.bool_]:
     """(65536,) by token id: whether it goes on with the word before it."""
-    tokens = (Path(path) / "tokenizer" / "vocab.txt").read_text("utf-8").split("\n")
+    tokens = (folder / "tokenizer" / "vocab.txt").read_text("utf-8").split("\n")
     table = np.zeros(2**16, bool)
     table[: len(tokens)] = [token.startswith("##") for token in tokens]
     return table
