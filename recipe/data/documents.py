@@ -94,6 +94,12 @@ class Documents:
                 pieces[i] = np.frombuffer(shard.buffer, np.uint16, count, start)
         return pieces
 
+    def close(self) -> None:
+        """Let go of every shard; what is being fetched at the moment is waited for."""
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+        self._opened, self._entered, self._pool = {}, [], None
+
     def _shard(self, number: int) -> Future[_Shard]:
         self._pool = self._pool or ThreadPoolExecutor(_THREADS)
         if number not in self._opened:

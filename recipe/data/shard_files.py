@@ -104,8 +104,3 @@ def fault(error: Exception, file: Path) -> UserError:
     if "Checksum failure" in str(error):
         return UserError(f"{file}: its hash is not the one in the index, so its bytes have changed; {_REMEDY}")
     return UserError(f"{file}: cannot be opened: {said}; {_REMEDY}")
-
-
-def last_line(error: UserError) -> UserError:
-    """The error as a worker process raised it, without the traceback that PyTorch adds on the way."""
-    return UserError(str(error).rsplit("UserError: ", 1)[-1].strip())

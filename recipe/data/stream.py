@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ from recipe.data.documents import Documents
 from recipe.data.masking import Masker, RateSchedule
 from recipe.data.order import EpochOrder, Planned, Sequences
 from recipe.data.packing import PackedCollator, Packer
-from recipe.data.shard_files import last_line
 from recipe.data.shards import DatasetInfo
 from recipe.errors import UserError
 
@@ -64,11 +62,17 @@ class Batches(IterableDataset):
             self._epoch, self._position = self._epoch + 1, 0
         self._resumed = self.handed_out = False
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | UserError]:
+        """An error ends it, as its last item: raised in a worker process, it would cost seconds a worker, and its one line."""
         world = World.detect()
-        for number, planned in enumerate(self.planned(world.worker_of_node)):
-            if number % world.workers_per_rank == world.worker_of_rank:
-                yield self._read(planned, world.rank, world.num_ranks)
+        try:
+            for number, planned in enumerate(self.planned(world.worker_of_node)):
+                if number % world.workers_per_rank == world.worker_of_rank:
+                    yield self._read(planned, world.rank, world.num_ranks)
+        except UserError as error:
+            yield error
+        finally:
+            self.documents.close()
 
     def planned(self, turn: int = 0) -> Iterator[Planned]:
         """What is left of the epoch; each block's shards are opened when it is reached."""
@@ -106,18 +110,11 @@ class Loader(DataLoader):
 
     def __iter__(self) -> Iterator[Batch]:
         self.dataset.begin_epoch()
-        with _one_line():
-            for batch in super().__iter__():
-                self.dataset.handed_out = True
-                yield batch
-
-
-@contextmanager
-def _one_line() -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        raise last_line(error) from None
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            self.dataset.handed_out = True
+            yield batch
 
 
 def check_vocabulary(folder: Path, info: DatasetInfo) -> None:

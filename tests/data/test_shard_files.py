@@ -15,7 +15,7 @@ import streaming.base.stream
 from streaming import MDSWriter
 
 from recipe.config import Data
-from recipe.data import documents, shard_files
+from recipe.data import documents
 from recipe.data.parts import alone
 from recipe.data.shard_files import check_files
 from recipe.data.shards import LENGTHS, read_info
@@ -165,11 +165,6 @@ def test_an_index_that_is_none(copy, content):
     index = copy / "train" / "index.json"
     index.unlink() if content is None else index.write_text(content)
     assert str(index) in refused(lambda: check_files(copy, "train"))
-
-
-def test_a_worker_process_says_what_the_process_itself_would():
-    error = UserError("Caught UserError in DataLoader worker process 0.\nTraceback\nrecipe.errors.UserError: a: b; c\n")
-    assert str(shard_files.last_line(error)) == "a: b; c"
 
 
 def _hold(lock: str, ready, release) -> None:

@@ -176,14 +176,14 @@ def test_special_tokens_are_neither_masked_nor_drawn(open_tiny, tiny_dataset):
 
 def test_vocabulary_of_the_shards_is_checked(tiny_dataset, tmp_path):
     info = read_info(tiny_dataset)
-    check_vocabulary(str(tiny_dataset), info)
+    check_vocabulary(tiny_dataset, info)
     copy = tmp_path / "copy"
     shutil.copytree(tiny_dataset / "tokenizer", copy / "tokenizer")
     file = copy / "tokenizer" / "vocab.txt"
     file.write_text(file.read_text().replace("the\n", "teh\n", 1))
     with pytest.raises(UserError, match=r"vocab\.txt is not the vocabulary .* sha256") as caught:
-        check_vocabulary(str(copy), info)
+        check_vocabulary(copy, info)
     assert "\n" not in str(caught.value)
     file.unlink()
     with pytest.raises(UserError, match="no such file"):
-        check_vocabulary(str(copy), info)
+        check_vocabulary(copy, info)
