@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
+import signal
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from recipe.data.batch import count_sequences
-from tests.data.rank_hashes import hashes, open_some
+from tests.data.hashing import hashes, open_some
 
-ROOT = Path(__file__).resolve().parents[2]
+
+def _rank(rank: int, dataset: Path, file: Path, batching: str, start: int, batches: int) -> None:
+    """Two ranks' one: a line for each batch, then SIGKILL."""
+    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    loader = open_some(str(dataset), batching, batch_size=16, workers=1)
+    loader.dataset.load_state_dict({"epoch": 0, "sample_in_epoch": start})
+    with file.open("w") as lines:
+        for batch in islice(loader, batches):
+            print(json.dumps([hashes(batch), count_sequences(batch)]), file=lines, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def killed_ranks(dataset: Path, folder: Path, batching: str, start: int, batches: int) -> list[tuple[list[str], int]]:
     """(hashes, documents) of each batch that two ranks made before SIGKILL ended both."""
     folder.mkdir()
-    ranks = []
-    for rank in range(2):
-        variables = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        command = [sys.executable, "-m", "tests.data.rank_hashes", str(dataset), str(folder / str(rank)), batching]
-        command += [str(start), str(batches)]
-        ranks.append(subprocess.Popen(command, cwd=ROOT, env=os.environ | variables, stderr=subprocess.PIPE))
+    context = multiprocessing.get_context("fork")  # has all that takes seconds to import
+    of_rank = [(rank, dataset, folder / str(rank), batching, start, batches) for rank in range(2)]
+    ranks = [context.Process(target=_rank, args=arguments) for arguments in of_rank]
     for process in ranks:
-        assert process.wait(300) == -9, process.stderr.read().decode()
+        process.start()
+    for process in ranks:
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL
     lines = [[json.loads(line) for line in (folder / str(rank)).read_text().splitlines()] for rank in range(2)]
     return [(a[0] + b[0], a[1] + b[1]) for a, b in zip(*lines, strict=True)]
 
