@@ -1,68 +1,91 @@
-"""`python -m benchmarks.data [key=value ...]`: what preparation and the loader do on one core, against what they cannot beat.
+"""`python -m benchmarks.data [key=value ...]`: preparation and loader, against what they cannot beat and what others do.
 
-Preparation is compared with the tokenizer alone on the same text, the loader with tokenising the text while training. One
-process, one thread: the figures are of a core. Keys: `text` (a glob of C4-like files), `documents`, `batches`, `out` (JSON).
+    corpus       the whole text prepared on every core, then streamed and hashed once through each batching
+    preparation  one core, beside the tokenizer alone on the same text, in turns
+    loader       real tokens/s of one core, by batching, masking and length, beside what tokenises while training
+    resume       seconds to the first batch of a run that has seen a billion tokens
+    memory       peak of a process over some text and over ten times as much
+
+Keys: `text` (a glob of C4-like files), `vocabulary`, `documents` (of the parts that need not all), `seconds` (of each row of the
+loader), `out` (JSON). Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import gzip
+import hashlib
 import itertools
 import json
 import os
+import resource
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from tokenizers import Tokenizer
 
 from recipe.config import Data, PrepareConfig, Source, exit_status
 from recipe.config import Tokenizer as TokenizerSettings
 from recipe.cost.records import provenance
 from recipe.data import sources, tokenizer
-from recipe.data.batch import count_tokens
-from recipe.data.packing import EpochOrder, Packer
-from recipe.data.shards import DatasetInfo, read_info
+from recipe.data.batch import Share, count_sequences, count_tokens
+from recipe.data.order import EpochOrder
+from recipe.data.packing import Packer
+from recipe.data.pool import resolve
+from recipe.data.shards import LENGTHS, DatasetInfo, read_info
 from recipe.data.sources import Part, Rejected
-from recipe.data.stream import open_loader
+from recipe.data.stream import Loader, open_loader
 from recipe.errors import UserError
 from recipe.prepare import prepare
 
 CHUNK = 256  # documents that are tokenised at a time, as in preparation
 BATCH = 256  # sequences
+ROUNDS = 5  # of preparation and the tokenizer, in turns
+SEQUENCE_LENGTHS = (128, 512)
 LOADERS = (
     ("sequences", "token"), ("sequences", "word"), ("sequences", "span"), ("tokens", "token"), ("padded", "token"),
 )  # fmt: skip
-C4_DOCUMENTS, C4_FILES = 364_868_892, 1_024  # English, training
+BATCHINGS = ("sequences", "tokens", "padded")
 RESUME_AT_TOKENS = 1_000_000_000
+TIMES = 10  # as much text, for memory
 
 
 @dataclass(frozen=True)
 class Settings:
-    text: str = "../shared/data/corpus/books-train.00000*.json.gz"
+    text: str = "../shared/data/corpus/books-train*.json.gz"
+    vocabulary: str = "../shared/data/vocab/bert-base-uncased-vocab.txt"
     documents: int = 6_000
-    batches: int = 60
+    seconds: float = 5.0
     out: str = "benchmarks/results/data.json"
 
 
 def main(words: list[str]) -> None:
     settings = _settings(words)
-    # read by the tokenizers library at its first call: everything below is of one core
-    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        corpus = _corpus(settings, folder)
+        # read by the tokenizers library at its first call in a process: all that follows is of one core
+        os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        torch.set_num_threads(1)
         texts = _texts(settings)
         results = {
-            "preparation": _preparation(texts, Path(folder)),
-            "loader": _loaders(texts, Path(folder), settings.batches),
+            "corpus": corpus,
+            "preparation": _preparation(texts, settings, folder),
+            "loader": _loaders(texts, settings, folder),
+            "resume": _resume(folder),
+            "memory": _memory(texts, settings, folder),
         }
-        results["resume"] = _resume()
-    record = {"settings": dataclasses.asdict(settings), "cores": 1, "provenance": provenance(), **results}
+    record = {"settings": dataclasses.asdict(settings), "provenance": provenance(), **results}
     file = Path(settings.out)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
@@ -90,30 +113,9 @@ def _texts(settings: Settings) -> list[str]:
     return list(itertools.islice(documents, settings.documents))
 
 
-def _preparation(texts: list[str], folder: Path) -> dict[str, Any]:
-    """Documents and megabytes a second of `recipe.prepare` on one process, and of the tokenizer alone on the same text."""
-    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-    (folder / "text.json.gz").write_bytes(gzip.compress(lines.encode(), 6))
-    config = PrepareConfig(
-        out=str(folder / "data"),
-        train=Source(files=[str(folder / "text.json.gz")]),
-        tokenizer=TokenizerSettings(vocab_size=30522),
-        processes=1,
-    )
-    prepare(config)
-    trained = TokenizerSettings(name=str(folder / "data" / "tokenizer"))
-    again = dataclasses.replace(config, out=str(folder / "again"), tokenizer=trained)
-    whole = _seconds(lambda: prepare(again))  # a tokenizer that is there: its training is no part of the rate
-    encoder = tokenizer.encoder(folder / "data" / "tokenizer")
-    alone = _seconds(lambda: [encoder.encode_batch_fast(texts[i : i + CHUNK]) for i in range(0, len(texts), CHUNK)])
-    mb = sum(len(text.encode()) for text in texts) / 1e6
-    return {
-        "documents": len(texts),
-        "documents_per_s": len(texts) / whole,
-        "mb_per_s": mb / whole,
-        "tokenizer_mb_per_s": mb / alone,
-        "share_of_tokenizer": alone / whole,
-    }
+def _config(settings: Settings, text: str, out: Path, processes: int) -> PrepareConfig:
+    known = TokenizerSettings(vocab_file=settings.vocabulary)
+    return PrepareConfig(out=str(out), train=Source(files=[text]), tokenizer=known, processes=processes)
 
 
 def _seconds(action: Callable[[], object]) -> float:
@@ -122,78 +124,254 @@ def _seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _loaders(texts: list[str], folder: Path, batches: int) -> list[dict[str, Any]]:
-    info = read_info(folder / "data")
+def _corpus(settings: Settings, folder: Path) -> dict[str, Any]:
+    """All of the text, prepared with a process a core, and every batching's epoch once, as a hash over all of its batches."""
+    config = _config(settings, settings.text, folder / "corpus", processes=0)
+    seconds = _seconds(lambda: prepare(config))
+    split = read_info(config.out).split("train")
+    cores = resolve(0)
+    return {
+        "documents": split.documents,
+        "tokens": split.tokens,
+        "truncated": split.truncated,
+        "cores": cores,
+        "prepared_s": seconds,
+        "documents_per_s_core": split.documents / seconds / cores,
+        "epochs": [
+            _epoch(config.out, batching, length) for length in SEQUENCE_LENGTHS for batching in BATCHINGS
+        ],
+    }  # fmt: skip
+
+
+def _open(path: str | Path, batching: str, length: int, masking: str = "token", workers: int = 0) -> Loader:
+    data = Data(path=str(path), batching=batching, masking=masking, sequence_length=length)
+    info = read_info(path)
+    return open_loader(data, info, train=True, batch_size=BATCH, seed=17, batching=batching, workers=workers)
+
+
+def _epoch(path: str, batching: str, length: int) -> dict[str, Any]:
+    digest, documents, tokens, slots, batches = hashlib.sha256(), 0, 0, 0, 0
+    start = time.perf_counter()
+    for batch in _open(path, batching, length, workers=1):
+        for name in sorted(name for name, value in batch.items() if torch.is_tensor(value)):
+            digest.update(batch[name].numpy().tobytes())
+        documents, batches = documents + count_sequences(batch), batches + 1
+        tokens, slots = tokens + count_tokens(batch)["total"], slots + batch["input_ids"].numel()
+    return {
+        "batching": batching,
+        "sequence_length": length,
+        "batches": batches,
+        "documents": documents,
+        "tokens": tokens,
+        "filled": tokens / slots,
+        "sha256": digest.hexdigest(),
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def _preparation(texts: list[str], settings: Settings, folder: Path) -> dict[str, Any]:
+    """`recipe.prepare` on one process, and the tokenizer alone on the same text, in turns."""
+    _write_text(texts, folder / "text.json.gz")
+    mb = sum(len(text.encode()) for text in texts) / 1e6
+    rounds = []
+    for number in range(ROUNDS):
+        config = _config(settings, str(folder / "text.json.gz"), folder / f"data-{number}", processes=1)
+        whole = _seconds(lambda config=config: prepare(config))
+        encoder = tokenizer.encoder(folder / "data-0" / "tokenizer")
+        alone = _seconds(lambda encoder=encoder: _tokenize(encoder, texts))
+        rounds.append({"prepare_mb_per_s": mb / whole, "tokenizer_mb_per_s": mb / alone, "share": alone / whole})
+    median = {key: statistics.median(of_round[key] for of_round in rounds) for key in rounds[0]}
+    documents_per_s = len(texts) / mb * median["prepare_mb_per_s"]
+    return {"documents": len(texts), "documents_per_s": documents_per_s, **median, "rounds": rounds}
+
+
+def _tokenize(encoder: Tokenizer, texts: list[str]) -> None:
+    for start in range(0, len(texts), CHUNK):
+        encoder.encode_batch_fast(texts[start : start + CHUNK], add_special_tokens=False)
+
+
+def _write_text(texts: list[str], file: Path, times: int = 1) -> None:
+    with gzip.open(file, "wt", 6, "utf-8") as stream:
+        for _ in range(times):
+            stream.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+
+
+def _loaders(texts: list[str], settings: Settings, folder: Path) -> list[dict[str, Any]]:
     rows = []
-    for batching, masking in LOADERS:
-        data = Data(path=str(folder / "data"), batching=batching, masking=masking)
-        rows.append(_row(f"{batching}, {masking}", _epochs(data, info, batching), batches))
-    rows.append(_row("text, tokenised while training", _from_text(texts, folder, info), batches))
+    for length in SEQUENCE_LENGTHS:
+        for batching, masking in LOADERS:
+            batches = _forever(_open(folder / "corpus", batching, length, masking))
+            rows.append(_row(f"{batching}, {masking}", length, batches, settings.seconds))
+        info = read_info(folder / "corpus")
+        ours = _from_text(texts, folder, info, length)
+        rows.append(_row("this collator, tokenising while training", length, ours, settings.seconds))
+        theirs = _hugging_face(texts, folder, length)
+        rows.append(_row("Hugging Face's tokenizer and collator while training", length, theirs, settings.seconds))
     return rows
 
 
-def _epochs(data: Data, info: DatasetInfo, batching: str) -> Iterator[dict]:
-    loader = open_loader(data, info, train=True, batch_size=BATCH, seed=17, batching=batching, workers=0)
+def _forever(loader: Loader) -> Iterator[dict]:
     while True:
         yield from loader
 
 
-def _from_text(texts: list[str], folder: Path, info: DatasetInfo) -> Iterator[dict]:
+def _from_text(texts: list[str], folder: Path, info: DatasetInfo, length: int) -> Iterator[dict]:
     """Batches of the same kind, each text tokenised when it is its turn."""
-    data = Data(path=str(folder / "data"))
-    collate = open_loader(data, info, train=True, batch_size=BATCH, seed=17, batching="sequences", workers=0).collate_fn
-    encoder = tokenizer.encoder(folder / "data" / "tokenizer")
-    for start in itertools.cycle(range(0, len(texts) - BATCH + 1, BATCH)):
+    collate = _open(folder / "corpus", "sequences", length).dataset.collate
+    encoder = tokenizer.encoder(folder / "corpus" / "tokenizer")
+    for start in itertools.cycle(range(0, max(len(texts) - BATCH, 0) + 1, BATCH)):
         encodings = encoder.encode_batch_fast(texts[start : start + BATCH], add_special_tokens=False)
-        yield collate(
-            [{"tokens": np.array(e.ids, np.uint16), "id": start + i, "epoch": 0} for i, e in enumerate(encodings)]
+        numbers = np.arange(start, start + len(encodings))
+        yield collate(Share([np.array(e.ids, np.uint16) for e in encodings], numbers, 0, 0))
+
+
+def _hugging_face(texts: list[str], folder: Path, length: int) -> Iterator[dict]:
+    """What the library's own examples do: tokenise, cut, pad, mask in its collator."""
+    from transformers import BertTokenizerFast, DataCollatorForLanguageModeling
+
+    fast = BertTokenizerFast.from_pretrained(folder / "corpus" / "tokenizer")
+    collate = DataCollatorForLanguageModeling(fast, mlm_probability=0.3)
+    for start in itertools.cycle(range(0, max(len(texts) - BATCH, 0) + 1, BATCH)):
+        encoded = fast(
+            texts[start : start + BATCH], truncation=True, max_length=length, return_special_tokens_mask=True
         )
+        yield dict(collate([{key: encoded[key][i] for key in encoded} for i in range(len(encoded["input_ids"]))]))
 
 
-def _row(name: str, batches: Iterator[dict], count: int) -> dict[str, Any]:
-    """Real tokens a second over all batches, and over each: p20, p50, p80. The first, with the shards' unpacking, is left out.
-
-    Streaming reads ahead in bursts, so the whole is what counts, and less than the median batch.
-    """
+def _row(name: str, length: int, batches: Iterator[dict], seconds: float) -> dict[str, Any]:
+    """Real tokens a second over all batches, and over each: p20, p50, p80. The first, with the shards' unpacking, is left out."""
     next(batches)
-    tokens, seconds = [], []
-    for _ in range(count):
+    tokens, took = [], []
+    while sum(took) < seconds or len(took) < 3:
         start = time.perf_counter()
-        tokens.append(count_tokens(next(batches))["total"])
-        seconds.append(time.perf_counter() - start)
-    fifths = statistics.quantiles([n / s for n, s in zip(tokens, seconds, strict=True)], n=5, method="inclusive")
-    each = {
-        "p20": fifths[0],
-        "p50": statistics.median(n / s for n, s in zip(tokens, seconds, strict=True)),
-        "p80": fifths[3],
+        batch = next(batches)
+        took.append(time.perf_counter() - start)
+        tokens.append(count_tokens(batch)["total"])
+    rates = [n / s for n, s in zip(tokens, took, strict=True)]
+    fifths = statistics.quantiles(rates, n=5, method="inclusive")
+    each = {"p20": fifths[0], "p50": statistics.median(rates), "p80": fifths[3]}
+    return {
+        "loader": name,
+        "sequence_length": length,
+        "batches": len(took),
+        "tokens_per_s": {"all": sum(tokens) / sum(took), **each},
     }
-    return {"loader": name, "tokens_per_s": {"all": sum(tokens) / sum(seconds), **each}}
 
 
-def _resume() -> dict[str, Any]:
-    """Seconds until the plan of the next packed batch of an epoch of C4's size is known, so many tokens in."""
-    sizes = [C4_DOCUMENTS // C4_FILES] * C4_FILES
-    lengths = np.broadcast_to(np.uint16(126), (sum(sizes),))  # each fills a sequence of 128
-    packer, at = Packer(lengths, 128, bins=512), RESUME_AT_TOKENS // 128
-    seconds = _seconds(lambda: next(packer.batches(EpochOrder(sizes, 17, 0), at)))
-    return {"documents": sum(sizes), "at_document": at, "seconds": seconds}
+def _resume(folder: Path) -> dict[str, Any]:
+    """A dataset of more than a billion tokens, the corpus's shards listed again and again under other names, continued there."""
+    many, tokens = _repeated(folder / "corpus", folder / "many", RESUME_AT_TOKENS)
+    rows = []
+    for batching in BATCHINGS:
+        loader = _open(many, batching, 128)
+        lengths = loader.dataset.documents.lengths
+        seen = int(len(lengths) * RESUME_AT_TOKENS / tokens)  # a batch may begin at any document
+        loader.dataset.load_state_dict({"epoch": 0, "sample_in_epoch": seen})
+        rows.append(
+            {"batching": batching, "at_document": seen, "seconds": _seconds(lambda loader=loader: next(iter(loader)))}
+        )
+    plan = Packer(lengths, 128, bins=512).batches((b.numbers for b in EpochOrder([len(lengths)], None, 0).after(0)), 0)
+    planned = list(itertools.islice(plan, 20))
+    seconds = _seconds(lambda: planned.extend(itertools.islice(plan, 20)))
+    return {
+        "documents": len(lengths),
+        "tokens": tokens,
+        "loaders": rows,
+        "planning_documents_per_s": sum(len(p.numbers) for p in planned[20:]) / seconds,
+    }
+
+
+def _repeated(dataset: Path, out: Path, tokens: int) -> tuple[Path, int]:
+    """The training split with its shards as often as it takes; every repetition is a folder of links."""
+    split = read_info(dataset).split("train")
+    times = tokens // split.tokens + 2
+    index = json.loads((dataset / "train" / "index.json").read_text())
+    shards = []
+    (out / "train").mkdir(parents=True)
+    for name in ("dataset.json", "tokenizer"):
+        (out / name).symlink_to(dataset / name)
+    for i in range(times):
+        (out / "train" / str(i)).mkdir()
+        for part in (dataset / "train").glob("part-*"):
+            (out / "train" / str(i) / part.name).symlink_to(part)
+        for shard in index["shards"]:
+            files = {
+                key: {**shard[key], "basename": f"{i}/{shard[key]['basename']}"} for key in ("raw_data", "zip_data")
+            }
+            shards.append({**shard, **files})
+    (out / "train" / "index.json").write_text(json.dumps({**index, "shards": shards}))
+    np.save(out / "train" / LENGTHS, np.tile(np.load(dataset / "train" / LENGTHS), times))
+    return out, times * split.tokens
+
+
+def _memory(texts: list[str], settings: Settings, folder: Path) -> list[dict[str, Any]]:
+    """The peak of fresh processes, because a peak never falls."""
+    rows = []
+    for times in (1, TIMES):
+        file = folder / f"times-{times}.json.gz"
+        _write_text(texts, file, times)
+        config = _config(settings, str(file), folder / f"times-{times}", processes=1)
+        rows.append({"what": "preparation", "documents": len(texts) * times, "peak_gib": _peak_gib(_prepare, config)})
+    for path, times in ((folder / "corpus", 1), (folder / "many", TIMES)):
+        documents = read_info(folder / "corpus").split("train").documents * times
+        for batching in BATCHINGS[:2]:
+            peak = _peak_gib(_stream, path, batching, documents)
+            rows.append({"what": f"loader, {batching}", "documents": documents, "peak_gib": peak})
+    return rows
+
+
+def _peak_gib(action: Callable[..., None], *arguments: Any) -> float:
+    context = get_context("spawn")
+    answer, question = context.Pipe(duplex=False)
+    process = context.Process(target=_tell_peak, args=(question, action, arguments))
+    process.start()
+    question.close()
+    try:
+        return answer.recv()
+    finally:
+        process.join()
+
+
+def _tell_peak(question: Any, action: Callable[..., None], arguments: tuple) -> None:
+    action(*arguments)
+    question.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+
+
+def _prepare(config: PrepareConfig) -> None:
+    prepare(config)
+
+
+def _stream(path: Path, batching: str, documents: int) -> None:
+    for batch in _open(path, batching, 128):
+        documents -= count_sequences(batch)
+        if documents < BATCH * 8:
+            return
 
 
 def table(record: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    made, resume = record["preparation"], record["resume"]
-    rows = [
-        "| one core | figure |",
-        "|---|---|",
-        f"| preparation | {made['documents_per_s']:,.0f} documents/s, {made['mb_per_s']:.2f} MB/s |",
-        f"| the tokenizer alone | {made['tokenizer_mb_per_s']:.2f} MB/s; preparation is {made['share_of_tokenizer']:.0%} |",
-        *(
-            f"| loader: {row['loader']} | {row['tokens_per_s']['all'] / 1e6:.2f} M real tokens/s |"
-            for row in record["loader"]
-        ),
-        f"| next batch's plan, {RESUME_AT_TOKENS / 1e9:.0f} B tokens into C4 | {resume['seconds']:.2f} s |",
-    ]
-    return "\n".join(rows)
+    corpus, made, resume = record["corpus"], record["preparation"], record["resume"]
+    size, deep = f"{corpus['documents']:,} documents, {corpus['tokens']:,} tokens", resume["tokens"] / 1e9
+    rows = [("what", "figure"), ("---", "---")]
+    rows.append((f"the whole text, {size}", f"prepared in {corpus['prepared_s']:.0f} s on {corpus['cores']} cores"))
+    for e in corpus["epochs"]:
+        held = f"{e['documents']:,} documents, {e['tokens']:,} real tokens, {e['filled']:.1%} of all places"
+        rows.append((f"an epoch, {e['batching']}, {e['sequence_length']}", f"{held}; sha256 {e['sha256'][:12]}"))
+    rate = f"{made['documents_per_s']:,.0f} documents/s, {made['prepare_mb_per_s']:.2f} MB/s"
+    rows.append(("preparation, one core", rate))
+    alone = f"{made['tokenizer_mb_per_s']:.2f} MB/s; preparation is {made['share']:.0%} of it"
+    rows.append(("the tokenizer alone, one core", alone))
+    for row in record["loader"]:
+        rate = f"{row['tokens_per_s']['all'] / 1e6:.2f} M real tokens/s"
+        rows.append((f"one core, {row['sequence_length']}: {row['loader']}", rate))
+    for row in resume["loaders"]:
+        what = f"first batch, {RESUME_AT_TOKENS / 1e9:.3g} B of {deep:.3g} B tokens in: {row['batching']}"
+        rows.append((what, f"{row['seconds']:.2f} s"))
+    planned = f"{resume['planning_documents_per_s']:,.0f} documents/s"
+    rows.append(("packed batches planned, which every worker does for all ranks", planned))
+    for row in record["memory"]:
+        rows.append((f"peak memory, {row['what']}, {row['documents']:,} documents", f"{row['peak_gib']:.2f} GiB"))
+    return "\n".join(f"| {what} | {figure} |" for what, figure in rows)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ ONLY_IN = {
         "recipe/data/storage.py",
         "recipe/data/stream.py",
     ],
-    "transformers": ["recipe/data/tokenizer.py", "recipe/model/huggingface.py", "recipe/convert.py"],
+    "transformers": ["recipe/data/tokenizer.py", "recipe/model/huggingface.py", "recipe/convert.py", "benchmarks/"],
     "omegaconf": ["recipe/config.py"],
     "matplotlib": ["benchmarks/", "recipe/data/histogram.py"],
     "plotly": ["benchmarks/"],
