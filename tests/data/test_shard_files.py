@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import multiprocessing
+import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import streaming.base.stream
 from streaming import MDSWriter
 
 from recipe.config import Data
@@ -124,12 +124,21 @@ def test_a_folder_that_cannot_be_written(copy, monkeypatch):
     )
 
 
-def test_a_full_disk(copy, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+def _on_a_small_disk(folder: Path, most: int, answer) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))  # the system refuses to write more, as on a full disk
+    answer.send(refused(lambda: next(batches(folder))))
 
-    monkeypatch.setattr(streaming.base.stream.os, "rename", full)
-    assert "No space left on device; free some space and start again" in refused(lambda: next(batches(copy)))
+
+def test_a_full_disk(copy):
+    context = multiprocessing.get_context("fork")
+    said, answer = context.Pipe(duplex=False)
+    packed = (copy / SHARD).stat().st_size
+    process = context.Process(target=_on_a_small_disk, args=(copy, packed, answer))
+    process.start()
+    assert said.poll(60), "no answer"
+    assert said.recv() == f"{copy / SHARD}: File too large; free some space and start again"
+    process.join(60)
+    next(batches(copy))  # once there is space
 
 
 def test_foreign_columns_are_refused_unread(tmp_path):
