@@ -160,7 +160,10 @@ def test_a_store_that_cannot_be_used_is_one_line_before_any_work(tmp_path, corpu
     assert not (tmp_path / "work").exists() and object_store.names() == []
 
 
-def test_a_store_that_fails_in_the_middle_is_one_line_and_keeps_what_it_has(tmp_path, corpus, object_store):
+def test_a_store_that_fails_in_the_middle_is_one_line_and_keeps_what_it_has(
+    tmp_path, corpus, object_store, monkeypatch
+):
+    monkeypatch.setattr(storage, "_ATTEMPTS", 1)
     object_store.fail(10_000, "PUT /texts/sets/new/train/part-00002/")
     with pytest.raises(UserError, match=f"^{OUT}/train/part-00002/index.json: cannot be uploaded: .*500.*; look at"):
         prepare(remote(tmp_path))
