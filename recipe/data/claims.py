@@ -101,7 +101,7 @@ def claimed(config: PrepareConfig, plan: dict[str, Any]) -> Iterator[Mirror]:
         other = "`work`" if remote else "`out`"
         raise UserError(f"{local}: is in the way and no unfinished preparation; remove it, or choose another {other}")
     if remote:
-        storage.check(remote, local)
+        storage.check(remote)
     (local / STATE).mkdir(parents=True, exist_ok=True)
     with (local / STATE / "lock").open("w") as lock:
         shared = config.shard_of and not remote
@@ -143,6 +143,23 @@ def _compare(mirror: Mirror, plan: dict[str, Any]) -> None:
     different = sorted(key for key in plan if plan[key] != found.get(key))
     if different:
         raise UserError(
-            f"{mirror}: holds an unfinished preparation of other settings or text (`{'`, `'.join(different)}`); "
-            f"remove {mirror}, or choose another `out`"
+            f"{mirror}: holds an unfinished preparation of other settings or text (`{'`, `'.join(different)}`"
+            f"{_other_file(plan, found)}); remove {mirror}, or choose another `out`"
         )
+
+
+def _other_file(plan: dict[str, Any], found: dict[str, Any]) -> str:
+    """A file that only one of two plans has, in words; nothing, if it is no file."""
+    now, then = (
+        {
+            json.dumps(file)
+            for origin in of["text"].values()
+            for file in (origin if isinstance(origin, list) else origin.get("files", []))
+        }
+        for of in (plan, found)
+    )
+    for names, what in ((then - now, "is missing or has changed"), (now - then, "is new")):
+        if names:
+            file = json.loads(min(names))
+            return f": {file if isinstance(file, str) else file['path']} {what}"
+    return ""

@@ -26,11 +26,18 @@ def worker_pool(processes: int, share: Callable[..., None] | None = None, shared
     """
     if processes == 1:
         return ThreadPoolExecutor(1, initializer=share, initargs=shared)
-    return ProcessPoolExecutor(processes, mp_context=CONTEXT, initializer=_start, initargs=(share, shared))
+    pool = ProcessPoolExecutor(processes, mp_context=CONTEXT, initializer=_start, initargs=(share, shared))
+    # Ctrl-C reaches the whole group, and the parent ends the work in order. A process inherits what is blocked when it starts,
+    # and would otherwise be interrupted while it still imports; what comes meanwhile, the parent receives right after.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        pool.submit(int)  # which starts all of them
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return pool
 
 
 def _start(share: Callable[..., None] | None, shared: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the work in order
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if share:
         share(*shared)

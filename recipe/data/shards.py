@@ -164,6 +164,7 @@ def merge_parts(out: Path, split: str, count: int) -> None:
 
     indexes = [str(part_folder(out, split, i).resolve() / "index.json") for i in range(count)]
     logging.disable(logging.WARNING)  # it warns of its own temporary folder
+    (out / split / "index.json").unlink(missing_ok=True)  # of a run that was stopped right after it; it would refuse
     try:
         merge_index(indexes, str((out / split).resolve()))
     finally:

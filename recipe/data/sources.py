@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import glob
 import hashlib
 import io
 import itertools
 import json
+import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -375,11 +377,19 @@ def _check_file(path: Path, key: str) -> None:
 
 
 def _open_dataset(source: Source) -> Any:
+    return _load_dataset(source.dataset, source.subset, source.split)
+
+
+@functools.lru_cache(maxsize=4)  # the hub is asked a dozen things, and every part needs it
+def _load_dataset(dataset: str, subset: str | None, split: str) -> Any:
     from datasets import load_dataset  # takes seconds, and only hub datasets need it
 
-    name = f"{source.dataset}{f' ({source.subset})' if source.subset else ''}, split {source.split}"
+    logging.getLogger("huggingface_hub").setLevel(
+        logging.ERROR
+    )  # it tells of every attempt; the last one is told below
+    name = f"{dataset}{f' ({subset})' if subset else ''}, split {split}"
     try:
-        return load_dataset(source.dataset, source.subset, split=source.split, streaming=True)
+        return load_dataset(dataset, subset, split=split, streaming=True)
     except Exception as error:  # the library raises a dozen kinds: no network, no such dataset, subset or split
         raise UserError(f"dataset {name}: {_one_line(error)}; check the name and that the hub can be reached") from None
 

@@ -11,6 +11,7 @@ import errno
 import functools
 import logging
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -134,16 +135,17 @@ def upload(local: Path, name: str, remote: str) -> None:
         raise _failure(_join(remote, name), "uploaded", error, local / name) from None
 
 
-def check(remote: str, local: Path) -> None:
-    """Ask the store for the bucket; `local` is where the files to upload will lie.
+def check(remote: str) -> None:
+    """Ask the store for the bucket.
 
     Raises:
         UserError: no such bucket, the store cannot be reached, or it refuses.
     """
-    try:
-        _uploader(str(local), remote, os.getpid())
-    except Exception as error:
-        raise _failure(remote, "used", error, local) from None
+    with tempfile.TemporaryDirectory() as folder:  # an uploader makes the folder that it is given
+        try:
+            _uploader(folder, remote, os.getpid())
+        except Exception as error:
+            raise _failure(remote, "used", error, Path(folder)) from None
 
 
 # Clients are shared by threads. A process that was forked makes its own: a connection serves one process.

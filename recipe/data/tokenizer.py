@@ -6,6 +6,8 @@ Training is deterministic, which `tokenizers` alone is not: see `train`.
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import tempfile
 import unicodedata
 from collections import Counter
@@ -83,7 +85,12 @@ def train(texts: Sequence[str], settings: Settings) -> BertTokenizerFast:
 
 def save(tokenizer: BertTokenizerFast, folder: Path) -> None:
     """Write `FILES`."""
-    tokenizer.save_pretrained(str(folder))
+    try:
+        tokenizer.save_pretrained(str(folder))
+    except Exception as error:  # the library tells what the system said, a full disk for example, in words
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
+        raise
     for name in {path.name for path in folder.iterdir()} - set(FILES):  # what others than ours may bring along
         (folder / name).unlink()
 

@@ -8,6 +8,7 @@ import pytest
 
 from recipe.data import storage
 from tests.data.object_store import ObjectStore, object_store_for
+from tests.data.preparing import make_text, write_text
 
 
 @pytest.fixture
@@ -18,3 +19,13 @@ def object_store(monkeypatch) -> Iterator[ObjectStore]:
     with object_store_for(monkeypatch) as store:
         yield store
     storage.forget_clients()
+
+
+@pytest.fixture
+def corpus(tmp_path) -> dict[str, list[str]]:
+    """Three files with 400 documents; returns the texts by file, in order."""
+    counts = {"a": 150, "b": 50, "c": 200}
+    texts = {f"{name}.jsonl.gz": make_text(count, seed) for seed, (name, count) in enumerate(counts.items())}
+    for name, documents in texts.items():
+        write_text(tmp_path / "text" / name, documents)
+    return texts

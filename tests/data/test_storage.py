@@ -63,8 +63,8 @@ def test_what_is_not_there(tmp_path, object_store):
     with pytest.raises(
         UserError, match="^s3://nowhere/a: cannot be used: 404 Not Found; look at the credentials, the bucket"
     ):
-        storage.check("s3://nowhere/a", tmp_path)
-    storage.check(FOLDER, tmp_path)
+        storage.check("s3://nowhere/a")
+    storage.check(FOLDER)
     assert files(tmp_path) == []
 
 
@@ -81,7 +81,7 @@ def test_credentials_that_are_wrong_or_missing(tmp_path, object_store, monkeypat
         with pytest.raises(UserError, match=f"^{FOLDER}/a: cannot be fetched: {said}; look at the credentials"):
             storage.fetch(FOLDER, "a", tmp_path)
         with pytest.raises(UserError, match=f"^{FOLDER}: cannot be used: {said}; look at the credentials"):
-            storage.check(FOLDER, tmp_path)
+            storage.check(FOLDER)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     assert files(tmp_path) == []
 

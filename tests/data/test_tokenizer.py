@@ -1,7 +1,10 @@
 """WordPiece: trained deterministically, from a file, by name; saved so that transformers loads it."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,8 @@ from recipe.config import Tokenizer as Settings
 from recipe.data import tokenizer
 from recipe.errors import UserError
 
-BERT = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "vocab" / "bert-base-uncased-vocab.txt"
+ROOT = Path(__file__).resolve().parents[2]
+BERT = ROOT.parent / "shared" / "data" / "vocab" / "bert-base-uncased-vocab.txt"
 MINIMAL = [*tokenizer.SPECIAL, "the", "cat", "##s", "sat", ".", "[", "]", "mask"]
 
 
@@ -39,6 +43,28 @@ def test_training_is_deterministic(tmp_path):
     for name in names:
         first, *others = ((tmp_path / run / name).read_bytes() for run in "abc")
         assert others == [first, first], name
+
+
+def test_training_is_the_same_in_every_process():
+    """Whatever Python's own hashes are, and on however many threads."""
+    code = (
+        "from pydoc_data.topics import topics\n"
+        "from recipe.config import Tokenizer\n"
+        "from recipe.data import tokenizer\n"
+        "print(tokenizer.digest(tokenizer.train([*topics.values()], Tokenizer(vocab_size=2048))))\n"
+    )
+    digests = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONHASHSEED": seed, "TOKENIZERS_PARALLELISM": parallel},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed, parallel in (("1", "true"), ("77", "false"))
+    ]
+    assert len(digests[0].strip()) == 64 and digests[0] == digests[1]
 
 
 def test_trained_vocabulary(tmp_path):
