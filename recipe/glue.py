@@ -27,7 +27,7 @@ from recipe.training.hardware import Hardware, find_hardware
 from recipe.training.predictions import read_test_sets, submission_name
 from recipe.training.quiet import quiet_libraries
 
-MAY_CHANGE = ("out", "processes")  # between a run and its continuation
+MAY_CHANGE = ("out", "processes", "max_tokens")  # between a run and its continuation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +107,10 @@ def make_plan(config: GlueConfig) -> Plan:
 def check_numbers(config: GlueConfig) -> None:
     if config.max_length < 8:
         raise UserError(f"max_length={config.max_length}: two sentences, [CLS] and two [SEP] need more; set at least 8")
+    if config.max_tokens < config.max_length:
+        raise UserError(
+            f"max_tokens={config.max_tokens}: a text of max_length={config.max_length} has more; set at least that"
+        )
     if not 0 <= config.seeds <= len(SEEDS):
         raise UserError(f"seeds={config.seeds}: give 1 to {len(SEEDS)}, or 0 for each task's own")
     if config.epochs is not None and config.epochs <= 0:

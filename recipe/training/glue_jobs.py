@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,9 @@ from safetensors.torch import load_file, save_file
 from recipe.config import GlueConfig, to_dict
 from recipe.cost import prices, records
 from recipe.data.glue_tasks import HUB, Task, TaskData, read_task
-from recipe.data.sequence_batch import EncodedExamples, encode
+from recipe.data.sequence_batch import EncodedExamples, Form, encode
 from recipe.errors import UserError
+from recipe.model.huggingface import is_classifier
 from recipe.training.checkpoint import Checkpoint, find_checkpoint
 from recipe.training.classification import Fit, fine_tune
 from recipe.training.hardware import Hardware, find_hardware
@@ -71,7 +71,8 @@ class Worker:
         self.devices = 1 if hardware.kind == "gpu" else hardware.count / config.processes
         self.backends = checkpoint.resolve_backends(hardware)
         self.price = prices.price_of(hardware.name, hardware.kind, config.cost.prices, config.cost.usd_per_hour)
-        self.weights_digest = digest([checkpoint.file])
+        self.form = Form(config.max_tokens, None if checkpoint.streams else checkpoint.pad_id)
+        self.weights_digest = digest(checkpoint.files)
         self._last: Encoded | None = None
 
     def inputs(self, job: Job) -> dict[str, Any]:
@@ -109,7 +110,7 @@ class Worker:
             seed=job.seed,
         )
         predicted = {**found.dev, **found.encoded_tests}
-        outcome = fine_tune(model, fit, found.train, predicted, self._collate, self.hardware)
+        outcome = fine_tune(model, fit, found.train, predicted, self.form, self.hardware)
         for name, examples in found.data.dev.items():
             write_dev(job.folder / f"{name}.tsv", found.data, examples, outcome.logits[name])
         for name, test in found.tests.items():
@@ -170,15 +171,6 @@ class Worker:
                 {name: encode(tokenizer, test.examples, length) for name, test in tests.items()},
             )
         return self._last
-
-    def _collate(self, examples: EncodedExamples):
-        if self.checkpoint.model == "mosaic_bert":
-            return examples.stream
-        return partial(examples.padded, pad_id=self.checkpoint.pad_id)
-
-
-def is_classifier(parameter: str) -> bool:
-    return "classifier" in parameter.split(".")
 
 
 def run_jobs(worker: Worker, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict[str, Any] | UserError]]:

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -17,8 +16,8 @@ CHROMIUM = shutil.which("chromium")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--enable-logging=stderr", "--virtual-time-budget=5000",
          "--dump-dom")  # fmt: skip
-# Runs after the page's own scripts and writes down what they drew, and what a pointer on each marker brings up. An error of theirs
-# leaves it unwritten, or is in it.
+# Runs after the page's own scripts and writes down what they drew, and what a pointer on each marker brings up; an error of
+# theirs leaves it unwritten, or is in it.
 PROBE = """
 <pre id="probe"></pre>
 <script>
