@@ -177,7 +177,7 @@ class SweepConfig:
     out: str = MISSING
     models: list[str] = MISSING  # training YAMLs, each with its key=value words behind it
     budgets: list[str] = MISSING  # 300ba, 2000000tok, 100000sp, 1ep, 0.5h (device-hours) or 20usd
-    glue: str = MISSING  # the YAML of the fine-tuning
+    glue: str = MISSING  # the YAML of the fine-tuning, with its key=value words behind it
     seeds: list[int] = field(default_factory=lambda: [17])
     speed: Optional[str] = None  # a run of the same kind, by whose speed hours and dollars become batches
     decay: float = 0.1  # of a trunk's branches: the share of each that its decay takes
