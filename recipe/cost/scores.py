@@ -60,7 +60,7 @@ def markdown(name: str, glue: Record) -> str:
 
 
 def _rows(glue: Record) -> list[tuple[str, ...]]:
-    rows = [("task", "score", "std", "n", "start", "metrics")]
+    rows = [("task", "score", "std", "n", "init", "metrics")]
     for name, task in glue["tasks"].items():
         std = "-" if task["std"] is None else f"{task['std']:.2f}"
         metrics = ", ".join(f"{metric} {value:.2f}" for metric, value in task["metrics"].items())

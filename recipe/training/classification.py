@@ -27,7 +27,13 @@ from recipe.training.schedule import LinearWithWarmup
 
 WARMUP = 0.06
 BETAS, EPS = [0.9, 0.98], 1e-6
-REPORT_EVERY_S = 30.0
+REPORT_EVERY_S = 1.0  # to the board; a report waits for the device
+
+Report = Callable[[str, float, float | None], None]  # a job's name, the part of it that is done (0..1), its loss
+
+
+def no_report(name: str, part: float, loss: float | None) -> None:
+    """For who does not look."""
 
 
 @dataclass(frozen=True)
@@ -63,27 +69,24 @@ class Classifier(AutocastModel):
 
 
 class Count(Callback):
-    """What was trained on, and a line now and then for a job that takes long."""
+    """What was trained on, and how far it is, now and then."""
 
-    def __init__(self, name: str, batches: int) -> None:
+    def __init__(self, name: str, batches: int, report: Report) -> None:
         self.name = name
         self.batches = batches
+        self.report = report
         self.tokens = self.sequences = self.done = 0
-        self.started = self.said = time.perf_counter()
+        self.said = time.perf_counter()
 
     def batch_end(self, state: State, logger: Logger) -> None:
         self.tokens += _total(count_tokens, state.batch)
         self.sequences += _total(count_sequences, state.batch)
         self.done += 1
         now = time.perf_counter()
-        if now - self.said > REPORT_EVERY_S and self.done < self.batches:
+        if now - self.said > REPORT_EVERY_S:
             self.said = now
-            left_s = (now - self.started) / self.done * (self.batches - self.done)
-            loss = float(state.loss.detach()) if isinstance(state.loss, Tensor) else math.nan
-            print(
-                f"  {self.name}: batch {self.done:,} of {self.batches:,}, loss {loss:.3f}, {left_s:,.0f} s left",
-                flush=True,
-            )
+            loss = float(state.loss.detach()) if isinstance(state.loss, Tensor) else None
+            self.report(self.name, self.done / self.batches, loss)
 
 
 def fine_tune(
@@ -93,6 +96,7 @@ def fine_tune(
     dev: dict[str, EncodedExamples],
     form: Form,
     hardware: Hardware,
+    report: Report = no_report,
 ) -> Outcome:
     """Fit `model` in place and predict the development sets, once, at the end.
 
@@ -107,7 +111,7 @@ def fine_tune(
     pieces = partial(form.microbatches, train)
     loader = DataLoader(range(len(train)), fit.batch_size, shuffle=True, generator=order, collate_fn=pieces)
     batches = max(1, math.ceil(fit.epochs * len(loader)))
-    count = Count(fit.name, batches)
+    count = Count(fit.name, batches, report)
     settings = Optimizer(lr=fit.lr, betas=BETAS, eps=EPS, weight_decay=fit.weight_decay)
     trainer = Trainer(
         model=Classifier(model, hardware.device, hardware.autocast),
