@@ -56,7 +56,16 @@ def markdown(name: str, glue: Record) -> str:
     """The same as a Markdown document."""
     head, *body = [[cell.replace("|", "\\|") for cell in row] for row in _rows(glue)]
     lines = [head, ["---"] * len(head), *body]
-    return "\n".join([f"# {name}", "", *(f"| {' | '.join(line)} |" for line in lines), "", *_totals(glue), ""])
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            *(f"| {' | '.join(line)} |" for line in lines),
+            "",
+            *(f"- {line}" for line in _totals(glue)),
+            "",
+        ]
+    )
 
 
 def _rows(glue: Record) -> list[tuple[str, ...]]:
