@@ -12,6 +12,8 @@ from typing import TextIO
 from recipe.training.callbacks import clock
 
 EVERY_S = 30.0  # between two lines where nothing can be drawn anew
+FIRST_S = 1.0  # after its start a job reports for the first time
+TOLD_FROM = 0.05  # of the work: what is left before is a guess
 
 
 class Board:
@@ -29,8 +31,8 @@ class Board:
         self.ended = before
         self._part = dict.fromkeys(work, 0.0)  # 0..1 of each job
         self._running: dict[str, float | None] = {}  # name: loss
-        self._started = time.perf_counter()
-        self._said = self._started
+        self._started = self._said = time.perf_counter()
+        self._quiet = True  # until a job runs: the start of a pool's processes is no measure of theirs
         self._lock = threading.Lock()
         self._drawn = self.stream.isatty()
 
@@ -46,6 +48,8 @@ class Board:
         with self._lock:
             self._part[name], self._running[name] = part, loss
             now = time.perf_counter()
+            if self._quiet:
+                self._started, self._quiet = max(self._started, now - FIRST_S), False
             if self._drawn:
                 columns = shutil.get_terminal_size().columns
                 self.stream.write(f"\r\x1b[K{self._line()[: columns - 1]}")
@@ -57,7 +61,7 @@ class Board:
     def end(self, name: str) -> None:
         """The job is done, well or not; what it has to say is printed next, on a clean line."""
         with self._lock:
-            self._part[name] = 1.0
+            self._part[name], self._quiet = 1.0, False
             self._running.pop(name, None)
             self.ended += 1
             self._said = time.perf_counter()
@@ -72,4 +76,5 @@ class Board:
             f"{name}: {self._part[name]:.0%}" + ("" if loss is None else f", loss {loss:.3f}")
             for name, loss in self._running.items()
         ]
-        return f"  [{self.ended}/{self.jobs}] {done:4.0%}, {clock(self.left_s)} left | " + " | ".join(running)
+        left = f", {clock(self.left_s)} left" if done >= TOLD_FROM else ""
+        return f"  [{self.ended}/{self.jobs}] {done:4.0%}{left} | " + " | ".join(running)

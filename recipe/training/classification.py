@@ -27,7 +27,7 @@ from recipe.training.schedule import LinearWithWarmup
 
 WARMUP = 0.06
 BETAS, EPS = [0.9, 0.98], 1e-6
-REPORT_EVERY_S = 1.0  # to the board; a report waits for the device
+REPORT_EVERY_S = 1.0  # to the board, whose FIRST_S it is; a report waits for the device
 
 Report = Callable[[str, float, float | None], None]  # a job's name, the part of it that is done (0..1), its loss
 

@@ -24,12 +24,13 @@ PROBE = """
 const plot = document.querySelector('.js-plotly-plot');
 const markers = plot.data.map((trace, curve) => [trace, curve]).filter(([trace]) => trace.mode === 'markers');
 const traces = markers.map(([trace]) => ({
-  name: trace.name, x: [...trace.x], y: [...trace.y], half: [...trace.error_y.array], text: [...trace.text]}));
+  name: trace.name, x: [...trace.x], y: [...trace.y], text: [...trace.text],
+  half: [...trace.x].map((_, i) => trace.error_y && trace.error_y.array ? trace.error_y.array[i] : null)}));
 const rows = [...document.querySelectorAll('table tr')].map(row => [...row.cells].map(cell => cell.textContent));
 const drawn = plot.querySelectorAll('.scatterlayer .point').length;
 const configs = [...document.querySelectorAll('details')].map(
   one => [one.querySelector('summary').textContent, JSON.parse(one.querySelector('pre').textContent).config]);
-const points = markers.flatMap(([trace, curve]) => trace.x.map((_, point) => [curve, point]));
+const points = markers.flatMap(([trace, curve]) => [...trace.x].map((_, point) => [curve, point]));
 const hovers = [];
 (async () => {
   for (const [curveNumber, pointNumber] of points) {

@@ -21,7 +21,7 @@ def test_a_terminal_has_one_line_that_is_drawn_anew(monkeypatch):
     )
     found.report("RTE, seed 19", 0.25, None)
     lines = screen.getvalue().split("\r\x1b[K")[1:]
-    assert len(lines) == 2 and "\n" not in screen.getvalue()
+    assert len(lines) == 2 and "left" in lines[0] and "\n" not in screen.getvalue()
     assert all(len(line) < 60 for line in lines)  # never wrapped, which would leave half of it standing
     assert "44%" in lines[1]
     found.end("MNLI, seed 19")
