@@ -78,12 +78,14 @@ def _curve(found: Study) -> go.Figure:
         )
         points = [point for point in found.points if point.curve == model]
         symbols = [SYMBOLS[marker] + ("" if found.on_frontier(point) else "-open") for point in points]
+        halves = [point.half_width for point in points]
+        bars = {"array": halves, "color": color, "thickness": 1.2} if any(half is not None for half in halves) else None
         figure.add_scatter(
             x=[point.cost(found.axis) for point in points],
             y=[point.score for point in points],
             mode="markers",
             marker={"color": color, "size": 10, "symbol": symbols, "line": {"width": 2, "color": color}},
-            error_y={"array": [point.half_width for point in points], "color": color, "thickness": 1.2},
+            error_y=bars,
             text=[_hover(found, point) for point in points],
             hovertemplate="%{text}<extra></extra>",
             name=escape(model),

@@ -135,7 +135,8 @@ def batches_of(duration: str) -> int:
 
 def run_all(config: SweepConfig, points: Sequence[Point], pretrain: Callable[[Point, Path], None]) -> list[Path]:
     """Pretrain and score every point; one that fails is said in one line, and the others go on."""
-    load(GlueConfig, config.glue, ["checkpoint=any"])  # a mistake in it is found before hours of training
+    fine_tuning, *words = config.glue.split()
+    load(GlueConfig, fine_tuning, [*words, "checkpoint=any"])  # a mistake in it is found before hours of training
     quiet_libraries()
     torch.set_float32_matmul_precision("high")
     done, failed = [], []
@@ -144,7 +145,7 @@ def run_all(config: SweepConfig, points: Sequence[Point], pretrain: Callable[[Po
         print(f"\n[{number}/{len(points)}] {point.name}", flush=True)
         try:
             pretrain(point, out)
-            glue.glue(load(GlueConfig, config.glue, [f"checkpoint={out}"]))
+            glue.glue(load(GlueConfig, fine_tuning, [*words, f"checkpoint={out}"]))
             done.append(out)
         except UserError as error:
             failed.append(point.name)

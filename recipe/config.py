@@ -156,11 +156,12 @@ class TrainConfig:
 class GlueConfig:
     """`python -m recipe.glue`: one checkpoint, fine-tuned on every task that is there."""
 
-    checkpoint: str = MISSING  # a run folder, an encoder folder, or a Composer checkpoint of this project
+    checkpoint: str = MISSING  # a run folder, one of its checkpoints, or an encoder's folder, Hugging Face's too
     data: str = MISSING  # a folder in the official TSV layout, or hub
     tasks: list[str] = field(default_factory=list)  # empty: every task of the benchmark
     out: Optional[str] = None  # absent: `glue` inside the checkpoint's run folder
     max_length: int = 256
+    max_tokens: int = 16_384  # that run at a time; a batch keeps the table's number of examples, in microbatches
     seeds: int = 0  # seeds a task; 0: the table's own list
     epochs: Optional[float] = None  # absent: the table's
     max_train_examples: int = 0  # 0: all
@@ -179,7 +180,7 @@ class SweepConfig:
     out: str = MISSING
     models: list[str] = MISSING  # training YAMLs, each with its key=value words behind it
     budgets: list[str] = MISSING  # 300ba, 2000000tok, 100000sp, 1ep, 0.5h (device-hours) or 20usd
-    glue: str = MISSING  # the YAML of the fine-tuning
+    glue: str = MISSING  # the YAML of the fine-tuning, with its key=value words behind it
     seeds: list[int] = field(default_factory=lambda: [17])
     speed: Optional[str] = None  # a run of the same kind, by whose speed hours and dollars become batches
     decay: float = 0.1  # of a trunk's branches: the share of each that its decay takes

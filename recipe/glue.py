@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from recipe.config import GlueConfig, run_main, to_dict
 from recipe.cost import prices, records, scores
 from recipe.data.glue_tasks import SEEDS, TASKS, Task, choose_tasks, read_task
 from recipe.errors import UserError
+from recipe.training.board import Board
 from recipe.training.callbacks import clock
 from recipe.training.checkpoint import Checkpoint, find_checkpoint
 from recipe.training.glue_jobs import ENCODER, Job, Worker, run_jobs
@@ -27,7 +27,7 @@ from recipe.training.hardware import Hardware, find_hardware
 from recipe.training.predictions import read_test_sets, submission_name
 from recipe.training.quiet import quiet_libraries
 
-MAY_CHANGE = ("out", "processes")  # between a run and its continuation
+MAY_CHANGE = ("out", "processes", "max_tokens")  # between a run and its continuation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,16 +70,14 @@ def glue(config: GlueConfig) -> dict[str, Any]:
     if done:
         print(f"  {len(done)} of {len(jobs)} jobs were done before; continuing with the others", flush=True)
     work = {job: sizes[job.task.name][0] * (config.epochs or job.task.epochs) for job in jobs if job not in done}
-    started, worked = time.perf_counter(), 0.0
-    for ended, (job, result) in enumerate(run_jobs(plan.worker, list(work)), len(jobs) - len(work) + 1):
-        worked += work[job]
-        passed = time.perf_counter() - started
-        left_s = passed * (sum(work.values()) / worked - 1)
+    board = Board({job.name: amount for job, amount in work.items()}, len(done))
+    for job, result in run_jobs(plan.worker, list(work), board.report):
+        board.end(job.name)
         if isinstance(result, UserError):
             fail(failed, job.name, result)
         else:
             done[job] = result
-            say_job(result, f"[{ended}/{len(jobs)}]", left_s)
+            say_job(result, f"[{board.ended}/{board.jobs}]", board.left_s)
         bring_in(record, [done[job] for job in jobs if job in done], failed)
         records.write_record(plan.out, record)
     return finish(plan, record, jobs, done)
@@ -107,6 +105,10 @@ def make_plan(config: GlueConfig) -> Plan:
 def check_numbers(config: GlueConfig) -> None:
     if config.max_length < 8:
         raise UserError(f"max_length={config.max_length}: two sentences, [CLS] and two [SEP] need more; set at least 8")
+    if config.max_tokens < config.max_length:
+        raise UserError(
+            f"max_tokens={config.max_tokens}: a text of max_length={config.max_length} has more; set at least that"
+        )
     if not 0 <= config.seeds <= len(SEEDS):
         raise UserError(f"seeds={config.seeds}: give 1 to {len(SEEDS)}, or 0 for each task's own")
     if config.epochs is not None and config.epochs <= 0:
@@ -322,6 +324,10 @@ def say_start(plan: Plan, record: dict[str, Any]) -> None:
         *(f"  {key}: {choice['name']} ({choice['why']})" for key, choice in record["backends"].items()),
         "  tasks: " + ", ".join(task.name for task in plan.tasks) + scores.absence(plan.absent),
     ]
+    orphans = [task.name for task in plan.tasks if task.from_mnli]
+    if orphans and (not plan.config.from_mnli or "MNLI" not in [task.name for task in plan.tasks]):
+        why = "MNLI is not among the tasks" if plan.config.from_mnli else "from_mnli=false"
+        lines.append(f"  init: {', '.join(orphans)} start from the pretrained encoder, as {why}")
     print("\n".join(lines), flush=True)
 
 

@@ -40,6 +40,7 @@ class Speed:
     flops: float  # a second, of one device
     source: str
     tokens_per_sequence: float | None = None  # of the run that it was measured on
+    bf16: bool | None = None  # whether that run was in bf16
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,11 @@ class Forecast:
 
     @property
     def microbatch(self) -> int:
-        a_rank = self.config.batch_size // (self.count if self.row.kind == "gpu" else 1)
-        return min(self.config.microbatch_size or a_rank, a_rank)
+        return microbatch_of(self.config, self.ranks)
+
+    @property
+    def ranks(self) -> int:
+        return ranks_of(self.row, self.count)
 
 
 def forecast(
@@ -87,13 +91,27 @@ def forecast(
         raise UserError(
             f"--budget-usd {budget_usd:g} buys {most_s:.3g} s, and one batch takes {step_s:.3g} s; give more"
         )
-    ranks = count if row.kind == "gpu" else 1
-    bf16 = torch.bfloat16 if config.precision != "fp32" and row.kind == "gpu" else None
-    need = training_need(config.model.name, sizes, data.sequence_length, data.mask_rate, bf16, ranks)
+    # A GPU trains in bf16; of a CPU only a run on it says whether it can.
+    bf16 = config.precision != "fp32" and (row.kind == "gpu" if speed.bf16 is None else speed.bf16)
+    autocast, ranks = torch.bfloat16 if bf16 else None, ranks_of(row, count)
+    accumulates = microbatch_of(config, ranks) < config.batch_size // ranks
+    need = training_need(
+        config.model.name, sizes, data.sequence_length, data.mask_rate, autocast, ranks, accumulates=accumulates
+    )
     config = dataclasses.replace(config, duration=f"{batches}ba")
     tokens = round(batches * batch_tokens)
     expected = expectation(config, runs, budget_usd)
     return Forecast(config, row, count, speed, budget_usd, batches * step_s, tokens, batches, need, expected)
+
+
+def ranks_of(row: prices.Row, count: int) -> int:
+    """A GPU is a rank; the cores of a CPU work on one together."""
+    return count if row.kind == "gpu" else 1
+
+
+def microbatch_of(config: TrainConfig, ranks: int) -> int:
+    share = config.batch_size // ranks
+    return min(config.microbatch_size or share, share)
 
 
 def sizes_of(config: TrainConfig) -> EncoderConfig:
@@ -141,7 +159,8 @@ def measured_speed(record: dict[str, Any], where: str) -> Speed:
     predicted = tokens * (record["config"]["data"]["mask_rate"] if gated else 1)
     flops = training_flops(record["encoder"], gated, tokens, tokens * length, predicted)
     each = flops / record["cost"]["seconds"] / record["device"]["count"]
-    return Speed(each, f"measured on {record['device']['name']} by run `{record['name']}`", length)
+    source = f"measured on {record['device']['name']} by run `{record['name']}`"
+    return Speed(each, source, length, record.get("precision") == "bfloat16")
 
 
 def find_speed(row: prices.Row, model: str, runs: Sequence[dict[str, Any]]) -> Speed:
@@ -196,7 +215,7 @@ def tell(found: Forecast) -> list[str]:
         f"  speed   {found.speed.source}: {rate:,.0f} tokens/s",
         f"  buys    {found.tokens:,} tokens, {found.batches:,} batches of {config.batch_size:,} sequences ({length}), "
         f"{found.seconds / 3600:.3g} h",
-        f"  costs   ${usd:,.4g} of ${found.budget_usd:,g}, fine-tuning not in it",
+        f"  costs   ${usd:,.4g} of ${found.budget_usd:,g}; evaluation, checkpoints and fine-tuning are not in it",
         f"  memory  {memory}",
         f"  GLUE    {found.expected}",
     ]

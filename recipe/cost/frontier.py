@@ -161,7 +161,7 @@ def _aspects(records: Sequence[Record], tasks: Sequence[str]) -> list[tuple[str,
     for task in tasks or glues[0]["tasks"]:
         starts = [glue["tasks"].get(task, {}).get("init", "absent") for glue in glues]
         if tasks or all(task in glue["tasks"] for glue in glues):
-            found.append((f"start of {task}", starts, remedy))
+            found.append((f"init of {task}", starts, remedy))
     return found
 
 

@@ -56,11 +56,20 @@ def markdown(name: str, glue: Record) -> str:
     """The same as a Markdown document."""
     head, *body = [[cell.replace("|", "\\|") for cell in row] for row in _rows(glue)]
     lines = [head, ["---"] * len(head), *body]
-    return "\n".join([f"# {name}", "", *(f"| {' | '.join(line)} |" for line in lines), "", *_totals(glue), ""])
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            *(f"| {' | '.join(line)} |" for line in lines),
+            "",
+            *(f"- {line}" for line in _totals(glue)),
+            "",
+        ]
+    )
 
 
 def _rows(glue: Record) -> list[tuple[str, ...]]:
-    rows = [("task", "score", "std", "n", "start", "metrics")]
+    rows = [("task", "score", "std", "n", "init", "metrics")]
     for name, task in glue["tasks"].items():
         std = "-" if task["std"] is None else f"{task['std']:.2f}"
         metrics = ", ".join(f"{metric} {value:.2f}" for metric, value in task["metrics"].items())

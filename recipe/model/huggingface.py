@@ -1,14 +1,31 @@
-"""The baseline: Hugging Face's own BERT, behind the two methods that this project's models have."""
+"""Hugging Face's models behind the two methods that this project's have: its BERT, the baseline, and its other encoders."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    PretrainedConfig,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from recipe.model.config import EncoderConfig
+
+POOLER = "pooler."  # of an encoder; masked-language models have none
 
 
 class HFBertForMaskedLM(nn.Module):
@@ -55,24 +72,104 @@ class HFBertForMaskedLM(nn.Module):
 class HFForSequenceClassification(nn.Module):
     """Any BERT-family folder with Hugging Face's classification head, on padded batches.
 
-    Without `pretrained` the folder gives the sizes alone, and the caller the weights.
+    The module called `classifier` is new even where the folder holds one that was trained for another task. Without
+    `pretrained` the folder gives the sizes alone, and the caller the weights.
     """
 
     def __init__(self, folder: Path, num_labels: int, pretrained: bool = True) -> None:
         super().__init__()
         self.num_labels = num_labels
-        config = AutoConfig.from_pretrained(folder, num_labels=num_labels)
+        config = AutoConfig.from_pretrained(folder, num_labels=num_labels, trust_remote_code=False)
+        self.token_types = has_token_types(config)
+        self.unloaded: list[str] = []  # weights of the encoder that the folder does not have, or not in this shape
         if pretrained:
-            self.model = AutoModelForSequenceClassification.from_pretrained(folder, config=config)
+            self._load(folder, config)
         else:
             self.model = AutoModelForSequenceClassification.from_config(config)
 
+    def _load(self, folder: Path, config: PretrainedConfig) -> None:
+        self.model, info = AutoModelForSequenceClassification.from_pretrained(
+            folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        # Of another shape: names, or, in some of the library's versions, names with both shapes.
+        mismatched = {one if isinstance(one, str) else one[0] for one in info["mismatched_keys"]}
+        unloaded = {*info["missing_keys"], *mismatched}
+        encoder = f"{self.model.base_model_prefix}."
+        inner = {name.removeprefix(encoder) for name in unloaded if name.startswith(encoder)}
+        self.unloaded = sorted(name for name in inner if not name.startswith(POOLER))
+        if any(is_classifier(name) and name not in unloaded for name in self.model.state_dict()):
+            fresh = AutoModelForSequenceClassification.from_config(config).state_dict()
+            new = {name: tensor for name, tensor in fresh.items() if is_classifier(name)}
+            self.model.load_state_dict(new, strict=False)
+
     def sequence_logits(self, batch: dict) -> Tensor:
-        """(S, C) of input_ids, attention_mask, token_type_ids, all (S, L)."""
-        keys = ("input_ids", "attention_mask", "token_type_ids")
-        return self.model(**{key: batch[key] for key in keys if key in batch}).logits
+        """(S, C) of input_ids, attention_mask and, where the model has token types, token_type_ids, all (S, L)."""
+        keys = ("input_ids", "attention_mask", "token_type_ids")[: 3 if self.token_types else 2]
+        return self.model(**{key: batch[key] for key in keys}).logits
 
 
-def longest_input(folder: Path) -> int | None:
-    """How many positions the folder's model has embeddings for; None where it is not limited."""
-    return getattr(BertConfig.from_pretrained(folder), "max_position_embeddings", None)
+@dataclass(frozen=True)
+class Family:
+    """What a folder says of its model, before any weights are read."""
+
+    model_type: str
+    vocab_size: int  # rows of the word embeddings
+    pad_id: int | None  # as the model's configuration has it
+    longest: int | None  # input, in tokens; None where the model has no position embeddings
+
+
+def read_family(folder: Path) -> Family:
+    """The folder's model, built without storage.
+
+    Raises:
+        ValueError: no model of which transformers has both a masked-language-model and a classification form, or a decoder.
+        OSError: no readable config.json.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    kind = config.model_type
+    encoders = MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys() & MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.keys()
+    if kind not in encoders or config.is_encoder_decoder or getattr(config, "is_decoder", False):
+        raise ValueError(
+            f"model_type `{kind}` is no encoder; give a model of BERT's family (bert, roberta, modernbert, ...)"
+        )
+    with torch.device("meta"):
+        model = AutoModel.from_config(config)
+    return Family(kind, model.get_input_embeddings().num_embeddings, config.pad_token_id, _longest_input(model))
+
+
+def _longest_input(model: nn.Module) -> int | None:
+    """Rows of the position embeddings; RoBERTa's kin count from behind the padding's own row."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            skipped = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - skipped
+    return None
+
+
+def has_token_types(config: PretrainedConfig) -> bool:
+    """Whether the model can tell the two texts of a pair apart by their token types."""
+    return (getattr(config, "type_vocab_size", None) or 0) > 1
+
+
+def is_classifier(parameter: str) -> bool:
+    return "classifier" in parameter.split(".")
+
+
+def load_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
+    """The folder's tokenizer for raw text, with the model's own special tokens around it, and the id of its padding.
+
+    A literal `[MASK]` in a text is plain text.
+
+    Raises:
+        ValueError: one without padding, or of a kind that is not in the tokenizers library. The library itself raises more.
+    """
+    found = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
+    if not found.is_fast:
+        raise ValueError(f"{type(found).__name__} has no tokenizer.json")
+    if found.pad_token_id is None:
+        raise ValueError(f"{type(found).__name__} without a padding token")
+    backend = found.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    return backend, found.pad_token_id

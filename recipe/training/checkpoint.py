@@ -1,4 +1,5 @@
-"""From a path to an encoder that can be fine-tuned: a run's folder, an encoder's folder, or one checkpoint of a run."""
+"""From a path to an encoder that can be fine-tuned: a run's folder, one checkpoint of a run, or an encoder's folder, which may be
+any BERT-family model's in Hugging Face's form."""
 
 from __future__ import annotations
 
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -19,42 +19,41 @@ from recipe.config import Tokenizer as TokenizerSettings
 from recipe.cost import records
 from recipe.data import tokenizer
 from recipe.errors import UserError
-from recipe.model.config import EncoderConfig
+from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends
 from recipe.model.heads import MosaicBertForSequenceClassification
-from recipe.model.huggingface import HFForSequenceClassification, longest_input
+from recipe.model.huggingface import POOLER, HFForSequenceClassification, load_tokenizer, read_family
 from recipe.training.hardware import Hardware
 
 FORMS = "give a run's folder, an encoder's folder (config.json, model.safetensors, tokenizer), or RUN/checkpoints/*.pt"
-POOLER = "pooler."  # of Hugging Face's encoder; masked-language models have none
 HF_PREFIX = "bert.bert."  # of its encoder inside `recipe.model.huggingface.HFBertForMaskedLM`
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin")  # the first that is there
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "spm.model")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """An encoder on disk, found and checked, with its weights not read yet where Hugging Face's library reads them."""
 
-    model: str  # mosaic_bert | hf_bert
+    model: str  # mosaic_bert, hf_bert, or the model_type of another of Hugging Face's encoders
     name: str
     folder: Path  # sizes and tokenizer
-    sizes: EncoderConfig
+    sizes: EncoderConfig | None  # of a mosaic_bert
     run: Path | None  # the pretraining run that it came from
     batch: int | None  # at which that run wrote it; None for its final encoder
-    file: Path  # of the weights
+    files: tuple[Path, ...]  # of the weights
     weights: dict[str, Tensor] | None  # of a .pt file, under this project's names
     tokenizer: Tokenizer
+    pad_id: int
+    max_length: int | None  # the longest input that the model can take; None where it is not limited
 
     @property
-    def pad_id(self) -> int:
-        return self.tokenizer.token_to_id("[PAD]")
-
-    @property
-    def max_length(self) -> int | None:
-        """The longest input that the model can take; None where it is not limited."""
-        return None if self.model == "mosaic_bert" else longest_input(self.folder)
+    def streams(self) -> bool:
+        """Whether the model takes streams of tokens; the others take padded rows."""
+        return self.sizes is not None
 
     def resolve_backends(self, hardware: Hardware) -> Backends:
-        if self.model == "hf_bert":
+        if self.sizes is None:
             return Backends(*[backends.Resolved("transformers", "Hugging Face's own code")] * 2)
         needs = backends.Requirements(
             hardware.device, hardware.activation_dtype, self.sizes.head_dim, self.sizes.attention_probs_dropout_prob
@@ -65,12 +64,12 @@ class Checkpoint:
             raise UserError(str(error)) from None
 
     def classifier(self, outputs: int, chosen: Backends) -> nn.Module:
-        """A model with `sequence_logits`, its encoder as pretrained, its pooler and classifier new.
+        """A model with `sequence_logits`, its encoder as pretrained, its pooler (where that is missing) and classifier new.
 
         Raises:
             UserError: a weight of the encoder is missing or has another shape.
         """
-        if self.model == "hf_bert":
+        if self.sizes is None:
             return self._hf_classifier(outputs)
         weights = self.weights
         if weights is None:
@@ -84,21 +83,20 @@ class Checkpoint:
         logging.getLogger("transformers").setLevel(logging.ERROR)
         try:
             model = HFForSequenceClassification(self.folder, outputs, pretrained=self.weights is None)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (
+            Exception
+        ) as error:  # the library raises OSError, RuntimeError, ValueError, and safetensors' and pickle's own
             raise UserError(f"{self.folder}: cannot be loaded: {_one_line(error)}") from None
-        encoder = model.model.base_model
-        state = encoder.state_dict()
+        if model.unloaded:
+            raise UserError(
+                f"{self.folder}: no weights for `{model.unloaded[0]}` in the shape that config.json says "
+                f"({len(model.unloaded)} missing); not a {self.model} under Hugging Face's names"
+            )
         if self.weights is not None:
-            pooler = {name: tensor for name, tensor in state.items() if name.startswith(POOLER)}
+            encoder = model.model.base_model
+            pooler = {name: tensor for name, tensor in encoder.state_dict().items() if name.startswith(POOLER)}
             weights = {n.removeprefix(HF_PREFIX): t for n, t in self.weights.items() if n.startswith(HF_PREFIX)}
             convert.load_weights(encoder, pooler | weights, str(self.folder))
-            return model
-        missing = sorted(name for name in state.keys() - _hf_names(self.folder) if not name.startswith(POOLER))
-        if missing:
-            raise UserError(
-                f"{self.folder}: no weights for `{missing[0]}` ({len(missing)} missing); "
-                "not a BERT encoder under Hugging Face's names"
-            )
         return model
 
 
@@ -133,39 +131,74 @@ def find_checkpoint(path: str) -> Checkpoint:
 def _from_folder(
     folder: Path, run: Path | None, batch: int | None = None, weights: Any = None, file: Path | None = None
 ) -> Checkpoint:
-    if weights is None and not (folder / "model.safetensors").is_file():
-        raise UserError(f"{folder}: no model.safetensors; {FORMS}")
+    """An encoder's folder; its weights are those of `file`, where that is given."""
+    of_folder = (tuple(sorted(folder.glob(pattern))) for pattern in WEIGHTS)
+    files = (file,) if file else next(filter(None, of_folder), ())
+    if not files:
+        raise UserError(f"{folder}: no {WEIGHTS[0]}; {FORMS}")
     try:
         values = json.loads((folder / "config.json").read_text("utf-8"))
-        kind, sizes = values["model_type"], EncoderConfig.from_dict(values)
+        ours = values["model_type"] == "mosaic_bert"
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / 'config.json'}: not the configuration of an encoder ({error!r})") from None
-    if kind not in ("mosaic_bert", "bert"):
-        raise UserError(f"{folder / 'config.json'}: model_type `{kind}`; known are mosaic_bert and bert")
-    found = _tokenizer(folder)
-    if found.get_vocab_size() > sizes.vocab_size:
-        raise UserError(
-            f"{folder}: the tokenizer has {found.get_vocab_size():,} entries, the embedding {sizes.vocab_size:,} rows; "
-            "they are not of one model"
-        )
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise UserError(f"{folder}: no tokenizer in it (tokenizer.json or vocab.txt); copy the one it was trained with")
+    name = (run or folder).resolve().name + (f"-ba{batch}" if batch is not None else "")
+    kind = _ours(folder, values) if ours else _theirs(folder)
+    return Checkpoint(name=name, folder=folder, run=run, batch=batch, files=files, weights=weights, **kind)
+
+
+def _ours(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """What a Checkpoint says of its kind, for a MosaicBERT's folder."""
+    try:
+        sizes = EncoderConfig.from_dict(values)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{folder / 'config.json'}: not the configuration of an encoder ({error!r})") from None
     if sizes.type_vocab_size < 2:
         raise UserError(f"{folder}: type_vocab_size={sizes.type_vocab_size}; pairs of sentences need 2")
-    model = "mosaic_bert" if kind == "mosaic_bert" else "hf_bert"
-    name = (run or folder).resolve().name + (f"-ba{batch}" if batch is not None else "")
-    return Checkpoint(model, name, folder, sizes, run, batch, file or folder / "model.safetensors", weights, found)
-
-
-def _tokenizer(folder: Path) -> Tokenizer:
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-        raise UserError(f"{folder}: no tokenizer in it (tokenizer.json or vocab.txt); copy the one it was trained with")
     try:
         if (folder / "tokenizer.json").is_file():
-            return tokenizer.encoder(folder)
+            found = tokenizer.encoder(folder)
+        else:
+            found = tokenizer.load(TokenizerSettings(name=str(folder))).backend_tokenizer
+            found.encode_special_tokens = True  # a literal `[MASK]` in a text is plain text
+    except UserError:
+        raise
     except Exception as error:  # the library raises bare exceptions
         raise UserError(f"{folder / 'tokenizer.json'}: not a tokenizer ({_one_line(error)})") from None
-    found = tokenizer.load(TokenizerSettings(name=str(folder))).backend_tokenizer
-    found.encode_special_tokens = True  # a literal `[MASK]` in a text is plain text
-    return found
+    # The embedding has the vocabulary's size, rounded up; any other tokenizer is another model's.
+    if padded_vocab_size(found.get_vocab_size()) != sizes.vocab_size:
+        raise _mismatch(folder, found, sizes.vocab_size)
+    pad_id = found.token_to_id("[PAD]")
+    return {"model": "mosaic_bert", "sizes": sizes, "tokenizer": found, "pad_id": pad_id, "max_length": None}
+
+
+def _theirs(folder: Path) -> dict[str, Any]:
+    """The same for one of Hugging Face's."""
+    try:
+        family = read_family(folder)
+    except Exception as error:  # a config.json may hold anything
+        raise UserError(f"{folder / 'config.json'}: not the configuration of an encoder ({_one_line(error)})") from None
+    try:
+        found, pad_id = load_tokenizer(folder)
+    except Exception as error:  # the libraries raise bare exceptions
+        raise UserError(f"{folder}: its tokenizer cannot be loaded ({_one_line(error)})") from None
+    if found.get_vocab_size() > family.vocab_size:
+        raise _mismatch(folder, found, family.vocab_size)
+    if family.pad_id is not None and family.pad_id != pad_id:
+        raise UserError(
+            f"{folder}: the tokenizer pads with {pad_id}, config.json with {family.pad_id}; they are not of one model, copy the "
+            "tokenizer that it was trained with"
+        )
+    model = "hf_bert" if family.model_type == "bert" else family.model_type
+    return {"model": model, "sizes": None, "tokenizer": found, "pad_id": pad_id, "max_length": family.longest}
+
+
+def _mismatch(folder: Path, found: Tokenizer, rows: int) -> UserError:
+    return UserError(
+        f"{folder}: the tokenizer has {found.get_vocab_size():,} entries, the embedding {rows:,} rows; they are not of one "
+        "model, copy the tokenizer that it was trained with"
+    )
 
 
 def _from_file(file: Path) -> Checkpoint:
@@ -182,16 +215,6 @@ def _from_file(file: Path) -> Checkpoint:
     except Exception as error:  # pickle raises whatever the bytes lead it to
         raise UserError(f"checkpoint={file}: not a Composer checkpoint ({_one_line(error)})") from None
     return _from_folder(run / "encoder", run, batch, named, file)
-
-
-def _hf_names(folder: Path) -> set[str]:
-    """The names in model.safetensors as BertModel has them; old files write gamma and beta for weight and bias."""
-    try:
-        with safe_open(folder / "model.safetensors", framework="pt") as file:
-            names = list(file.keys())
-    except SafetensorError as error:
-        raise UserError(f"{folder / 'model.safetensors'}: not a safetensors file ({error})") from None
-    return {n.removeprefix("bert.").replace(".gamma", ".weight").replace(".beta", ".bias") for n in names}
 
 
 def _one_line(error: Exception) -> str:

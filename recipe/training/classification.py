@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from recipe.config import Optimizer
-from recipe.data.sequence_batch import EncodedExamples, count_sequences, count_tokens
+from recipe.data.sequence_batch import Batch, EncodedExamples, Form, count_sequences, count_tokens
 from recipe.errors import UserError
 from recipe.model.heads import sequence_loss
 from recipe.training.composer_model import AutocastModel
@@ -26,9 +27,13 @@ from recipe.training.schedule import LinearWithWarmup
 
 WARMUP = 0.06
 BETAS, EPS = [0.9, 0.98], 1e-6
-REPORT_EVERY_S = 30.0
+REPORT_EVERY_S = 1.0  # to the board, whose FIRST_S it is; a report waits for the device
 
-Collate = Callable[[EncodedExamples], Callable[[list[int]], dict[str, Any]]]
+Report = Callable[[str, float, float | None], None]  # a job's name, the part of it that is done (0..1), its loss
+
+
+def no_report(name: str, part: float, loss: float | None) -> None:
+    """For who does not look."""
 
 
 @dataclass(frozen=True)
@@ -64,27 +69,24 @@ class Classifier(AutocastModel):
 
 
 class Count(Callback):
-    """What was trained on, and a line now and then for a job that takes long."""
+    """What was trained on, and how far it is, now and then."""
 
-    def __init__(self, name: str, batches: int) -> None:
+    def __init__(self, name: str, batches: int, report: Report) -> None:
         self.name = name
         self.batches = batches
+        self.report = report
         self.tokens = self.sequences = self.done = 0
-        self.started = self.said = time.perf_counter()
+        self.said = time.perf_counter()
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        self.tokens += count_tokens(state.batch)
-        self.sequences += count_sequences(state.batch)
+        self.tokens += _total(count_tokens, state.batch)
+        self.sequences += _total(count_sequences, state.batch)
         self.done += 1
         now = time.perf_counter()
-        if now - self.said > REPORT_EVERY_S and self.done < self.batches:
+        if now - self.said > REPORT_EVERY_S:
             self.said = now
-            left_s = (now - self.started) / self.done * (self.batches - self.done)
-            loss = float(state.loss.detach()) if isinstance(state.loss, Tensor) else math.nan
-            print(
-                f"  {self.name}: batch {self.done:,} of {self.batches:,}, loss {loss:.3f}, {left_s:,.0f} s left",
-                flush=True,
-            )
+            loss = float(state.loss.detach()) if isinstance(state.loss, Tensor) else None
+            self.report(self.name, self.done / self.batches, loss)
 
 
 def fine_tune(
@@ -92,27 +94,35 @@ def fine_tune(
     fit: Fit,
     train: EncodedExamples,
     dev: dict[str, EncodedExamples],
-    collate: Collate,
+    form: Form,
     hardware: Hardware,
+    report: Report = no_report,
 ) -> Outcome:
     """Fit `model` in place and predict the development sets, once, at the end.
 
     AdamW as in pretraining, 6 % warm-up, then linear to 0; shuffled anew each epoch, in an order that the seed decides;
-    the last, shorter batch is used.
+    the last, shorter batch is used. A batch has `fit.batch_size` examples whatever their lengths; `form.max_tokens` bounds only
+    what runs at a time, and the gradient is the whole batch's.
 
     Raises:
-        UserError: the loss ran away, so that the predictions are no numbers.
+        UserError: the loss ran away, so that the predictions are no numbers; or the GPU's memory was not enough.
     """
     order = torch.Generator().manual_seed(fit.seed)
-    loader = DataLoader(range(len(train)), fit.batch_size, shuffle=True, generator=order, collate_fn=collate(train))
+    pieces = partial(form.microbatches, train)
+    loader = DataLoader(range(len(train)), fit.batch_size, shuffle=True, generator=order, collate_fn=pieces)
     batches = max(1, math.ceil(fit.epochs * len(loader)))
-    count = Count(fit.name, batches)
+    count = Count(fit.name, batches, report)
     settings = Optimizer(lr=fit.lr, betas=BETAS, eps=EPS, weight_decay=fit.weight_decay)
     trainer = Trainer(
         model=Classifier(model, hardware.device, hardware.autocast),
         optimizers=build_optimizer(model, settings),
         schedulers=LinearWithWarmup(WARMUP, 0.0),
-        train_dataloader=_data_spec(loader),
+        train_dataloader=DataSpec(
+            loader,
+            split_batch=lambda pieces, _: pieces,
+            get_num_samples_in_batch=lambda pieces: _total(count_sequences, pieces),
+            get_num_tokens_in_batch=lambda pieces: _total(count_tokens, pieces),
+        ),
         max_duration=f"{batches}ba",
         # The process' own GPU: jobs that run side by side have one each.
         device=DeviceGPU(torch.cuda.current_device()) if hardware.kind == "gpu" else "cpu",
@@ -124,7 +134,9 @@ def fine_tune(
     started = time.perf_counter()
     try:
         trainer.fit()
-        logits = {name: _predict(trainer, examples, fit.batch_size, collate) for name, examples in dev.items()}
+        logits = {name: _predict(trainer, examples, form) for name, examples in dev.items()}
+    except torch.OutOfMemoryError:
+        raise UserError(f"{fit.name}: out of memory with max_tokens={form.max_tokens}; set a smaller one") from None
     finally:
         trainer.close()
     seconds = time.perf_counter() - started
@@ -133,15 +145,17 @@ def fine_tune(
     return Outcome(logits, seconds, count.tokens, count.sequences, count.done)
 
 
-def _predict(trainer: Trainer, examples: EncodedExamples, batch_size: int, collate: Collate) -> np.ndarray:
-    loader = DataLoader(range(len(examples)), batch_size, collate_fn=collate(examples))
-    return torch.cat(trainer.predict(_data_spec(loader))).numpy()
+def _predict(trainer: Trainer, examples: EncodedExamples, form: Form) -> np.ndarray:
+    """(N, C), in the examples' own order."""
+    parts = form.parts(examples, range(len(examples)))
+    loader = DataLoader(range(len(examples)), batch_sampler=parts, collate_fn=partial(form.batch, examples))
+    counts = {"get_num_samples_in_batch": count_sequences, "get_num_tokens_in_batch": count_tokens}
+    predicted = torch.cat(trainer.predict(DataSpec(loader, **counts))).numpy()
+    logits = np.empty_like(predicted)
+    logits[np.concatenate(parts)] = predicted
+    return logits
 
 
-def _data_spec(loader: DataLoader) -> DataSpec:
-    return DataSpec(
-        loader,
-        split_batch=lambda batch, _: [batch],  # these batches are small
-        get_num_samples_in_batch=count_sequences,
-        get_num_tokens_in_batch=count_tokens,
-    )
+def _total(count: Callable[[Batch], int], pieces: Batch | list[Batch]) -> int:
+    """Of a batch in pieces, or of one of them: Composer asks for both."""
+    return sum(map(count, pieces)) if isinstance(pieces, list) else count(pieces)

@@ -6,16 +6,18 @@ or repeated. Its folder holds its predictions and, written last, its run.json: w
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
 import statistics
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import partial
+from multiprocessing import connection
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,11 @@ from safetensors.torch import load_file, save_file
 from recipe.config import GlueConfig, to_dict
 from recipe.cost import prices, records
 from recipe.data.glue_tasks import HUB, Task, TaskData, read_task
-from recipe.data.sequence_batch import EncodedExamples, encode
+from recipe.data.sequence_batch import EncodedExamples, Form, encode
 from recipe.errors import UserError
+from recipe.model.huggingface import is_classifier
 from recipe.training.checkpoint import Checkpoint, find_checkpoint
-from recipe.training.classification import Fit, fine_tune
+from recipe.training.classification import Fit, Report, fine_tune, no_report
 from recipe.training.hardware import Hardware, find_hardware
 from recipe.training.metrics import measure
 from recipe.training.predictions import TestSet, digest, read_test_sets, write_dev, write_test
@@ -71,7 +74,9 @@ class Worker:
         self.devices = 1 if hardware.kind == "gpu" else hardware.count / config.processes
         self.backends = checkpoint.resolve_backends(hardware)
         self.price = prices.price_of(hardware.name, hardware.kind, config.cost.prices, config.cost.usd_per_hour)
-        self.weights_digest = digest([checkpoint.file])
+        self.form = Form(config.max_tokens, None if checkpoint.streams else checkpoint.pad_id)
+        self.weights_digest = digest(checkpoint.files)
+        self.report: Report = no_report
         self._last: Encoded | None = None
 
     def inputs(self, job: Job) -> dict[str, Any]:
@@ -109,7 +114,7 @@ class Worker:
             seed=job.seed,
         )
         predicted = {**found.dev, **found.encoded_tests}
-        outcome = fine_tune(model, fit, found.train, predicted, self._collate, self.hardware)
+        outcome = fine_tune(model, fit, found.train, predicted, self.form, self.hardware, self.report)
         for name, examples in found.data.dev.items():
             write_dev(job.folder / f"{name}.tsv", found.data, examples, outcome.logits[name])
         for name, test in found.tests.items():
@@ -171,22 +176,14 @@ class Worker:
             )
         return self._last
 
-    def _collate(self, examples: EncodedExamples):
-        if self.checkpoint.model == "mosaic_bert":
-            return examples.stream
-        return partial(examples.padded, pad_id=self.checkpoint.pad_id)
 
-
-def is_classifier(parameter: str) -> bool:
-    return "classifier" in parameter.split(".")
-
-
-def run_jobs(worker: Worker, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict[str, Any] | UserError]]:
+def run_jobs(worker: Worker, jobs: Sequence[Job], report: Report) -> Iterator[tuple[Job, dict[str, Any] | UserError]]:
     """Each job with its record, or with what a user did wrong, as they end; those that others start from come first."""
     if worker.config.processes == 1:
+        worker.report = report
         yield from ((job, _attempt(worker, job)) for job in jobs)
     elif jobs:
-        yield from _in_processes(worker.config, jobs)
+        yield from _in_processes(worker.config, jobs, report)
 
 
 def _attempt(worker: Worker, job: Job) -> dict[str, Any] | UserError:
@@ -200,30 +197,50 @@ def _attempt(worker: Worker, job: Job) -> dict[str, Any] | UserError:
         return UserError(f"{job.name}: {error}" if job.name not in str(error) else str(error))
 
 
-def _in_processes(config: GlueConfig, jobs: Sequence[Job]) -> Iterator[tuple[Job, Any]]:
+def _in_processes(config: GlueConfig, jobs: Sequence[Job], report: Report) -> Iterator[tuple[Job, Any]]:
+    """The jobs over a pool; one that starts from another's encoder is handed out when that one has ended."""
     context = multiprocessing.get_context("spawn")  # forked, torch's threads would be missing
     slots = context.SimpleQueue()
+    # A pipe for each, as a process that is killed may take a shared queue's lock with it.
+    readers, writers = zip(*(context.Pipe(duplex=False) for _ in range(config.processes)), strict=True)
     for slot in range(config.processes):
         slots.put(slot)
-    with ProcessPoolExecutor(config.processes, context, _begin, (config, slots)) as pool:
+    listener = threading.Thread(target=_listen, args=(list(readers), report), daemon=True)
+    listener.start()
+    folders = {job.folder for job in jobs}
+    heirs = [job for job in jobs if job.start in folders]
+    with ProcessPoolExecutor(config.processes, context, _begin, (config, slots, writers)) as pool:
         try:
-            for wave in ([job for job in jobs if not job.start], [job for job in jobs if job.start]):
-                futures = {pool.submit(_run_here, job): job for job in wave}
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
+            running = {pool.submit(_run_here, job): job for job in jobs if job not in heirs}
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    job = running.pop(future)
+                    yield job, future.result()
+                    running |= {pool.submit(_run_here, heir): heir for heir in heirs if heir.start == job.folder}
         except BrokenProcessPool:
             raise UserError(
-                "a process of the pool died, most likely for want of memory; run it again with "
-                f"processes={config.processes - 1}: it continues"
+                "a process of the pool was killed, most likely for want of memory; run it again with "
+                f"processes={config.processes - 1}: it continues with the jobs that are missing"
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
+            for writer in writers:
+                writer.close()  # the last ends, so that the listener ends
+            listener.join(1)
+
+
+def _listen(readers: list[Connection], report: Report) -> None:
+    """Pass on what the processes of a pool report, until the pipes are closed."""
+    with contextlib.suppress(OSError, EOFError, ValueError):
+        while True:
+            for reader in connection.wait(readers):
+                report(*reader.recv())
 
 
 _here: Worker | None = None  # of a process of the pool
 
 
-def _begin(config: GlueConfig, slots: Any) -> None:
+def _begin(config: GlueConfig, slots: Any, writers: Sequence[Connection]) -> None:
     """In a new process of the pool: end with the parent, take one GPU or a share of the cores, find the checkpoint."""
     global _here
     parent = multiprocessing.parent_process()
@@ -237,6 +254,7 @@ def _begin(config: GlueConfig, slots: Any) -> None:
     else:
         torch.set_num_threads(max(1, min(torch.get_num_threads(), hardware.count // config.processes)))
     _here = Worker(config, find_checkpoint(config.checkpoint), hardware)
+    _here.report = lambda *words: writers[slot].send(words)
 
 
 def _run_here(job: Job) -> dict[str, Any] | UserError:

@@ -24,6 +24,7 @@ from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.model.huggingface import HFBertForMaskedLM
 
 GIB = 2**30
+FEW, MANY = 4, 1024  # sequences of the steps that are traced, and twice as many
 ADAM_BYTES = 8  # two float32 moments of each parameter
 DDP_BYTES = 4  # the buckets in which several ranks add their gradients up
 
@@ -59,17 +60,23 @@ class LiveBytes(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes on one device."""
+    """Bytes on one device, the larger of two lines: the dearest moment of a step of few sequences is another than that of many,
+    which is where all activations are there."""
 
     fixed: int  # weights, gradients, moments
     a_sequence: float  # of a microbatch
+    many: tuple[int, float] | None = None  # the same two for many sequences
+
+    @property
+    def _lines(self) -> list[tuple[int, float]]:
+        return [(self.fixed, self.a_sequence), *([self.many] if self.many else [])]
 
     def of(self, sequences: int) -> float:
-        return self.fixed + sequences * self.a_sequence
+        return max(fixed + sequences * slope for fixed, slope in self._lines)
 
     def most_sequences(self, capacity: float) -> int:
         """How many sequences a microbatch may have in `capacity` bytes; 0: not even one fits."""
-        return max(0, int((capacity - self.fixed) / self.a_sequence))
+        return max(0, min(int((capacity - fixed) / slope) for fixed, slope in self._lines if slope > 0))
 
 
 def training_need(
@@ -79,6 +86,7 @@ def training_need(
     mask_rate: float,
     autocast: torch.dtype | None,
     ranks: int = 1,
+    accumulates: bool = False,
 ) -> Need:
     """What pretraining on full sequences with AdamW needs; nothing is allocated to find it.
 
@@ -86,12 +94,16 @@ def training_need(
         model: mosaic_bert or hf_bert.
         autocast: dtype of the activations, None for float32.
         ranks: over how many devices the batch is split.
+        accumulates: whether a batch takes several microbatches, so that all gradients are there beside all activations.
     """
-    peaks = [_step_peak(model, sizes, count, sequence_length, mask_rate, autocast) for count in (4, 8)]
-    (few, parameters), (many, _) = peaks
-    slope = (many - few) / 4
-    optimizer = parameters * (ADAM_BYTES + (DDP_BYTES if ranks > 1 else 0))
-    return Need(int(few - 4 * slope) + optimizer, slope)
+    passes = 2 if accumulates else 1
+    lines = []
+    for count in FEW, MANY:
+        peaks = [_step_peak(model, sizes, n, sequence_length, mask_rate, autocast, passes) for n in (count, 2 * count)]
+        (low, parameters), (high, _) = peaks
+        optimizer = parameters * (ADAM_BYTES + (DDP_BYTES if ranks > 1 else 0))
+        lines.append((2 * low - high + optimizer, (high - low) / count))
+    return Need(*lines[0], many=lines[1])
 
 
 def check_fits(need: Need, microbatch: int, capacity: float, where: str) -> None:
@@ -120,15 +132,23 @@ def capacity_here(kind: str, ranks: int) -> float | None:
 
 
 def _step_peak(
-    name: str, sizes: EncoderConfig, sequences: int, length: int, mask_rate: float, autocast: torch.dtype | None
+    name: str,
+    sizes: EncoderConfig,
+    sequences: int,
+    length: int,
+    mask_rate: float,
+    autocast: torch.dtype | None,
+    passes: int = 1,
 ) -> tuple[int, int]:
-    """(most bytes alive, number of parameters) of one forward and backward pass."""
+    """(most bytes alive, number of parameters) of forward and backward passes whose gradients add up."""
     with FakeTensorMode(), LiveBytes() as live:
         model = HFBertForMaskedLM(sizes, length) if name == "hf_bert" else MosaicBertForMaskedLM(sizes)
         batch = (padded_batch if name == "hf_bert" else full_batch)(sequences, length, mask_rate)
-        with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
-            loss, _ = model.masked_lm_loss(batch)
-        loss.backward()
+        for _ in range(passes):
+            with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+                loss, _ = model.masked_lm_loss(batch)
+            loss.backward()
+            del loss
         return live.peak, sum(p.numel() for p in model.parameters())
 
 

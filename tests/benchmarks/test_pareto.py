@@ -300,11 +300,11 @@ def test_several_protocols_are_refused_and_with_the_override_labelled(runs, tmp_
     out = tmp_path / "out"
     assert main([str(folder), "--out", str(out)]) == 2
     error = capsys.readouterr().err
-    assert "differ in start of RTE: mnli in from-mnli; pretrained in mosaic-1" in error and not out.exists()
+    assert "differ in init of RTE: mnli in from-mnli; pretrained in mosaic-1" in error and not out.exists()
     assert main([str(folder), "--out", str(out), "--mixed"]) == 0
     rows = rows_of(out / "pareto.csv")
     assert {name: row["model"] for name, row in rows.items()} == {
-        name: f"{record['model']} [start of RTE {'mnli' if name == 'from-mnli' else 'pretrained'}]"
+        name: f"{record['model']} [init of RTE {'mnli' if name == 'from-mnli' else 'pretrained'}]"
         for name, record in (made | {"from-mnli": other}).items()
     }
     assert "joint_frontier" not in rows["from-mnli"]  # the dearest and best run takes nobody's place on a frontier

@@ -139,7 +139,7 @@ BOTH = {"CoLA": 40.0, "RTE": 60.0}
         (record("b", BOTH, benchmark="demo"), "benchmark: GLUE in a; demo in b"),
         (record("b", BOTH, max_length=128), "protocol.max_length: 256 in a; 128 in b"),
         (record("b", BOTH, seeds="table"), 'protocol.seeds: null in a; "table" in b'),
-        (record("b", BOTH, init="mnli"), "start of CoLA: pretrained in a; mnli in b"),
+        (record("b", BOTH, init="mnli"), "init of CoLA: pretrained in a; mnli in b"),
     ],
 )
 def test_runs_that_were_scored_differently_are_never_mixed(other, says):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForMaskedLM, BertForMaskedLM
 
 from recipe.model.config import EncoderConfig
-from recipe.model.huggingface import HFBertForMaskedLM, HFForSequenceClassification, longest_input
+from recipe.model.huggingface import HFBertForMaskedLM, HFForSequenceClassification, read_family
 
 CONFIG = EncoderConfig(
     vocab_size=320,
@@ -82,7 +82,7 @@ def test_save_and_load(model, batch, tmp_path):
     assert not report["missing_keys"] and not report["unexpected_keys"]
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
     torch.testing.assert_close(loaded.eval()(**inputs).logits, model.bert(**inputs).logits)
-    assert longest_input(tmp_path / "encoder") == 16
+    assert read_family(tmp_path / "encoder").longest == 16
 
 
 def test_classification_starts_from_the_saved_encoder(model, batch, tmp_path):
@@ -94,6 +94,8 @@ def test_classification_starts_from_the_saved_encoder(model, batch, tmp_path):
     types = (torch.arange(16) > 4).long().expand(3, 16)
     logits = classifier.sequence_logits({**batch, "token_type_ids": types})
     assert logits.shape == (3, 3)
-    assert not torch.allclose(logits, classifier.sequence_logits(batch))  # token types are passed on
+    other = classifier.sequence_logits({**batch, "token_type_ids": torch.zeros_like(types)})
+    assert not torch.allclose(logits, other)  # token types are passed on
     with pytest.raises(RuntimeError):
-        classifier.sequence_logits({name: value.repeat(1, 2) for name, value in batch.items() if value.dim() == 2})
+        long = {**batch, "token_type_ids": types}
+        classifier.sequence_logits({name: value.repeat(1, 2) for name, value in long.items() if value.dim() == 2})

@@ -1,3 +1,4 @@
+import json
 import math
 import random
 
@@ -8,7 +9,7 @@ from sklearn import metrics as sk
 from torch import nn
 
 from recipe.data.glue_tasks import Examples
-from recipe.data.sequence_batch import EncodedExamples, count_sequences, count_tokens, encode
+from recipe.data.sequence_batch import EncodedExamples, Form, count_sequences, count_tokens, encode
 from recipe.errors import UserError
 from recipe.training.checkpoint import find_checkpoint
 from recipe.training.classification import Fit, fine_tune
@@ -124,7 +125,7 @@ def fit(seed: int, epochs: float = 3, lr: float = 0.1) -> tuple[Bias, object]:
     model = Bias()
     hardware = find_hardware("cpu", "fp32", 1)
     job = Fit("test", lr=lr, weight_decay=0.0, epochs=epochs, batch_size=4, seed=seed)
-    return model, fine_tune(model, job, numbers(10), {"dev": numbers(5)}, lambda e: e.stream, hardware)
+    return model, fine_tune(model, job, numbers(10), {"dev": numbers(5)}, Form(1000), hardware)
 
 
 def test_every_epoch_is_a_new_order_of_all_examples():
@@ -137,6 +138,61 @@ def test_every_epoch_is_a_new_order_of_all_examples():
     assert outcome.logits["dev"].shape == (5, 1) and outcome.seconds > 0
     assert fit(seed=19)[0].seen == model.seen
     assert fit(seed=717)[0].seen != model.seen
+
+
+@pytest.mark.parametrize("pad_id", [None, 0], ids=["stream", "padded"])
+def test_parts_hold_every_example_once_within_the_budget(pad_id):
+    chance = np.random.default_rng(4)
+    lengths = chance.integers(3, 60, 200)
+    lengths[17] = 250  # alone longer than the budget
+    offsets = np.concatenate([[0], lengths.cumsum()])
+    examples = EncodedExamples(np.ones(offsets[-1], np.int32), np.zeros(offsets[-1], np.int8), offsets, lengths, 0)
+    form = Form(128, pad_id)
+    indices = chance.permutation(200)[:90].tolist()
+    for chosen in (indices, range(200), [17], [3, 1]):
+        parts = form.parts(examples, chosen)
+        assert sorted(i for part in parts for i in part) == sorted(chosen)
+        for part in parts:
+            batch = form.batch(examples, part)
+            assert batch["input_ids"].numel() <= 128 or part == [17]
+    assert form.parts(examples, [3, 1]) == [[3, 1]]  # what fits keeps its order
+    slots = sum(form.batch(examples, part)["input_ids"].numel() for part in form.parts(examples, range(200)))
+    assert slots < 1.3 * offsets[-1]  # sorted, so hardly any padding
+    assert len(form.parts(examples, range(200))) < 1.3 * offsets[-1] / 128
+
+
+@pytest.mark.parametrize("kind", ["mosaic_bert", "hf_bert"])
+def test_a_budget_changes_what_runs_at_a_time_and_not_what_is_learnt(tmp_path, kind):
+    write_encoder(tmp_path, kind)
+    file = tmp_path / "config.json"
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    file.write_text(json.dumps(json.loads(file.read_text()) | no_dropout))
+    checkpoint = find_checkpoint(str(tmp_path))
+    hardware = find_hardware("cpu", "fp32", 1)
+    data = encode(checkpoint.tokenizer, pairs(24), 32)
+    job = Fit("test", lr=1e-3, weight_decay=0.0, epochs=2, batch_size=8, seed=3)
+    found = []
+    for budget in (10_000, 40):
+        torch.manual_seed(0)
+        model = checkpoint.classifier(1, checkpoint.resolve_backends(hardware))
+        for parameter in model.parameters():  # so that texts differ in their predictions
+            parameter.data *= 10 if parameter.dim() == 2 else 1
+        ran, real = [], model.sequence_logits
+
+        def watched(batch, ran=ran, real=real):
+            ran.append(batch["input_ids"].numel())
+            return real(batch)
+
+        model.sequence_logits = watched
+        form = Form(budget, None if checkpoint.streams else checkpoint.pad_id)
+        outcome = fine_tune(model, job, data, {"dev": data}, form, hardware)
+        assert (outcome.batches, outcome.sequences) == (6, 48) and max(ran) <= budget
+        assert len(ran) == 7 if budget == 10_000 else len(ran) > 30
+        found.append(outcome)
+    one, other = found
+    assert one.tokens == other.tokens == 2 * len(data.ids)
+    np.testing.assert_allclose(one.logits["dev"], other.logits["dev"], rtol=1e-3, atol=1e-4)
+    assert np.ptp(one.logits["dev"]) > 0.01  # so that an order that was mixed up would show
 
 
 def test_a_part_of_an_epoch_and_the_learning_rates_of_the_schedule():

@@ -1,0 +1,99 @@
+"""A pool of fine-tuning jobs whose processes are killed, as users run it: by the command, with signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from recipe.config import GlueConfig, load
+from recipe.cost import records
+from recipe.glue import glue
+from tests.test_glue import without_times
+from tests.tiny_encoder import write_inference, write_run, write_sst2
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+
+
+@pytest.fixture
+def yaml(tmp_path) -> Path:
+    """Three tasks, one of which starts from another, four seeds each: twelve jobs."""
+    write_run(tmp_path / "run")
+    write_inference(tmp_path / "data", "MNLI", train=48)
+    write_inference(tmp_path / "data", "RTE", train=160)
+    write_sst2(tmp_path / "data", train=160, dev=16)
+    file = tmp_path / "glue.yaml"
+    file.write_text(
+        f"checkpoint: {tmp_path / 'run'}\ndata: {tmp_path / 'data'}\nmax_length: 48\nepochs: 8\nseeds: 4\ndevice: cpu\n"
+        f"precision: fp32\ncost: {{prices: {ROOT / 'yamls/prices.yaml'}}}\n"
+    )
+    return file
+
+
+def start(yaml: Path, out: Path) -> subprocess.Popen:
+    words = [sys.executable, "-m", "recipe.glue", str(yaml), f"out={out}", "processes=2"]
+    return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+
+
+def workers(parent: int) -> list[int]:
+    """The pool's processes, not the interpreter's own helper."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            ancestor = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if ancestor == parent and b"spawn_main" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:  # it ended meanwhile
+            continue
+    return found
+
+
+def done(out: Path) -> dict[str, float]:
+    """Each finished job with the time at which its record was written."""
+    return {file.parent.name: file.stat().st_mtime for file in (out / "jobs").glob("*/run.json")}
+
+
+def wait_for(condition, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_killed_processes_cost_their_own_jobs_alone(tmp_path, yaml):
+    out = tmp_path / "out"
+    first = start(yaml, out)
+    wait_for(lambda: done(out))
+    os.kill(workers(first.pid)[0], signal.SIGKILL)
+    printed, error = first.communicate(timeout=120)
+    assert first.returncode == 2 and "[1/12]" in printed
+    assert (
+        error.count("\n") == 1
+        and error.startswith("error: a process of the pool was killed")
+        and "processes=1" in error
+    )
+    kept = done(out)
+    assert 0 < len(kept) < 12 and records.read_record(out)["status"] == "running"
+
+    second = start(yaml, out)
+    wait_for(lambda: len(done(out)) > len(kept))
+    children = workers(second.pid)
+    second.kill()
+    printed, _ = second.communicate(timeout=120)
+    assert f"{len(kept)} of 12 jobs were done before" in printed and children
+    wait_for(lambda: not any(Path(f"/proc/{child}/cmdline").exists() for child in children), 30)
+    both = done(out)
+    assert {name: both[name] for name in kept} == kept and len(both) < 12
+
+    record = glue(load(GlueConfig, str(yaml), [f"out={out}"]))
+    assert record["status"] == "finished" and {name: done(out)[name] for name in both} == both
+    unbroken = glue(load(GlueConfig, str(yaml), [f"out={tmp_path / 'unbroken'}"]))
+    assert without_times(record["glue"]) == without_times(unbroken["glue"])
+    of_rte = [json.loads(file.read_text())["job"] for file in sorted((out / "jobs").glob("RTE-*/run.json"))]
+    assert [job["init"] for job in of_rte] == ["mnli"] * 4

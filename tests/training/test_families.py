@@ -1,0 +1,203 @@
+"""Other people's encoders, in Hugging Face's form: tiny random ones with tokenizers trained here, as nothing is downloaded."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from recipe.config import GlueConfig
+from recipe.data.glue_tasks import Examples
+from recipe.data.sequence_batch import encode
+from recipe.errors import UserError
+from recipe.glue import glue
+from recipe.training.checkpoint import find_checkpoint
+from recipe.training.hardware import find_hardware
+from tests.tiny_encoder import ANIMALS, COLOURS, FILLERS, write_encoder, write_inference, write_sst2, write_tokenizer
+
+HARDWARE = find_hardware("cpu", "fp32", 1)
+WORDS = [" ".join(COLOURS + ANIMALS + FILLERS)] * 3
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+POSITIONS = 40
+# model_type: its own settings, and the special tokens of its tokenizer (none: BERT's WordPiece).
+BPE = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+FAMILIES = {
+    "bert": ({}, None),
+    "electra": ({"embedding_size": 16}, None),
+    "albert": ({"embedding_size": 16}, None),
+    "distilbert": ({"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}, None),
+    "deberta-v2": ({"relative_attention": True, "position_biased_input": False}, None),
+    "roberta": ({"type_vocab_size": 1, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}, BPE),
+    "mpnet": ({"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}, BPE),
+    "modernbert": ({"pad_token_id": 1, "cls_token_id": 0, "sep_token_id": 2, "bos_token_id": 0, "eos_token_id": 2}, BPE),
+}  # fmt: skip
+PAIRS = Examples([("the red horse", "a tree"), ("old road", "the very new house and a tiger")], [0, 1])
+
+
+def write_bpe(folder: Path, pair: bool) -> int:
+    """A byte-level BPE tokenizer with RoBERTa's special tokens; `pair`: with its double separator too."""
+    begin, pad, end, unknown, mask = BPE
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=list(BPE), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(WORDS, trainer)
+    if pair:
+        tokenizer.post_processor = processors.RobertaProcessing((end, 2), (begin, 0))
+    else:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{begin} $A {end}", pair=f"{begin} $A {end} $B {end}", special_tokens=[(begin, 0), (end, 2)]
+        )
+    kind = transformers.RobertaTokenizerFast if pair else transformers.PreTrainedTokenizerFast
+    kind(tokenizer_object=tokenizer, bos_token=begin, eos_token=end, cls_token=begin, sep_token=end, pad_token=pad,
+         unk_token=unknown, mask_token=mask).save_pretrained(folder)  # fmt: skip
+    return tokenizer.get_vocab_size()
+
+
+def write_family(folder: Path, kind: str) -> Path:
+    """A folder as `save_pretrained` leaves it, of a masked-language model."""
+    settings, special = FAMILIES[kind]
+    vocabulary = write_bpe(folder, kind == "roberta") if special else write_tokenizer(folder)
+    config = AutoConfig.for_model(
+        kind, **{**TINY, "vocab_size": vocabulary, "max_position_embeddings": POSITIONS, **settings}
+    )
+    torch.manual_seed(3)
+    AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_logits_are_the_librarys_own(tmp_path, kind):
+    folder = write_family(tmp_path / kind, kind)
+    checkpoint = find_checkpoint(str(folder))
+    assert checkpoint.model == ("hf_bert" if kind == "bert" else kind) and checkpoint.run is None
+    model = checkpoint.classifier(3, checkpoint.resolve_backends(HARDWARE)).eval()
+    theirs = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3).eval()
+    given = AutoModelForMaskedLM.from_pretrained(folder).base_model.state_dict()
+    ours = model.model.base_model.state_dict()
+    assert given and all(torch.equal(ours[name], tensor) for name, tensor in given.items())
+    theirs.load_state_dict(model.model.state_dict())  # pooler and classifier are random in both
+    batch = encode(checkpoint.tokenizer, PAIRS, 16).padded([0, 1], checkpoint.pad_id)
+    words = AutoTokenizer.from_pretrained(folder)
+    first, second = zip(*PAIRS.sentences, strict=True)
+    wanted = words(
+        list(first), list(second), padding=True, truncation="longest_first", max_length=16, return_tensors="pt"
+    )
+    assert torch.equal(batch["input_ids"], wanted["input_ids"])
+    assert torch.equal(batch["attention_mask"], wanted["attention_mask"])
+    if not model.token_types:
+        wanted.pop("token_type_ids", None)
+    with torch.no_grad():
+        assert torch.equal(model.sequence_logits(batch), theirs(**wanted).logits)
+    assert model.token_types == (kind in ("bert", "electra", "albert"))
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_the_longest_input_is_known_before_anything_runs(tmp_path, kind):
+    checkpoint = find_checkpoint(str(write_family(tmp_path / kind, kind)))
+    behind_padding = {"roberta": POSITIONS - 2, "mpnet": POSITIONS - 2}
+    unlimited = {"modernbert": None, "deberta-v2": None}
+    assert checkpoint.max_length == {**behind_padding, **unlimited}.get(kind, POSITIONS)
+    longest = checkpoint.max_length or 2 * POSITIONS
+    long = encode(checkpoint.tokenizer, Examples([("red " * 100,)], [0]), longest).padded([0], checkpoint.pad_id)
+    assert long["input_ids"].shape == (1, longest)
+    model = checkpoint.classifier(2, checkpoint.resolve_backends(HARDWARE)).eval()
+    with torch.no_grad():
+        assert model.sequence_logits(long).isfinite().all()
+    if checkpoint.max_length:
+        long = encode(checkpoint.tokenizer, Examples([("red " * 100,)], [0]), longest + 1).padded(
+            [0], checkpoint.pad_id
+        )
+        with pytest.raises((IndexError, RuntimeError)):
+            model.sequence_logits(long)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "modernbert"])
+def test_a_family_is_fine_tuned_and_hands_on_what_mnli_left(tmp_path, kind):
+    write_family(tmp_path / kind, kind)
+    data = tmp_path / "data"
+    write_sst2(data)
+    write_inference(data, "MNLI", train=48)
+    write_inference(data, "RTE", train=32)
+    settings = {"max_length": 38, "seeds": 1, "lr_scale": 100.0, "epochs": 4.0, "device": "cpu", "precision": "fp32"}
+    record = glue(GlueConfig(checkpoint=str(tmp_path / kind), data=str(data), out=str(tmp_path / "out"), **settings))
+    tasks = record["glue"]["tasks"]
+    assert record["model"] == kind and record["backends"]["attention"]["name"] == "transformers"
+    assert tasks["SST-2"]["score"] > 90
+    assert [tasks[name]["init"] for name in ("MNLI", "RTE")] == ["pretrained", "mnli"]
+
+
+def test_a_classifier_of_another_task_is_not_taken_over(tmp_path):
+    folder = write_family(tmp_path / "roberta", "roberta")
+    fitted = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+    torch.nn.init.constant_(fitted.classifier.out_proj.weight, 7.0)
+    fitted.save_pretrained(folder)
+    checkpoint = find_checkpoint(str(folder))
+    for outputs in (2, 3):  # as many labels as there, and others
+        model = checkpoint.classifier(outputs, checkpoint.resolve_backends(HARDWARE)).model
+        assert model.classifier.out_proj.weight.shape[0] == outputs and model.classifier.out_proj.weight.abs().max() < 1
+        assert torch.equal(
+            model.roberta.embeddings.word_embeddings.weight, fitted.roberta.embeddings.word_embeddings.weight
+        )
+
+
+def test_weights_in_several_files_and_in_a_pickle_are_read(tmp_path):
+    whole = write_family(tmp_path / "whole", "bert")
+    model = AutoModelForMaskedLM.from_pretrained(whole)
+    for name, how in (("parts", {"max_shard_size": "20KB"}), ("pickle", {"safe_serialization": False})):
+        shutil.copytree(whole, tmp_path / name)
+        (tmp_path / name / "model.safetensors").unlink()
+        model.save_pretrained(tmp_path / name, **how)
+        checkpoint = find_checkpoint(str(tmp_path / name))
+        assert len(checkpoint.files) == (1 if name == "pickle" else len(list((tmp_path / name).glob("*.safetensors"))))
+        loaded = checkpoint.classifier(2, checkpoint.resolve_backends(HARDWARE)).model.bert.state_dict()
+        for key, tensor in model.bert.state_dict().items():
+            assert torch.equal(loaded[key], tensor)
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        find_checkpoint(str(folder))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_is_no_encoder_is_refused_in_one_line(tmp_path):
+    write_tokenizer(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    decoder = transformers.BertConfig(is_decoder=True)
+    for config in (transformers.GPT2Config(), transformers.BartConfig(), transformers.T5Config(), transformers.ViTConfig(),
+                   decoder):  # fmt: skip
+        config.save_pretrained(tmp_path)
+        assert f"model_type `{config.model_type}` is no encoder" in refused(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
+    assert "no-such-model" in refused(tmp_path)
+
+
+def test_another_models_tokenizer_is_refused_in_one_line(tmp_path):
+    folder = write_family(tmp_path / "roberta", "roberta")
+    write_family(tmp_path / "bert", "bert")
+
+    def swap(pattern: str) -> None:
+        for file in [*folder.glob("*token*"), folder / "vocab.json", folder / "merges.txt"]:
+            file.unlink(missing_ok=True)
+        for file in (tmp_path / pattern).glob("*token*"):
+            shutil.copy(file, folder)
+
+    swap("bert")
+    assert "the tokenizer pads with 0, config.json with 1" in refused(folder)
+    swap("nothing")
+    assert "no tokenizer in it" in refused(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    assert "its tokenizer cannot be loaded" in refused(folder)
+    write_encoder(tmp_path / "ours")
+    write_bpe(tmp_path / "other", pair=True)
+    shutil.copy(tmp_path / "other" / "tokenizer.json", tmp_path / "ours")
+    assert "they are not of one model" in refused(tmp_path / "ours")
