@@ -3,7 +3,8 @@
 Nothing of the size of the scores outlives a group: the backward pass makes them again from q and k. Everything between the
 products is in float32; the products take their inputs in bfloat16 where q has that type (`rounded_products`).
 
-Shapes: T tokens, N heads, H head size, S sequences; G sequences of a group, L their length, R rows of queries at a time.
+Shapes: T tokens, N heads, H head size, S sequences; G sequences of a group, L their length, R rows of queries at a time,
+P rows of the sorted stream, X what stands side by side in a row.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from kernels.cpu.precision import rounded_products
-from kernels.reference import at_least_float32
 
 SCORES = 2**20  # at a time: 4 MiB, which stay in a core's cache between operations
 LEAST_ROWS = 64  # of queries, however long the sequences are: fewer make slow products
@@ -30,61 +30,91 @@ _biases: WeakIdKeyDictionary = WeakIdKeyDictionary()  # by slopes
 
 @dataclass(frozen=True)
 class Group:
-    """Sequences that are computed together."""
+    """Sequences that are computed together, side by side in the sorted stream."""
 
-    rows: Tensor  # (G L,) int64, the tokens of the stream; those of a short sequence's padding are another's
+    first: int  # the row that it begins at
+    sequences: int
     length: int
     hidden: Tensor | None  # (G, 1, 1, L) bool, padding; None where there is none
-    real: Tensor | None  # (real,) int64, the places in `rows` that are no padding
 
-    def gather(self, x_TNH: Tensor) -> Tensor:
-        """(G, N, L, H) in float32, zero where there is padding."""
-        x = at_least_float32(x_TNH[self.rows]).view(-1, self.length, *x_TNH.shape[1:]).transpose(1, 2)
-        return x.contiguous() if self.hidden is None else x.masked_fill(self.hidden.transpose(2, 3), 0.0)
+    def of(self, x_PX: Tensor) -> Tensor:
+        """Its part of a sorted stream, (G, L, X)."""
+        return x_PX[self.first : self.first + self.sequences * self.length].unflatten(0, (self.sequences, self.length))
 
-    def scatter(self, x_GNLH: Tensor, out_TNH: Tensor) -> None:
-        x = x_GNLH.transpose(1, 2).flatten(0, 1).to(out_TNH.dtype)
-        if self.real is None:
-            out_TNH[self.rows] = x
-        else:
-            out_TNH[self.rows[self.real]] = x[self.real]
+
+@dataclass(frozen=True)
+class Plan:
+    """How a stream of T tokens is sorted into P rows, padding among them."""
+
+    groups: list[Group]
+    rows: Tensor | None  # (P,) int64, the token of each row, any for padding; None: sorted already
+    places: Tensor | None  # (T,) int64, the row of each token
+
+    def sort(self, x_TX: Tensor) -> Tensor:
+        return x_TX if self.rows is None else x_TX.index_select(0, self.rows)
+
+    def unsort(self, x_PX: Tensor) -> Tensor:
+        return x_PX if self.places is None else x_PX.index_select(0, self.places)
 
 
 def forward(qkv_T3NH: Tensor, cu_seqlens: Tensor, slopes: Tensor | None, window: int | None) -> Tensor:
     """(T, N, H) in the dtype of qkv."""
-    q_TNH, k_TNH, v_TNH = qkv_T3NH.unbind(1)
-    out_TNH = torch.empty(q_TNH.shape, dtype=q_TNH.dtype)
-    with rounded_products(qkv_T3NH.dtype):
-        for group in _plan(cu_seqlens, q_TNH.shape[1]):
-            q, k, v = (group.gather(x) for x in (q_TNH, k_TNH, v_TNH))
+    tokens, _, heads, size = qkv_T3NH.shape
+    plan = _plan(cu_seqlens, heads)
+    qkv_PX = plan.sort(qkv_T3NH.flatten(1))
+    out_PX = qkv_PX.new_empty((len(qkv_PX), heads * size))
+    with rounded_products(qkv_PX.dtype):
+        for group in plan.groups:
+            q, k, v = _heads_first(group.of(qkv_PX), 3, heads)
             out = torch.empty_like(q)
             for rows, weights in _weights(group, q, k, slopes, window):
                 out[:, :, rows] = weights @ v
-            group.scatter(out, out_TNH)
-    return out_TNH
+            group.of(out_PX).unflatten(2, (heads, size)).copy_(out.transpose(1, 2))
+    return plan.unsort(out_PX).view(tokens, heads, size)
 
 
 def backward(
     dout_TNH: Tensor, qkv_T3NH: Tensor, cu_seqlens: Tensor, slopes: Tensor | None, window: int | None
 ) -> Tensor:
     """The gradient of qkv, (T, 3, N, H)."""
-    q_TNH, k_TNH, v_TNH = qkv_T3NH.unbind(1)
-    dqkv_T3NH = torch.empty(qkv_T3NH.shape, dtype=qkv_T3NH.dtype)
-    scale = q_TNH.shape[-1] ** -0.5
-    with rounded_products(qkv_T3NH.dtype):
-        for group in _plan(cu_seqlens, q_TNH.shape[1]):
-            q, k, v, dout = (group.gather(x) for x in (q_TNH, k_TNH, v_TNH, dout_TNH))
-            dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-            for rows, weights in _weights(group, q, k, slopes, window):
-                dv += weights.transpose(2, 3) @ dout[:, :, rows]
-                dweights = dout[:, :, rows] @ v.transpose(2, 3)
-                # the gradient through the softmax: weights (dweights - sum of weights dweights)
-                torch.ops.aten._softmax_backward_data.out(dweights, weights, -1, weights.dtype, grad_input=dweights)
-                dq[:, :, rows] = dweights @ k
-                dk += dweights.transpose(2, 3) @ q[:, :, rows]
-            for at, x in enumerate((dq.mul_(scale), dk.mul_(scale), dv)):
-                group.scatter(x, dqkv_T3NH[:, at])
-    return dqkv_T3NH
+    _, _, heads, size = qkv_T3NH.shape
+    plan = _plan(cu_seqlens, heads)
+    qkv_PX, dout_PX = plan.sort(qkv_T3NH.flatten(1)), plan.sort(dout_TNH.flatten(1))
+    dqkv_PX = torch.empty_like(qkv_PX)
+    with rounded_products(qkv_PX.dtype):
+        for group in plan.groups:
+            q, k, v = _heads_first(group.of(qkv_PX), 3, heads)
+            dout = _heads_first(group.of(dout_PX), 1, heads)[0]
+            if group.hidden is not None:  # a padded row was given some token's gradient
+                dout.masked_fill_(group.hidden.transpose(2, 3), 0.0)
+            into = group.of(dqkv_PX).unflatten(2, (3, heads, size)).permute(2, 0, 3, 1, 4)
+            _group_backward(group, q, k, v, dout, slopes, window, into)
+    return plan.unsort(dqkv_PX).view(qkv_T3NH.shape)
+
+
+def _group_backward(
+    group: Group, q: Tensor, k: Tensor, v: Tensor, dout: Tensor, slopes: Tensor | None, window: int | None, into: Tensor
+) -> None:
+    """The gradients of q, k, v, each (G, N, L, H), into a tensor (3, G, N, L, H)."""
+    dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    for rows, weights in _weights(group, q, k, slopes, window):
+        dv += weights.transpose(2, 3) @ dout[:, :, rows]
+        dweights = dout[:, :, rows] @ v.transpose(2, 3)
+        # the gradient through the softmax: weights (dweights - sum of weights dweights)
+        torch.ops.aten._softmax_backward_data.out(dweights, weights, -1, weights.dtype, grad_input=dweights)
+        dq[:, :, rows] = dweights @ k
+        dk += dweights.transpose(2, 3) @ q[:, :, rows]
+    scale = q.shape[-1] ** -0.5
+    into[0].copy_(dq.mul_(scale))
+    into[1].copy_(dk.mul_(scale))
+    into[2].copy_(dv)
+
+
+def _heads_first(x_GLX: Tensor, parts: int, heads: int) -> Tensor:
+    """(parts, G, N, L, H) in float32."""
+    x = x_GLX.unflatten(2, (parts, heads, -1)).permute(2, 0, 3, 1, 4)
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return torch.empty(x.shape, dtype=wide).copy_(x)
 
 
 def _weights(
@@ -126,15 +156,33 @@ def _make_bias(
     return bias if window is None else bias.masked_fill_(distance > window, -math.inf)
 
 
-def _plan(cu_seqlens: Tensor, heads: int) -> list[Group]:
-    """The groups of a batch, made once for all its layers and both passes."""
+def _plan(cu_seqlens: Tensor, heads: int) -> Plan:
+    """The plan of a batch, made once for all its layers and both passes."""
     key = (cu_seqlens._version, heads)
     kept = _plans.get(cu_seqlens)
     if kept is None or kept[0] != key:
-        bounds = cu_seqlens.tolist()
-        kept = (key, [_group(bounds, members) for members in together(bounds, heads)])
+        kept = (key, make_plan(cu_seqlens.tolist(), heads))
         _plans[cu_seqlens] = kept
     return kept[1]
+
+
+def make_plan(bounds: list[int], heads: int) -> Plan:
+    groups, rows, places = [], [], torch.empty(bounds[-1], dtype=torch.int64)
+    first = 0
+    for members in together(bounds, heads):
+        starts = torch.tensor([bounds[i] for i in members])[:, None]
+        lengths = torch.tensor([bounds[i + 1] - bounds[i] for i in members])[:, None]
+        position = torch.arange(int(lengths[0]))
+        real = position < lengths  # (G, L)
+        rows.append((starts + position).clamp_(max=bounds[-1] - 1).flatten())
+        places[rows[-1][real.flatten()]] = first + real.flatten().nonzero().flatten()
+        hidden = None if real.all() else ~real[:, None, None]
+        groups.append(Group(first, len(members), len(position), hidden))
+        first += real.numel()
+    in_order = torch.cat(rows) if rows else places
+    if first == len(places) and torch.equal(in_order, torch.arange(first)):
+        return Plan(groups, None, None)
+    return Plan(groups, in_order, places)
 
 
 def together(bounds: list[int], heads: int) -> list[list[int]]:
@@ -153,15 +201,3 @@ def together(bounds: list[int], heads: int) -> list[list[int]]:
         else:
             groups.append([number])
     return groups
-
-
-def _group(bounds: list[int], members: list[int]) -> Group:
-    starts = torch.tensor([bounds[i] for i in members])
-    lengths = torch.tensor([bounds[i + 1] - bounds[i] for i in members])
-    longest = int(lengths[0])
-    position = torch.arange(longest)
-    rows = (starts[:, None] + position).clamp_(max=bounds[-1] - 1).flatten()
-    hidden = position >= lengths[:, None]  # (G, L)
-    if int(lengths[-1]) == longest:
-        return Group(rows, longest, None, None)
-    return Group(rows, longest, hidden[:, None, None], (~hidden).flatten().nonzero().flatten())
