@@ -9,7 +9,7 @@ from kernels import reference
 from kernels.checks import check_backend, may_look_at
 
 # Of logits: enough rows for full speed of the products, and little beside the activations.
-CHUNK_BYTES = {"triton": 512 << 20, "cpu": 64 << 20}
+CHUNK_BYTES = {"triton": 512 << 20, "cpu": 32 << 20}
 
 
 def masked_cross_entropy(

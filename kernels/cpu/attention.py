@@ -3,8 +3,7 @@
 Nothing of the size of the scores outlives a group: the backward pass makes them again from q and k. Everything between the
 products is in float32; the products take their inputs in bfloat16 where q has that type (`rounded_products`).
 
-Shapes: T tokens, N heads, H head size, S sequences; G sequences of a group, L their length, R rows of queries at a time,
-P rows of the sorted stream, X what stands side by side in a row.
+Shapes: T tokens, N heads, H head size, S sequences; G sequences of a group, L their length, R rows of queries at a time.
 """
 
 from __future__ import annotations
@@ -29,74 +28,78 @@ _biases: WeakIdKeyDictionary = WeakIdKeyDictionary()  # by slopes
 
 
 @dataclass(frozen=True)
-class Group:
-    """Sequences that are computed together, side by side in the sorted stream."""
+class Run:
+    """Sequences of one length that follow each other in the stream and in their group."""
 
-    first: int  # the row that it begins at
-    sequences: int
+    start: int  # token
+    first: int  # place in the group
+    count: int
     length: int
-    hidden: Tensor | None  # (G, 1, 1, L) bool, padding; None where there is none
-
-    def of(self, x_PX: Tensor) -> Tensor:
-        """Its part of a sorted stream, (G, L, X)."""
-        return x_PX[self.first : self.first + self.sequences * self.length].unflatten(0, (self.sequences, self.length))
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How a stream of T tokens is sorted into P rows, padding among them."""
+class Group:
+    """Sequences that are computed together, the longest first."""
 
-    groups: list[Group]
-    rows: Tensor | None  # (P,) int64, the token of each row, any for padding; None: sorted already
-    places: Tensor | None  # (T,) int64, the row of each token
+    sequences: int
+    length: int
+    runs: list[Run]
+    hidden: Tensor | None  # (G, 1, 1, L) bool, padding; None where there is none
 
-    def sort(self, x_TX: Tensor) -> Tensor:
-        return x_TX if self.rows is None else x_TX.index_select(0, self.rows)
+    def gather(self, x_TPNH: Tensor) -> Tensor:
+        """(P, G, N, L, H) in float32, zero where there is padding, of P tensors side by side in the stream."""
+        _, parts, heads, size = x_TPNH.shape
+        wide = torch.promote_types(x_TPNH.dtype, torch.float32)
+        make = torch.empty if self.hidden is None else torch.zeros
+        out = make((parts, self.sequences, heads, self.length, size), dtype=wide)
+        for here, there in self._pairs(out, x_TPNH):
+            here.copy_(there)
+        return out
 
-    def unsort(self, x_PX: Tensor) -> Tensor:
-        return x_PX if self.places is None else x_PX.index_select(0, self.places)
+    def scatter(self, x_PGNLH: Tensor, out_TPNH: Tensor) -> None:
+        for here, there in self._pairs(x_PGNLH, out_TPNH):
+            there.copy_(here)
+
+    def _pairs(self, x_PGNLH: Tensor, x_TPNH: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same elements of the one and of the other."""
+        for run in self.runs:
+            stream = x_TPNH[run.start : run.start + run.count * run.length].unflatten(0, (run.count, run.length))
+            yield x_PGNLH[:, run.first : run.first + run.count, :, : run.length], stream.permute(2, 0, 3, 1, 4)
 
 
 def forward(qkv_T3NH: Tensor, cu_seqlens: Tensor, slopes: Tensor | None, window: int | None) -> Tensor:
     """(T, N, H) in the dtype of qkv."""
     tokens, _, heads, size = qkv_T3NH.shape
-    plan = _plan(cu_seqlens, heads)
-    qkv_PX = plan.sort(qkv_T3NH.flatten(1))
-    out_PX = qkv_PX.new_empty((len(qkv_PX), heads * size))
-    with rounded_products(qkv_PX.dtype):
-        for group in plan.groups:
-            q, k, v = _heads_first(group.of(qkv_PX), 3, heads)
+    out_T1NH = torch.empty((tokens, 1, heads, size), dtype=qkv_T3NH.dtype)
+    with rounded_products(qkv_T3NH.dtype):
+        for group in _plan(cu_seqlens, heads):
+            q, k, v = group.gather(qkv_T3NH)
             out = torch.empty_like(q)
             for rows, weights in _weights(group, q, k, slopes, window):
                 out[:, :, rows] = weights @ v
-            group.of(out_PX).unflatten(2, (heads, size)).copy_(out.transpose(1, 2))
-    return plan.unsort(out_PX).view(tokens, heads, size)
+            group.scatter(out[None], out_T1NH)
+    return out_T1NH[:, 0]
 
 
 def backward(
     dout_TNH: Tensor, qkv_T3NH: Tensor, cu_seqlens: Tensor, slopes: Tensor | None, window: int | None
 ) -> Tensor:
     """The gradient of qkv, (T, 3, N, H)."""
-    _, _, heads, size = qkv_T3NH.shape
-    plan = _plan(cu_seqlens, heads)
-    qkv_PX, dout_PX = plan.sort(qkv_T3NH.flatten(1)), plan.sort(dout_TNH.flatten(1))
-    dqkv_PX = torch.empty_like(qkv_PX)
-    with rounded_products(qkv_PX.dtype):
-        for group in plan.groups:
-            q, k, v = _heads_first(group.of(qkv_PX), 3, heads)
-            dout = _heads_first(group.of(dout_PX), 1, heads)[0]
-            if group.hidden is not None:  # a padded row was given some token's gradient
-                dout.masked_fill_(group.hidden.transpose(2, 3), 0.0)
-            into = group.of(dqkv_PX).unflatten(2, (3, heads, size)).permute(2, 0, 3, 1, 4)
-            _group_backward(group, q, k, v, dout, slopes, window, into)
-    return plan.unsort(dqkv_PX).view(qkv_T3NH.shape)
+    dqkv_T3NH = torch.empty(qkv_T3NH.shape, dtype=qkv_T3NH.dtype)
+    with rounded_products(qkv_T3NH.dtype):
+        for group in _plan(cu_seqlens, qkv_T3NH.shape[2]):
+            q, k, v = group.gather(qkv_T3NH)
+            dqkv = _group_backward(group, q, k, v, group.gather(dout_TNH[:, None])[0], slopes, window)
+            group.scatter(dqkv, dqkv_T3NH)
+    return dqkv_T3NH
 
 
 def _group_backward(
-    group: Group, q: Tensor, k: Tensor, v: Tensor, dout: Tensor, slopes: Tensor | None, window: int | None, into: Tensor
-) -> None:
-    """The gradients of q, k, v, each (G, N, L, H), into a tensor (3, G, N, L, H)."""
-    dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    group: Group, q: Tensor, k: Tensor, v: Tensor, dout: Tensor, slopes: Tensor | None, window: int | None
+) -> Tensor:
+    """The gradients of q, k, v, as (3, G, N, L, H)."""
+    gradients = torch.zeros((3, *q.shape), dtype=q.dtype)
+    dq, dk, dv = gradients
     for rows, weights in _weights(group, q, k, slopes, window):
         dv += weights.transpose(2, 3) @ dout[:, :, rows]
         dweights = dout[:, :, rows] @ v.transpose(2, 3)
@@ -104,17 +107,8 @@ def _group_backward(
         torch.ops.aten._softmax_backward_data.out(dweights, weights, -1, weights.dtype, grad_input=dweights)
         dq[:, :, rows] = dweights @ k
         dk += dweights.transpose(2, 3) @ q[:, :, rows]
-    scale = q.shape[-1] ** -0.5
-    into[0].copy_(dq.mul_(scale))
-    into[1].copy_(dk.mul_(scale))
-    into[2].copy_(dv)
-
-
-def _heads_first(x_GLX: Tensor, parts: int, heads: int) -> Tensor:
-    """(parts, G, N, L, H) in float32."""
-    x = x_GLX.unflatten(2, (parts, heads, -1)).permute(2, 0, 3, 1, 4)
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return torch.empty(x.shape, dtype=wide).copy_(x)
+    gradients[:2] *= q.shape[-1] ** -0.5
+    return gradients
 
 
 def _weights(
@@ -131,7 +125,8 @@ def _weights(
         else:
             torch.add(_bias(slopes, window, rows, length, scores.dtype), scores, alpha=size**-0.5, out=scores)
         if group.hidden is not None:
-            scores.masked_fill_(group.hidden, -math.inf)
+            # finite, for a padded query that a window hides from every real key
+            scores.masked_fill_(group.hidden, torch.finfo(scores.dtype).min)
         yield rows, torch.softmax(scores, -1, out=scores)
 
 
@@ -156,33 +151,30 @@ def _make_bias(
     return bias if window is None else bias.masked_fill_(distance > window, -math.inf)
 
 
-def _plan(cu_seqlens: Tensor, heads: int) -> Plan:
-    """The plan of a batch, made once for all its layers and both passes."""
+def _plan(cu_seqlens: Tensor, heads: int) -> list[Group]:
+    """The groups of a batch, made once for all its layers and both passes."""
     key = (cu_seqlens._version, heads)
     kept = _plans.get(cu_seqlens)
     if kept is None or kept[0] != key:
-        kept = (key, make_plan(cu_seqlens.tolist(), heads))
+        bounds = cu_seqlens.tolist()
+        kept = (key, [_group(bounds, members) for members in together(bounds, heads)])
         _plans[cu_seqlens] = kept
     return kept[1]
 
 
-def make_plan(bounds: list[int], heads: int) -> Plan:
-    groups, rows, places = [], [], torch.empty(bounds[-1], dtype=torch.int64)
-    first = 0
-    for members in together(bounds, heads):
-        starts = torch.tensor([bounds[i] for i in members])[:, None]
-        lengths = torch.tensor([bounds[i + 1] - bounds[i] for i in members])[:, None]
-        position = torch.arange(int(lengths[0]))
-        real = position < lengths  # (G, L)
-        rows.append((starts + position).clamp_(max=bounds[-1] - 1).flatten())
-        places[rows[-1][real.flatten()]] = first + real.flatten().nonzero().flatten()
-        hidden = None if real.all() else ~real[:, None, None]
-        groups.append(Group(first, len(members), len(position), hidden))
-        first += real.numel()
-    in_order = torch.cat(rows) if rows else places
-    if first == len(places) and torch.equal(in_order, torch.arange(first)):
-        return Plan(groups, None, None)
-    return Plan(groups, in_order, places)
+def _group(bounds: list[int], members: list[int]) -> Group:
+    lengths = [bounds[i + 1] - bounds[i] for i in members]
+    runs: list[Run] = []
+    for place, (number, length) in enumerate(zip(members, lengths, strict=True)):
+        last = runs[-1] if runs else None
+        if last and last.length == length and bounds[number] == last.start + last.count * length:
+            runs[-1] = Run(last.start, last.first, last.count + 1, length)
+        else:
+            runs.append(Run(bounds[number], place, 1, length))
+    if lengths[-1] == lengths[0]:
+        return Group(len(members), lengths[0], runs, None)
+    hidden = torch.arange(lengths[0]) >= torch.tensor(lengths)[:, None]
+    return Group(len(members), lengths[0], runs, hidden[:, None, None])
 
 
 def together(bounds: list[int], heads: int) -> list[list[int]]:

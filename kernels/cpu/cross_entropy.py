@@ -28,15 +28,16 @@ def forward(
     The first has hidden's dtype, those of weight and bias are float32; all are empty where none are wanted.
     """
     rows, low = (hidden.shape[0], hidden.dtype) if with_gradients else (0, hidden.dtype)
-    decoder, offset = weight.to(low), bias.to(low)
     wide = torch.promote_types(low, torch.float32)
+    decoder, offset = weight.to(low), bias.to(wide)
     dhidden = hidden.new_empty((rows, hidden.shape[1]))
     dweight, dbias = (x.new_zeros(x.shape if with_gradients else (0, *x.shape[1:]), dtype=wide) for x in (weight, bias))
     sums = torch.zeros(2, dtype=wide)
-    for start in range(0, hidden.shape[0], chunk_rows):
-        chunk = slice(start, start + chunk_rows)
-        logits = torch.addmm(offset, hidden[chunk], decoder.T)
-        sums += _losses(logits, labels[chunk], z_loss, label_smoothing, dbias if with_gradients else None)
+    chunks = -(-hidden.shape[0] // chunk_rows)
+    for i in range(chunks):  # all but equal: a small one's products are slow
+        chunk = slice(*(hidden.shape[0] * at // chunks for at in (i, i + 1)))
+        logits = hidden[chunk] @ decoder.T
+        sums += _losses(logits, offset, labels[chunk], z_loss, label_smoothing, dbias if with_gradients else None)
         if with_gradients:
             torch.mm(logits, decoder, out=dhidden[chunk])
             dweight += logits.T @ hidden[chunk]
@@ -44,18 +45,20 @@ def forward(
     return sums.float(), counted.float(), dhidden, dweight.float(), dbias.float()
 
 
-def _losses(logits_RV: Tensor, labels_R: Tensor, z_loss: float, label_smoothing: float, dbias: Tensor | None) -> Tensor:
-    """(summed loss, right predictions). With dbias, to which it is added, the logits become their gradients."""
+def _losses(
+    logits_RV: Tensor, bias_V: Tensor, labels_R: Tensor, z_loss: float, label_smoothing: float, dbias: Tensor | None
+) -> Tensor:
+    """(summed loss, right predictions) of logits without bias. With dbias, which is added to, they become their gradients."""
     vocabulary = logits_RV.shape[1]
     wide = torch.promote_types(logits_RV.dtype, torch.float32)
     present_R1, label_R1 = (labels_R != IGNORED_LABEL)[:, None].to(wide), labels_R[:, None].clamp(min=0)
-    of_label_R1 = logits_RV.gather(1, label_R1).to(wide)
+    of_label_R1 = logits_RV.gather(1, label_R1).to(wide) + bias_V[label_R1]
     greatest_R1, total_R1, mean_R1 = (torch.zeros_like(of_label_R1) for _ in range(3))
     towards_R1 = present_R1 * (label_smoothing - 1)
     at_once = max(1, IN_CACHE // vocabulary)
     for start in range(0, len(labels_R), at_once):
         rows = slice(start, start + at_once)
-        x = logits_RV[rows].to(wide, copy=True)
+        x = logits_RV[rows].to(wide, copy=True).add_(bias_V)
         if label_smoothing:
             mean_R1[rows] = x.mean(1, keepdim=True)
         x.sub_(torch.amax(x, 1, keepdim=True, out=greatest_R1[rows])).exp_()
