@@ -7,10 +7,12 @@ import torch
 
 import kernels
 from kernels import reference
-from kernels.backends import Requirements, resolve
+from kernels.backends import Requirements, Resolved, resolve
 from kernels.cpu.attention import LEAST_ROWS, together
 from kernels.cross_entropy import CHUNK_BYTES
+from recipe.model.encoder import Backends
 from tests.kernels.helpers import assert_as_exact
+from tests.kernels.test_training import PLAIN, loss_curve
 
 DTYPES = (torch.float32, torch.bfloat16)
 LENGTHS = ([1, 3, 63, 0, 127, 128, 129], [1], [130], [64, 64, 5, 64, 0], [0, 0])
@@ -201,3 +203,17 @@ def test_refusals():
         kernels.glu(torch.zeros(2, 4), backend="fast")
     with pytest.raises(ValueError, match="backend=cpu cannot take x, which is on meta"):
         kernels.glu(torch.zeros(2, 4, device="meta"), backend="cpu")
+
+
+def test_loss_curves():
+    """A tiny run's curve is plain torch's, digit for digit in float32, and no further from it in bfloat16 than plain torch is."""
+    own = Backends(Resolved("grouped", "test"), Resolved("cpu", "test"))
+    curves = {}
+    for name, backends in (("own", own), ("plain", PLAIN)):
+        for autocast in (False, True):
+            curves[name, autocast] = loss_curve(backends, autocast, steps=12)
+    exact = curves["plain", False]
+    assert exact[-1] < exact[0] - 0.3
+    torch.testing.assert_close(curves["own", False], exact, atol=1e-4, rtol=0)
+    errors = {name: (curves[name, True] - exact).abs().max() for name in ("own", "plain")}
+    assert errors["own"] <= 2 * errors["plain"] + 1e-3
