@@ -160,6 +160,33 @@ def _triton_packed(
     return torch.ops.bert_kernels.attention_packed(qkv, cu_seqlens, max_seqlen, slopes, window)[0]
 
 
+def _grouped(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    slopes: Tensor | None,
+    window: int | None,
+    dropout_p: float,
+) -> Tensor:
+    return _grouped_packed(torch.stack([q, k, v], 1), cu_seqlens, max_seqlen, slopes, window, dropout_p)
+
+
+def _grouped_packed(
+    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: Tensor | None, window: int | None, dropout_p: float
+) -> Tensor:
+    if qkv.device.type != "cpu":
+        raise ValueError(f"backend=grouped cannot take tensors on {qkv.device}; use backend=triton or sdpa")
+    if dropout_p:
+        raise ValueError(f"backend=grouped cannot take dropout_p={dropout_p}: it has no dropout; use backend=sdpa")
+    if slopes is not None and slopes.requires_grad:
+        raise ValueError(
+            "slopes requires a gradient; backend=grouped makes none for it: give slopes.detach(), or use backend=sdpa"
+        )
+    return torch.ops.bert_kernels.attention_packed(qkv, cu_seqlens, max_seqlen, slopes, window, "grouped")[0]
+
+
 @torch.library.custom_op("bert_kernels::attention", mutates_args=())
 def _forward(
     q: Tensor,
@@ -221,18 +248,29 @@ def _differentiate(ctx, dout: Tensor, _) -> tuple:
 
 @torch.library.custom_op("bert_kernels::attention_packed", mutates_args=())
 def _packed_forward(
-    qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: Tensor | None, window: int | None
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    slopes: Tensor | None,
+    window: int | None,
+    backend: str = "triton",
 ) -> tuple[Tensor, Tensor]:
-    """As `attention`, of one tensor (T, 3, N, H)."""
+    """As `attention`, of one tensor (T, 3, N, H); grouped needs no denominators and gives none."""
+    if backend == "grouped":
+        from kernels.cpu import attention as on_cpu
+
+        out = on_cpu.forward(qkv, cu_seqlens, slopes, window)
+        return out, out.new_empty((qkv.shape[2], 0), dtype=torch.float32)
     from kernels.triton import attention as launcher
 
     return launcher.forward(*qkv.unbind(1), cu_seqlens, max_seqlen, slopes, window)
 
 
 @_packed_forward.register_fake
-def _(qkv, cu_seqlens, max_seqlen, slopes, window):
+def _(qkv, cu_seqlens, max_seqlen, slopes, window, backend="triton"):
     tokens, _, heads, head = qkv.shape
-    return qkv.new_empty((tokens, heads, head)), qkv.new_empty((heads, tokens), dtype=torch.float32)
+    denominators = (heads, 0 if backend == "grouped" else tokens)
+    return qkv.new_empty((tokens, heads, head)), qkv.new_empty(denominators, dtype=torch.float32)
 
 
 @torch.library.custom_op("bert_kernels::attention_packed_backward", mutates_args=())
@@ -245,7 +283,12 @@ def _packed_backward(
     max_seqlen: int,
     slopes: Tensor | None,
     window: int | None,
+    backend: str = "triton",
 ) -> Tensor:
+    if backend == "grouped":
+        from kernels.cpu import attention as on_cpu
+
+        return on_cpu.backward(dout, qkv, cu_seqlens, slopes, window)
     from kernels.triton import attention as launcher
 
     dqkv = qkv.new_empty(qkv.shape)
@@ -254,21 +297,21 @@ def _packed_backward(
 
 
 @_packed_backward.register_fake
-def _(dout, qkv, out, lse, cu_seqlens, max_seqlen, slopes, window):
+def _(dout, qkv, out, lse, cu_seqlens, max_seqlen, slopes, window, backend="triton"):
     return qkv.new_empty(qkv.shape)
 
 
 def _packed_save(ctx, inputs, output) -> None:
-    qkv, cu_seqlens, ctx.max_seqlen, slopes, ctx.window = inputs
+    qkv, cu_seqlens, ctx.max_seqlen, slopes, ctx.window, ctx.backend = inputs
     ctx.save_for_backward(qkv, *output, cu_seqlens, slopes)
 
 
 def _packed_differentiate(ctx, dout: Tensor, _) -> tuple:
     *tensors, cu_seqlens, slopes = ctx.saved_tensors
     dqkv = torch.ops.bert_kernels.attention_packed_backward(
-        dout, *tensors, cu_seqlens, ctx.max_seqlen, slopes, ctx.window
+        dout, *tensors, cu_seqlens, ctx.max_seqlen, slopes, ctx.window, ctx.backend
     )
-    return dqkv, None, None, None, None
+    return dqkv, None, None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
@@ -279,8 +322,9 @@ _BACKENDS = {
     "flash_attn": attention_backends.flash_attn,
     "xformers": attention_backends.xformers,
     "flex": attention_backends.flex,
+    "grouped": _grouped,
     "sdpa": attention_backends.sdpa,
     "reference": reference.attention,
 }
 # Backends that take the packed form as it is; the others are given its three views.
-_PACKED = {"triton": _triton_packed, "flash_attn": attention_backends.flash_attn_packed}
+_PACKED = {"triton": _triton_packed, "grouped": _grouped_packed, "flash_attn": attention_backends.flash_attn_packed}

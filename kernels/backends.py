@@ -92,16 +92,28 @@ def _flex(needs: Requirements) -> str | None:
     return None
 
 
+def _on_cpu(needs: Requirements) -> str | None:
+    return None if needs.device == "cpu" else f"device {needs.device}: written for a CPU"
+
+
+def _grouped(needs: Requirements) -> str | None:
+    if needs.attention_dropout:
+        return f"attention dropout {needs.attention_dropout}: it has none; set it to 0, or take sdpa"
+    return _on_cpu(needs)
+
+
 ATTENTION = (
     Backend("triton", "fused varlen Triton kernels, ALiBi in registers", _triton_attention, slow=_interpreted),
     Backend("flash_attn", "FlashAttention 2, varlen with ALiBi", _flash_attn),
     Backend("xformers", "block-diagonal mask, no ALiBi", _xformers),
     Backend("flex", "torch's flex_attention, masked by sequence", _flex),
+    Backend("grouped", "products over groups of like lengths, for a CPU", _grouped),
     Backend("sdpa", "torch's scaled_dot_product_attention, padded inside", _never),
     Backend("reference", "plain torch, one sequence at a time", _never),
 )
 KERNELS = (
     Backend("triton", "fused Triton kernels", _triton, slow=_interpreted),
+    Backend("cpu", "plain torch in place, gradients by hand", _on_cpu),
     Backend("reference", "plain torch", _never),
 )
 

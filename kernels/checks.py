@@ -73,6 +73,16 @@ def check_triton(name: str, x: torch.Tensor, computes: bool = True) -> None:
         raise ValueError(f"backend=triton cannot take {name}: {reason}; use backend=reference")
 
 
+def check_backend(backend: str, name: str, x: torch.Tensor) -> None:
+    """Raise a `ValueError` for a backend that is none, or that cannot compute with tensor `x`, known to the caller as `name`."""
+    if backend == "triton":
+        check_triton(name, x)
+    elif backend != "cpu":
+        raise ValueError(f"backend={backend!r}: known are triton, cpu, reference")
+    elif x.device.type != "cpu":
+        raise ValueError(f"backend=cpu cannot take {name}, which is on {x.device}; use backend=triton or reference")
+
+
 def head_refusal(head_dim: int) -> str | None:
     """Why the Triton attention cannot take heads of this size, or None."""
     if 0 < head_dim <= 128 and head_dim % 8 == 0:

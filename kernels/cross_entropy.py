@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from kernels import reference
-from kernels.checks import check_triton, may_look_at
+from kernels.checks import check_backend, may_look_at
 
-CHUNK_BYTES = 512 << 20  # of logits: enough rows for full speed of the products, and little beside the activations
+# Of logits: enough rows for full speed of the products, and little beside the activations.
+CHUNK_BYTES = {"triton": 512 << 20, "cpu": 32 << 20}
 
 
 def masked_cross_entropy(
@@ -50,11 +51,13 @@ def masked_cross_entropy(
         raise ValueError(
             f"label_smoothing={label_smoothing}, z_loss={z_loss}; the first must be in 0 to 1, the second not negative"
         )
-    if backend not in _BACKENDS:
-        raise ValueError(f"backend={backend!r}: known are {', '.join(_BACKENDS)}")
+    if backend != "reference":
+        check_backend(backend, "hidden", hidden)
     if may_look_at(labels):
         _check_labels(labels, weight.shape[0])
-    return _BACKENDS[backend](hidden, weight, bias, labels, z_loss, label_smoothing)
+    if backend == "reference":
+        return reference.masked_cross_entropy(hidden, weight, bias, labels, z_loss, label_smoothing)
+    return _chunked(hidden, weight, bias, labels, z_loss, label_smoothing, backend)
 
 
 def _check_labels(labels: Tensor, vocabulary: int) -> None:
@@ -65,20 +68,19 @@ def _check_labels(labels: Tensor, vocabulary: int) -> None:
         )
 
 
-def _triton(
-    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, z_loss: float, label_smoothing: float
+def _chunked(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, z_loss: float, label_smoothing: float, backend: str
 ) -> tuple[Tensor, Tensor]:
-    check_triton("hidden", hidden)
     if not hidden.device == weight.device == bias.device == labels.device:
         devices = ", ".join(f"{n} on {x.device}" for n, x in (("weight", weight), ("bias", bias), ("labels", labels)))
         raise ValueError(f"{devices}; all must be where hidden is, on {hidden.device}")
-    chunk_rows = max(1, CHUNK_BYTES // (weight.shape[0] * hidden.element_size()))
+    chunk_rows = max(1, CHUNK_BYTES[backend] // (weight.shape[0] * hidden.element_size()))
     if chunk_rows > 128:
         chunk_rows -= chunk_rows % 128
     with_gradients = torch.is_grad_enabled() and any(x.requires_grad for x in (hidden, weight, bias))
     sums, counted, *_ = torch.ops.bert_kernels.masked_cross_entropy(
-        hidden, weight, bias.contiguous(), labels.contiguous(), z_loss, label_smoothing, chunk_rows, with_gradients
-    )
+        hidden, weight, bias.contiguous(), labels.contiguous(), z_loss, label_smoothing, chunk_rows, with_gradients, backend
+    )  # fmt: skip
     loss, right = (sums / counted).unbind()
     return loss, right.detach()
 
@@ -93,14 +95,18 @@ def _forward(
     label_smoothing: float,
     chunk_rows: int,
     with_gradients: bool,
+    backend: str = "triton",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from kernels.triton import cross_entropy as kernel
+    if backend == "cpu":
+        from kernels.cpu import cross_entropy as launcher
+    else:
+        from kernels.triton import cross_entropy as launcher
 
-    return kernel.forward(hidden, weight, bias, labels, z_loss, label_smoothing, chunk_rows, with_gradients)
+    return launcher.forward(hidden, weight, bias, labels, z_loss, label_smoothing, chunk_rows, with_gradients)
 
 
 @_forward.register_fake
-def _(hidden, weight, bias, labels, z_loss, label_smoothing, chunk_rows, with_gradients):
+def _(hidden, weight, bias, labels, z_loss, label_smoothing, chunk_rows, with_gradients, backend="triton"):
     numbers = (hidden.new_empty(size, dtype=torch.float32) for size in ((2,), ()))
     dhidden, dweight, dbias = (x if with_gradients else x[:0] for x in (hidden, weight, bias))
     low = torch.float32
@@ -119,10 +125,9 @@ def _save(ctx, inputs, output) -> None:
 def _differentiate(ctx, dsums: Tensor | None, *_) -> tuple:
     """The forward's gradients times that of the summed loss: plain torch, which a compiler fuses with what follows."""
     if dsums is None:
-        return (None,) * 8
+        return (None,) * 9
     gradients = ((x.float() * dsums[0]).to(dtype) for x, dtype in zip(ctx.saved_tensors, ctx.types, strict=True))
-    return (*gradients, None, None, None, None, None)
+    return (*gradients, None, None, None, None, None, None)
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
-_BACKENDS = {"triton": _triton, "reference": reference.masked_cross_entropy}

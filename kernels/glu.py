@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
 from kernels import reference
-from kernels.checks import check_triton
+from kernels.checks import check_backend
 from kernels.dropout import check_probability, dropout_seed
 
 
@@ -30,53 +32,55 @@ def glu(x: Tensor, activation: str = "gelu", dropout_p: float = 0.0, backend: st
     if x.dim() < 1 or x.shape[-1] % 2:
         raise ValueError(f"x has shape {tuple(x.shape)}; the two halves need an even number of columns")
     check_probability(dropout_p)
-    if backend not in _BACKENDS:
-        raise ValueError(f"backend={backend!r}: known are {', '.join(_BACKENDS)}")
-    return _BACKENDS[backend](x, activation, dropout_p)
-
-
-def _triton(x: Tensor, activation: str, dropout_p: float) -> Tensor:
-    check_triton("x", x)
+    if backend == "reference":
+        return reference.glu(x, activation, dropout_p)
+    check_backend(backend, "x", x)
     rows = x.flatten(0, -2) if x.dim() != 2 else x
     if rows.stride(-1) != 1:
         rows = rows.contiguous()
-    out = torch.ops.bert_kernels.glu(rows, activation, dropout_p, dropout_seed(x, dropout_p))
+    out = torch.ops.bert_kernels.glu(rows, activation, dropout_p, dropout_seed(x, dropout_p), backend)
     return out.view(*x.shape[:-1], -1) if x.dim() != 2 else out
 
 
-@torch.library.custom_op("bert_kernels::glu", mutates_args=())
-def _forward(x: Tensor, activation: str, dropout_p: float, seed: Tensor | None) -> Tensor:
-    from kernels.triton import glu as kernel
+def _launcher(backend: str) -> ModuleType:
+    if backend == "cpu":
+        from kernels.cpu import glu as launcher
+    else:
+        from kernels.triton import glu as launcher
+    return launcher
 
-    return kernel.forward(x, activation, dropout_p, seed)
+
+@torch.library.custom_op("bert_kernels::glu", mutates_args=())
+def _forward(x: Tensor, activation: str, dropout_p: float, seed: Tensor | None, backend: str = "triton") -> Tensor:
+    return _launcher(backend).forward(x, activation, dropout_p, seed)
 
 
 @_forward.register_fake
-def _(x: Tensor, activation: str, dropout_p: float, seed: Tensor | None) -> Tensor:
+def _(x, activation, dropout_p, seed, backend="triton"):
     return x.new_empty((x.shape[0], x.shape[1] // 2))
 
 
 @torch.library.custom_op("bert_kernels::glu_backward", mutates_args=())
-def _backward(dout: Tensor, x: Tensor, activation: str, dropout_p: float, seed: Tensor | None) -> Tensor:
-    from kernels.triton import glu as kernel
-
-    return kernel.backward(dout.contiguous(), x, activation, dropout_p, seed)
+def _backward(
+    dout: Tensor, x: Tensor, activation: str, dropout_p: float, seed: Tensor | None, backend: str = "triton"
+) -> Tensor:
+    return _launcher(backend).backward(dout.contiguous(), x, activation, dropout_p, seed)
 
 
 @_backward.register_fake
-def _(dout: Tensor, x: Tensor, activation: str, dropout_p: float, seed: Tensor | None) -> Tensor:
+def _(dout, x, activation, dropout_p, seed, backend="triton"):
     return x.new_empty(x.shape)
 
 
 def _save(ctx, inputs, output) -> None:
-    x, ctx.activation, ctx.dropout_p, seed = inputs
+    x, ctx.activation, ctx.dropout_p, seed, ctx.backend = inputs
     ctx.save_for_backward(x, seed)
 
 
 def _differentiate(ctx, dout: Tensor) -> tuple:
     x, seed = ctx.saved_tensors
-    return torch.ops.bert_kernels.glu_backward(dout, x, ctx.activation, ctx.dropout_p, seed), None, None, None
+    dx = torch.ops.bert_kernels.glu_backward(dout, x, ctx.activation, ctx.dropout_p, seed, ctx.backend)
+    return dx, None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
-_BACKENDS = {"triton": _triton, "reference": reference.glu}

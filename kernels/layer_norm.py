@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
 from kernels import reference
-from kernels.checks import check_triton
+from kernels.checks import check_backend
 from kernels.dropout import check_probability, dropout_seed
 
 MAX_COLUMNS = 8192  # a program holds whole rows in registers
@@ -41,15 +43,11 @@ def layer_norm(
             f"residual is {tuple(residual.shape)} on {residual.device}; it must be as x, {tuple(x.shape)} on {x.device}"
         )
     check_probability(dropout_p)
-    if backend not in _BACKENDS:
-        raise ValueError(f"backend={backend!r}: known are {', '.join(_BACKENDS)}")
-    return _BACKENDS[backend](x, weight, bias, eps, residual, dropout_p)
-
-
-def _triton(x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None, dropout_p: float) -> Tensor:
-    check_triton("x", x)
+    if backend == "reference":
+        return reference.layer_norm(x, weight, bias, eps, residual, dropout_p)
+    check_backend(backend, "x", x)
     columns = x.shape[-1]
-    if columns > MAX_COLUMNS:
+    if backend == "triton" and columns > MAX_COLUMNS:
         raise ValueError(f"x has {columns} columns; backend=triton takes at most {MAX_COLUMNS}: use backend=reference")
     if not x.device == weight.device == bias.device:
         raise ValueError(f"x is on {x.device}, weight on {weight.device}, bias on {bias.device}; all must be on one")
@@ -57,7 +55,7 @@ def _triton(x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tenso
     seed = dropout_seed(x, dropout_p)
     others = None if residual is None else _rows(residual)
     out, _ = torch.ops.bert_kernels.layer_norm(
-        rows, weight.contiguous(), bias.contiguous(), eps, others, dropout_p, seed
+        rows, weight.contiguous(), bias.contiguous(), eps, others, dropout_p, seed, backend
     )
     return out.view(x.shape)
 
@@ -68,17 +66,30 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def _launcher(backend: str) -> ModuleType:
+    if backend == "cpu":
+        from kernels.cpu import layer_norm as launcher
+    else:
+        from kernels.triton import layer_norm as launcher
+    return launcher
+
+
 @torch.library.custom_op("bert_kernels::layer_norm", mutates_args=())
 def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None, dropout_p: float, seed: Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    residual: Tensor | None,
+    dropout_p: float,
+    seed: Tensor | None,
+    backend: str = "triton",
 ) -> tuple[Tensor, Tensor]:
-    from kernels.triton import layer_norm as kernel
-
-    return kernel.forward(x, weight, bias, eps, residual, dropout_p, seed)
+    return _launcher(backend).forward(x, weight, bias, eps, residual, dropout_p, seed)
 
 
 @_forward.register_fake
-def _(x, weight, bias, eps, residual, dropout_p, seed):
+def _(x, weight, bias, eps, residual, dropout_p, seed, backend="triton"):
     return x.new_empty(x.shape), x.new_empty((2, x.shape[0]), dtype=torch.float32)
 
 
@@ -92,15 +103,14 @@ def _backward(
     statistics: Tensor,
     dropout_p: float,
     seed: Tensor | None,
+    backend: str = "triton",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from kernels.triton import layer_norm as kernel
-
     own = _has_own_gradient(x, residual, seed)
-    return kernel.backward(dout.contiguous(), x, weight, bias, residual, statistics, dropout_p, seed, own)
+    return _launcher(backend).backward(dout.contiguous(), x, weight, bias, residual, statistics, dropout_p, seed, own)
 
 
 @_backward.register_fake
-def _(dout, x, weight, bias, residual, statistics, dropout_p, seed):
+def _(dout, x, weight, bias, residual, statistics, dropout_p, seed, backend="triton"):
     dresidual = residual.new_empty(x.shape) if _has_own_gradient(x, residual, seed) else x.new_empty((0, x.shape[1]))
     return x.new_empty(x.shape), dresidual, torch.empty_like(weight), torch.empty_like(bias)
 
@@ -111,7 +121,7 @@ def _has_own_gradient(x: Tensor, residual: Tensor | None, seed: Tensor | None) -
 
 
 def _save(ctx, inputs, output) -> None:
-    x, weight, bias, _, residual, ctx.dropout_p, seed = inputs
+    x, weight, bias, _, residual, ctx.dropout_p, seed, ctx.backend = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(x, weight, bias, residual, output[1], seed)
 
@@ -119,14 +129,13 @@ def _save(ctx, inputs, output) -> None:
 def _differentiate(ctx, dout: Tensor, *_) -> tuple:
     x, weight, bias, residual, statistics, seed = ctx.saved_tensors
     dx, dresidual, dweight, dbias = torch.ops.bert_kernels.layer_norm_backward(
-        dout, x, weight, bias, residual, statistics, ctx.dropout_p, seed
+        dout, x, weight, bias, residual, statistics, ctx.dropout_p, seed, ctx.backend
     )
     if residual is None:
         dresidual = None
     elif not _has_own_gradient(x, residual, seed):
         dresidual = dx
-    return dx, dweight, dbias, None, dresidual, None, None
+    return dx, dweight, dbias, None, dresidual, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
-_BACKENDS = {"triton": _triton, "reference": reference.layer_norm}

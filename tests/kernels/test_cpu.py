@@ -1,0 +1,219 @@
+"""The CPU's own paths against the reference: forward and every gradient, at ugly lengths and each precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import kernels
+from kernels import reference
+from kernels.backends import Requirements, Resolved, resolve
+from kernels.cpu.attention import LEAST_ROWS, together
+from kernels.cross_entropy import CHUNK_BYTES
+from recipe.model.encoder import Backends
+from tests.kernels.helpers import assert_as_exact
+from tests.kernels.test_training import PLAIN, loss_curve
+
+DTYPES = (torch.float32, torch.bfloat16)
+LENGTHS = ([1, 3, 63, 0, 127, 128, 129], [1], [130], [64, 64, 5, 64, 0], [0, 0])
+
+
+def bounds_of(lengths: list[int]) -> torch.Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0).int()
+
+
+def with_gradients(run, leaves: list[torch.Tensor]) -> list[torch.Tensor]:
+    leaves = [x.detach().requires_grad_() for x in leaves]
+    out = run(*leaves)
+    dout = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape).to(out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, leaves, dout, materialize_grads=True)]
+
+
+def compare(run, leaves: list[torch.Tensor], names: str) -> None:
+    """`run(backend, *leaves)` of the backend under test, of the reference, and of the reference in float64."""
+    got = with_gradients(lambda *x: run("own", *x), leaves)
+    plain = with_gradients(lambda *x: run("reference", *x), leaves)
+    exact = with_gradients(lambda *x: run("reference", *x), [x.double() for x in leaves])
+    assert_as_exact(got, plain, exact, names)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize(("window", "alibi"), [(None, True), (None, False), (0, False), (5, True), (100, True)])
+def test_attention(lengths, dtype, window, alibi):
+    torch.manual_seed(0)
+    qkv = torch.randn(sum(lengths), 3, 3, 24).to(dtype)
+    slopes = kernels.alibi_slopes(3) if alibi else None
+
+    def run(backend, x):
+        name = "grouped" if backend == "own" else backend
+        return kernels.attention_packed(x, bounds_of(lengths), max([0, *lengths]), slopes, window, backend=name)
+
+    compare(run, [qkv], "out dqkv")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention_takes_long_sequences_a_few_rows_at_a_time(monkeypatch, dtype):
+    monkeypatch.setattr("kernels.cpu.attention.SCORES", 1)
+    torch.manual_seed(0)
+    lengths = [2 * LEAST_ROWS + 1, LEAST_ROWS]
+    qkv = torch.randn(sum(lengths), 3, 2, 16).to(dtype)
+
+    def run(backend, x):
+        name = "grouped" if backend == "own" else backend
+        return kernels.attention(
+            *x.unbind(1), bounds_of(lengths), lengths[0], kernels.alibi_slopes(2), 70, backend=name
+        )
+
+    compare(run, [qkv], "out dqkv")
+
+
+def test_attention_sees_that_lengths_and_slopes_have_changed():
+    """Both are looked up by the tensor; one that was written into is another."""
+    torch.manual_seed(0)
+    qkv, bounds, slopes = torch.randn(20, 3, 2, 16), bounds_of([8, 12]), kernels.alibi_slopes(2)
+    for _ in range(2):
+        outs = [kernels.attention_packed(qkv, bounds, 12, slopes, backend=name) for name in ("grouped", "reference")]
+        torch.testing.assert_close(*outs, atol=1e-5, rtol=1e-5)
+        bounds[1] = 10
+        slopes *= 3
+
+
+def test_groups():
+    """Full ones together as far as the scores allow, short ones with what is hardly longer, empty ones nowhere."""
+    lengths = [128, 20, 128, 0, 24, 300]
+    assert together(bounds_of(lengths).tolist(), heads=4) == [[5], [0, 2], [4, 1]]
+    assert [len(group) for group in together(bounds_of([512] * 3).tolist(), heads=4)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", list(reference.ACTIVATIONS))
+@pytest.mark.parametrize("rows", [0, 1, 129])
+def test_glu(dtype, activation, rows):
+    torch.manual_seed(0)
+
+    def run(backend, x):
+        return kernels.glu(x, activation, backend="cpu" if backend == "own" else backend)
+
+    compare(run, [torch.randn(rows, 2 * 37).to(dtype)], "out dx")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [0, 1, 129])
+@pytest.mark.parametrize("residual", [True, False])
+def test_layer_norm(dtype, rows, residual):
+    torch.manual_seed(0)
+    leaves = [torch.randn(rows, 37).to(dtype), torch.randn(37), torch.randn(37)]
+    leaves += [torch.randn(rows, 37).to(dtype)] * residual
+
+    def run(backend, x, weight, bias, other=None):
+        return kernels.layer_norm(x, weight, bias, 1e-5, other, backend="cpu" if backend == "own" else backend)
+
+    compare(run, leaves, "out dx dweight dbias dresidual" if residual else "out dx dweight dbias")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [0, 1, 63, 129])
+@pytest.mark.parametrize(("z_loss", "smoothing"), [(0.0, 0.0), (1e-2, 0.1)])
+def test_cross_entropy(monkeypatch, dtype, rows, z_loss, smoothing):
+    """In several chunks, some labels left out."""
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 50 * 101 * 4)
+    monkeypatch.setattr("kernels.cpu.cross_entropy.IN_CACHE", 7 * 101)
+    torch.manual_seed(0)
+    labels = torch.randint(101, (rows,))
+    labels[::5] = reference.IGNORED_LABEL
+    leaves = [torch.randn(rows, 24).to(dtype), torch.randn(101, 24), torch.randn(101)]
+
+    def run(backend, *x):
+        name = "cpu" if backend == "own" else backend
+        return kernels.masked_cross_entropy(*x, labels, z_loss, smoothing, backend=name)[0]
+
+    compare(run, leaves, "loss dhidden dweight dbias")
+    shares = [kernels.masked_cross_entropy(*leaves, labels, backend=name)[1] for name in ("cpu", "reference")]
+    if dtype == torch.float32:  # in bfloat16 logits tie, and each breaks ties as it likes
+        assert torch.equal(*shares)
+
+
+@pytest.mark.parametrize("dropout_p", [0.1, 0.5, 1.0])
+def test_dropout(dropout_p):
+    """The share that is dropped, the scale of the rest, and the same mask in the backward pass; torch's seed rules it."""
+    one, zero = torch.ones(200, 256), torch.zeros(256)
+    x = torch.cat([torch.full((200, 256), 5.0), one], 1).requires_grad_()
+    torch.manual_seed(1)
+    out = kernels.glu(x, "relu", dropout_p, backend="cpu")
+    kept = out != 0
+    assert abs(kept.double().mean().item() - (1 - dropout_p)) < 4 * (0.25 / kept.numel()) ** 0.5
+    assert torch.allclose(out[kept], torch.tensor(5 / max(1 - dropout_p, 1e-9)), rtol=1e-4)
+    (dx,) = torch.autograd.grad(out.sum(), x)
+    assert torch.equal(dx[:, 256:], out)
+    torch.manual_seed(1)
+    assert torch.equal(kernels.glu(x, "relu", dropout_p, backend="cpu"), out)
+
+    torch.manual_seed(2)
+    y = torch.randn(200, 256, requires_grad=True)
+    residual = torch.randn(200, 256, requires_grad=True)
+    weights = torch.randn(200, 256)
+    (dy, dresidual) = torch.autograd.grad(
+        (kernels.layer_norm(y, one[0], zero, 1e-5, residual, dropout_p, backend="cpu") * weights).sum(), (y, residual)
+    )
+    dropped = dy == 0
+    assert abs(dropped.double().mean().item() - dropout_p) < 4 * (0.25 / dropped.numel()) ** 0.5
+    torch.testing.assert_close(dy[~dropped], dresidual[~dropped] / max(1 - dropout_p, 1e-9), rtol=1e-3, atol=1e-5)
+
+
+def test_custom_ops():
+    torch.manual_seed(0)
+    ops = torch.ops.bert_kernels
+    bounds, slopes = bounds_of([3, 9, 9]), kernels.alibi_slopes(2)
+    qkv = torch.randn(21, 3, 2, 8, requires_grad=True)
+    torch.library.opcheck(ops.attention_packed, (qkv, bounds, 9, slopes, None, "grouped"))
+    seed = torch.tensor([7])
+    x = torch.randn(6, 10, requires_grad=True)
+    torch.library.opcheck(ops.glu, (x, "gelu", 0.3, seed, "cpu"))
+    weight, bias = torch.randn(10, requires_grad=True), torch.randn(10, requires_grad=True)
+    torch.library.opcheck(
+        ops.layer_norm, (x, weight, bias, 1e-5, x.detach().clone().requires_grad_(), 0.3, seed, "cpu")
+    )
+    labels = torch.tensor([0, 3, -100, 1, 2, 4])
+    decoder = torch.randn(5, 10, requires_grad=True)
+    arguments = (x, decoder, torch.zeros(5, requires_grad=True), labels, 0.0, 0.0, 4, True, "cpu")
+    torch.library.opcheck(ops.masked_cross_entropy, arguments)
+
+
+def test_the_precision_of_products_is_put_back():
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    qkv = torch.randn(8, 3, 2, 16).bfloat16().requires_grad_()
+    kernels.attention_packed(qkv, bounds_of([8]), 8, backend="grouped").sum().backward()
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+def test_refusals():
+    needs = Requirements("cuda", torch.bfloat16, 64)
+    for kind, name in (("attention", "grouped"), ("kernels", "cpu")):
+        with pytest.raises(ValueError, match=f"model.{kind}={name} cannot run: device cuda: written for a CPU"):
+            resolve(kind, name, needs)
+    with pytest.raises(ValueError, match=r"attention dropout 0.1: it has none; set it to 0, or take sdpa"):
+        resolve("attention", "grouped", Requirements("cpu", torch.float32, 64, attention_dropout=0.1))
+    qkv = torch.zeros(4, 3, 2, 8)
+    with pytest.raises(ValueError, match=r"backend=grouped cannot take dropout_p=0.1"):
+        kernels.attention_packed(qkv, bounds_of([4]), 4, dropout_p=0.1, backend="grouped")
+    with pytest.raises(ValueError, match="slopes requires a gradient; backend=grouped makes none"):
+        kernels.attention_packed(qkv, bounds_of([4]), 4, torch.ones(2, requires_grad=True), backend="grouped")
+    with pytest.raises(ValueError, match="backend='fast': known are triton, cpu, reference"):
+        kernels.glu(torch.zeros(2, 4), backend="fast")
+    with pytest.raises(ValueError, match="backend=cpu cannot take x, which is on meta"):
+        kernels.glu(torch.zeros(2, 4, device="meta"), backend="cpu")
+
+
+def test_loss_curves():
+    """A tiny run's curve is plain torch's, digit for digit in float32, and no further from it in bfloat16 than plain torch is."""
+    own = Backends(Resolved("grouped", "test"), Resolved("cpu", "test"))
+    curves = {}
+    for name, backends in (("own", own), ("plain", PLAIN)):
+        for autocast in (False, True):
+            curves[name, autocast] = loss_curve(backends, autocast, steps=12)
+    exact = curves["plain", False]
+    assert exact[-1] < exact[0] - 0.3
+    torch.testing.assert_close(curves["own", False], exact, atol=1e-4, rtol=0)
+    errors = {name: (curves[name, True] - exact).abs().max() for name in ("own", "plain")}
+    assert errors["own"] <= 2 * errors["plain"] + 1e-3
