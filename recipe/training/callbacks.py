@@ -185,13 +185,13 @@ class Meter(Callback):
 
 
 class AfterBatch(Callback):
-    """Calls `action` after every batch, for who watches a run from outside."""
+    """Calls `action` with the trainer's state after every batch, for who watches a run from outside."""
 
-    def __init__(self, action: Callable[[], object]) -> None:
+    def __init__(self, action: Callable[[State], object]) -> None:
         self.action = action
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        self.action()
+        self.action(state)
 
 
 class RandomStateOnResume(Callback):

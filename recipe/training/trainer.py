@@ -62,6 +62,9 @@ class Trainer(composer.Trainer):
         torch.distributed.all_reduce(tensor, group=self._host)
         return tensor.tolist()
 
+    def _use_closures(self) -> bool:
+        return False  # a closure's loss is read before the optimizer's kernels are queued
+
     def _train_batch(self, use_grad_scaling: bool) -> None:
         """As Composer's, but the loss is not read: None is what Composer itself returns where there is none to log."""
         super()._train_batch(use_grad_scaling)
