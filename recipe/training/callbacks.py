@@ -112,8 +112,8 @@ class Meter(Callback):
         self._lr = state.optimizers[0].param_groups[0]["lr"]  # at the batch's end it is the next one's already
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        tokens, lengths = count_tokens(state.batch), sequence_lengths(state.batch).double()
-        squared = float(lengths.square().sum())
+        tokens, lengths = count_tokens(state.batch), sequence_lengths(state.batch).numpy().astype(float)
+        squared = lengths @ lengths
         counted = [count_sequences(state.batch), tokens["total"], squared, tokens["loss_generating"]]
         self._counted += torch.tensor(counted, dtype=torch.float64)
         self._batches += 1
