@@ -3,9 +3,9 @@
     python -m benchmarks.trainer yamls/pretrain/books-small.yaml batch_size=32
     python -m benchmarks.trainer YAML [key=value ...] --rounds 9 --out benchmarks/results/trainer.json
 
-One model, one optimizer and the same batches in both loops, in turns; a ratio is that of two neighbouring turns, and the median of
-the rounds is given. On a CPU also whether smaller microbatches are faster, with and without the C library keeping freed memory; and
-how time grows with layers and memory with tokens.
+One model, one optimizer and the same batches in both loops, in turns; a ratio is that of two neighbouring turns, and the median
+of the rounds is given. On a CPU also whether smaller microbatches are faster, with the C library keeping freed memory or not;
+and how time grows with layers and memory with tokens.
 """
 
 from __future__ import annotations

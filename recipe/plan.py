@@ -23,7 +23,7 @@ from recipe.errors import UserError
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.flops import training_flops
 from recipe.training.hardware import data_sheet_flops
-from recipe.training.memory import GIB, Need, check_fits, training_need
+from recipe.training.memory import GIB, Need, check_fits, choose_microbatch, training_need
 
 MODELS = {
     "base": "yamls/pretrain/mosaic-bert-base.yaml",
@@ -59,8 +59,14 @@ class Forecast:
 
     @property
     def microbatch(self) -> int:
-        a_rank = self.config.batch_size // (self.count if self.row.kind == "gpu" else 1)
-        return min(self.config.microbatch_size or a_rank, a_rank)
+        a_rank, wanted = (
+            self.config.batch_size // (self.count if self.row.kind == "gpu" else 1),
+            self.config.microbatch_size,
+        )
+        if wanted or not self.row.memory_gib:
+            return min(wanted or a_rank, a_rank)
+        capacity = self.row.memory_gib * GIB
+        return choose_microbatch(self.need, a_rank, 0, capacity, self.row.kind, f"one {self.row.name}").size
 
 
 def forecast(

@@ -81,7 +81,10 @@ def agreed(plan: Plan) -> Plan:
 def build_model(plan: Plan) -> nn.Module:
     if plan.config.model.name == "hf_bert":
         return HFBertForMaskedLM(plan.encoder, plan.config.data.sequence_length)
-    return MosaicBertForMaskedLM(plan.encoder, plan.backends)
+    model = MosaicBertForMaskedLM(plan.encoder, plan.backends)
+    if plan.weights is not None:
+        convert.load_weights(model, plan.weights, str(plan.config.init_from))
+    return model
 
 
 def with_measured_peak(hardware: Hardware) -> Hardware:

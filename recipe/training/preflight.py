@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import torch
 from composer.utils import dist
+from torch import Tensor
 
 from kernels import backends
+from recipe import convert
 from recipe.config import TrainConfig, to_dict
 from recipe.cost import prices, records
 from recipe.data.batch import BIN_SEQUENCES
@@ -23,6 +26,7 @@ from recipe.training.checks import batching_of, check_numbers
 from recipe.training.hardware import Hardware, find_hardware
 
 MODELS = ("mosaic_bert", "hf_bert")
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 MAY_CHANGE_ON_RESUME = (
     "autoresume",
     "log_every",
@@ -47,6 +51,7 @@ class Plan:
     encoder: EncoderConfig
     backends: Backends
     microbatch: memory.Microbatch
+    weights: dict[str, Tensor] | None  # to start from
     ranks: int
     resumes: bool  # from a checkpoint in the output folder
 
@@ -71,7 +76,8 @@ def make_plan(config: TrainConfig) -> Plan:
     chosen = resolve_backends(config, encoder, hardware)
     price = prices.price_of(hardware.name, hardware.kind, config.cost.prices, config.cost.usd_per_hour)
     microbatch = choose_microbatch(config, encoder, hardware, ranks)
-    return Plan(config, info, hardware, price, encoder, chosen, microbatch, ranks, resumes(config))
+    weights = initial_weights(config, encoder, info)
+    return Plan(config, info, hardware, price, encoder, chosen, microbatch, weights, ranks, resumes(config))
 
 
 def choose_microbatch(config: TrainConfig, encoder: EncoderConfig, hardware: Hardware, ranks: int) -> memory.Microbatch:
@@ -111,6 +117,29 @@ def encoder_config(config: TrainConfig, info: DatasetInfo) -> EncoderConfig:
         return EncoderConfig(**{**values, "vocab_size": padded_vocab_size(info.vocabulary.size)})
     except ValueError as error:
         raise UserError(f"model: {error}") from None
+
+
+def initial_weights(config: TrainConfig, encoder: EncoderConfig, info: DatasetInfo) -> dict[str, Tensor] | None:
+    """The weights of `init_from`, of this model's sizes and these shards' vocabulary."""
+    if config.init_from is None:
+        return None
+    if config.model.name == "hf_bert":
+        raise UserError(
+            "init_from: for mosaic_bert alone; hf_bert's positions are made for one length. Leave the key out"
+        )
+    folder = Path(config.init_from)
+    folder = folder / "encoder" if (folder / "encoder").is_dir() else folder
+    sizes, weights = convert.read_encoder(folder)
+    for name in SIZES:
+        there, here = getattr(sizes, name), getattr(encoder, name)
+        if there != here:
+            raise UserError(f"init_from={config.init_from} has {name}={there}, and this run {here}; they must be equal")
+    vocabulary = folder / "vocab.txt"
+    if not vocabulary.is_file() or hashlib.sha256(vocabulary.read_bytes()).hexdigest() != info.vocabulary.sha256:
+        raise UserError(
+            f"init_from={config.init_from} was trained with another vocabulary than that of {config.data.path}"
+        )
+    return weights
 
 
 def resolve_backends(config: TrainConfig, encoder: EncoderConfig, hardware: Hardware) -> Backends:

@@ -14,10 +14,12 @@ from recipe import train
 from recipe.config import TrainConfig, load, run_main
 from recipe.cost.records import read_record
 from recipe.data.batch import Collator
+from recipe.errors import UserError
 from recipe.training import memory
 from recipe.training.callbacks import AfterBatch
 from recipe.training.composer_model import MaskedLM
 from recipe.training.preflight import make_plan
+from tests.tiny_encoder import write_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -140,3 +142,31 @@ def test_another_error_is_no_lack_of_memory(yaml, monkeypatch):
     monkeypatch.setattr(MaskedLM, "forward", fails)
     with pytest.raises(RuntimeError, match="shapes"):
         run(yaml)
+
+
+def test_a_run_starts_from_another_s_encoder_at_longer_sequences(yaml, tmp_path):
+    first = run(yaml, "duration=60ba", "optimizer.lr=3.0e-3")
+    words = ("data.sequence_length=96", "duration=2ba", "log_every=1", f"out={tmp_path / 'longer'}")
+    longer = run(yaml, *words, f"init_from={tmp_path / 'run'}")
+    cold = run(yaml, *words, f"out={tmp_path / 'cold'}")
+    assert longer["loss_curve"][0]["loss"] < cold["loss_curve"][0]["loss"] - 0.3
+    assert longer["config"]["init_from"] == str(tmp_path / "run") and first["status"] == "finished"
+    vocabulary = tmp_path / "run" / "encoder" / "vocab.txt"
+    vocabulary.write_text(vocabulary.read_text().replace("the", "teh"))
+    with pytest.raises(UserError, match="trained with another vocabulary"):
+        run(yaml, f"out={tmp_path / 'other'}", f"init_from={tmp_path / 'run'}")
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("model.vocab_size=1024", "has vocab_size=128, and this run 1024"),
+        ("model.name=hf_bert", "for mosaic_bert alone"),
+        ("init_from=nowhere", "no such file"),
+    ],
+)
+def test_what_a_run_cannot_start_from_is_refused(yaml, tmp_path, word, says):
+    write_encoder(tmp_path / "start")
+    with pytest.raises(UserError, match=says):
+        run(yaml, f"init_from={tmp_path / 'start'}", word)
+    assert not (tmp_path / "run").exists()
