@@ -133,6 +133,9 @@ class TrainConfig:
     """`python -m recipe.train`: shards to an encoder and its bill."""
 
     out: str = MISSING
+    init_from: Optional[str] = (
+        None  # a finished run of the same model, or its encoder folder: its weights, nothing else
+    )
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -140,7 +143,7 @@ class TrainConfig:
     cost: Cost = field(default_factory=Cost)
     duration: str = "70000ba"  # batches (ba), sequences (sp), real tokens (tok) or epochs (ep)
     batch_size: int = 4096  # sequences, over all ranks; with data.batching=tokens as many full-length ones' tokens
-    microbatch_size: int = 0  # sequences a rank at a time; 0: its whole share of the batch
+    microbatch_size: int = 0  # sequences a rank at a time; 0: as many of its share of the batch as fit into memory
     precision: str = "auto"  # auto | amp_bf16 | fp32
     device: str = "auto"  # auto | gpu | cpu
     seed: int = 17

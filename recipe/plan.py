@@ -23,7 +23,7 @@ from recipe.errors import UserError
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.flops import training_flops
 from recipe.training.hardware import data_sheet_flops
-from recipe.training.memory import GIB, Need, check_fits, training_need
+from recipe.training.memory import GIB, Need, check_fits, choose_microbatch, need_of_batch
 
 MODELS = {
     "base": "yamls/pretrain/mosaic-bert-base.yaml",
@@ -60,11 +60,7 @@ class Forecast:
 
     @property
     def microbatch(self) -> int:
-        return microbatch_of(self.config, self.ranks)
-
-    @property
-    def ranks(self) -> int:
-        return ranks_of(self.row, self.count)
+        return microbatch_of(self.config, self.row, self.count, self.need)
 
 
 def forecast(
@@ -94,10 +90,10 @@ def forecast(
     # A GPU trains in bf16; of a CPU only a run on it says whether it can.
     bf16 = config.precision != "fp32" and (row.kind == "gpu" if speed.bf16 is None else speed.bf16)
     autocast, ranks = torch.bfloat16 if bf16 else None, ranks_of(row, count)
-    accumulates = microbatch_of(config, ranks) < config.batch_size // ranks
-    need = training_need(
-        config.model.name, sizes, data.sequence_length, data.mask_rate, autocast, ranks, accumulates=accumulates
-    )
+    need = need_of_batch(
+        config.model.name, sizes, data.sequence_length, data.mask_rate, autocast, ranks,
+        in_pieces=lambda need: microbatch_of(config, row, count, need) < config.batch_size // ranks,
+    )  # fmt: skip
     config = dataclasses.replace(config, duration=f"{batches}ba")
     tokens = round(batches * batch_tokens)
     expected = expectation(config, runs, budget_usd)
@@ -109,9 +105,12 @@ def ranks_of(row: prices.Row, count: int) -> int:
     return count if row.kind == "gpu" else 1
 
 
-def microbatch_of(config: TrainConfig, ranks: int) -> int:
-    share = config.batch_size // ranks
-    return min(config.microbatch_size or share, share)
+def microbatch_of(config: TrainConfig, row: prices.Row, count: int, need: Need) -> int:
+    """As set, or what `recipe.train` would choose there."""
+    share, wanted = config.batch_size // ranks_of(row, count), config.microbatch_size
+    if wanted or not row.memory_gib:
+        return min(wanted or share, share)
+    return choose_microbatch(need, share, 0, row.memory_gib * GIB, row.kind, f"one {row.name}").size
 
 
 def sizes_of(config: TrainConfig) -> EncoderConfig:

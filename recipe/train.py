@@ -7,192 +7,84 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from composer import Evaluator, Event, State, Trainer
+from composer import Callback, Evaluator, Event, State
 from composer.core import DataSpec
 from composer.utils import dist, reproducibility
 from torch import nn
 
-from kernels import backends
 from recipe import convert
 from recipe.config import TrainConfig, run_main, to_dict
 from recipe.cost import prices, records
-from recipe.data import storage
 from recipe.data.batch import Batch, count_sequences, count_tokens, split_batch
-from recipe.data.cache import local_folder, open_dataset
-from recipe.data.shard_files import check_files
-from recipe.data.shards import DatasetInfo
-from recipe.data.stream import check_vocabulary, open_loader
+from recipe.data.cache import local_folder
+from recipe.data.stream import open_loader
 from recipe.errors import UserError
-from recipe.model.config import EncoderConfig, padded_vocab_size
-from recipe.model.encoder import Backends
 from recipe.model.flops import training_flops
 from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.model.huggingface import HFBertForMaskedLM
 from recipe.training import memory
-from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, clock, say
-from recipe.training.checks import batching_of, check_numbers, parse_time, planned_documents
+from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, clock, limit_of, say
+from recipe.training.checks import batching_of, parse_time, planned_documents
 from recipe.training.composer_model import MaskedLM
-from recipe.training.hardware import Hardware, find_hardware, measured_cpu_peak
+from recipe.training.hardware import Hardware, measured_cpu_peak
 from recipe.training.optimizer import build_optimizer
+from recipe.training.preflight import Plan, make_plan
 from recipe.training.quiet import quiet_libraries
 from recipe.training.schedule import build_schedule
-
-MODELS = ("mosaic_bert", "hf_bert")
-MAY_CHANGE_ON_RESUME = (
-    "autoresume",
-    "log_every",
-    "eval_every",
-    "checkpoint_every",
-    "checkpoint_at",
-    "keep_checkpoints",
-    "cost",
-    "device",
-)
-DATA_MAY_CHANGE_ON_RESUME = ("workers", "cache", "cache_gib")  # the batches do not depend on them
+from recipe.training.trainer import Trainer
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """Everything that a run needs, checked, with nothing written yet."""
-
-    config: TrainConfig
-    info: DatasetInfo
-    hardware: Hardware
-    price: prices.Price
-    encoder: EncoderConfig
-    backends: Backends
-    ranks: int
-    resumes: bool  # from a checkpoint in the output folder
-
-    @property
-    def out(self) -> Path:
-        return Path(self.config.out)
-
-
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
     """Pretrain one encoder and return its record, which is also `run.json` in the output folder.
 
+    `callbacks` are Composer's, beside the run's own.
+
     Raises:
-        UserError: before anything is written, for whatever cannot work.
+        UserError: before anything is written, for whatever cannot work; later, if memory runs out.
     """
     plan = make_plan(config)
     if plan.resumes and (record := records.read_record(plan.out))["status"] == "finished":
         say(f"{plan.out} is finished already; nothing to do")
         return record
     dist.initialize_dist("gpu" if plan.hardware.kind == "gpu" else "cpu")
-    dist.barrier()  # no rank writes before every rank has checked
+    plan = agreed(plan)  # no rank writes before every rank has checked
     reproducibility.seed_all(config.seed)
     model = build_model(plan)
     record = start_record(plan, model)
     hardware = with_measured_peak(plan.hardware)
     meter = Meter(hardware, plan.price, lambda sums: step_flops(plan, sums), config.log_every, keep(plan, record))
-    trainer = build_trainer(plan, model, meter)
+    trainer = build_trainer(plan, model, [meter, *callbacks])
     say_start(plan, record, hardware)
     try:
         trainer.fit()
         finish(plan, model, record, meter.progress)
+    except RuntimeError as error:
+        if not memory.out_of_memory(error):
+            raise
+        raise UserError(memory.explain(error, plan.microbatch, hardware.name)) from None
     finally:
         trainer.close()
     return record
 
 
-def make_plan(config: TrainConfig) -> Plan:
-    """Check the config against the machine, the shards and the output folder."""
-    ranks = dist.get_world_size()
-    hardware = find_hardware(config.device, config.precision, ranks)
-    splits = (config.data.train_split, config.data.eval_split)
-    info, folder = open_dataset(config.data, splits), local_folder(config.data)
-    for split in splits:
-        check_files(folder, split, storage.is_remote(config.data.path))
-    check_vocabulary(folder, info)
-    check_numbers(config, info, ranks)
-    encoder = encoder_config(config, info)
-    chosen = resolve_backends(config, encoder, hardware)
-    price = prices.price_of(hardware.name, hardware.kind, config.cost.prices, config.cost.usd_per_hour)
-    check_memory(config, encoder, hardware, ranks)
-    return Plan(config, info, hardware, price, encoder, chosen, ranks, resumes(config))
-
-
-def check_memory(config: TrainConfig, encoder: EncoderConfig, hardware: Hardware, ranks: int) -> None:
-    """The largest microbatch fits, or is refused before anything is written."""
-    capacity = memory.capacity_here(hardware.kind, ranks)
-    if capacity is None:
-        return
-    data, model = config.data, config.model.name
-    need = memory.training_need(model, encoder, data.sequence_length, data.mask_rate, hardware.autocast, ranks)
-    memory.check_fits(need, microbatch_of(config, ranks), capacity, hardware.name)
-
-
-def microbatch_of(config: TrainConfig, ranks: int) -> int:
-    a_rank = config.batch_size // ranks
-    return min(config.microbatch_size or a_rank, a_rank)
-
-
-def encoder_config(config: TrainConfig, info: DatasetInfo) -> EncoderConfig:
-    model = config.model
-    if model.name not in MODELS:
-        raise UserError(f"model.name={model.name}: known are {', '.join(MODELS)}")
-    if model.vocab_size is not None and model.vocab_size != info.vocabulary.size:
-        raise UserError(
-            f"model.vocab_size={model.vocab_size}, but the shards in {config.data.path} were made with a vocabulary of "
-            f"{info.vocabulary.size}; leave the key out, or prepare the shards again with the other vocabulary"
-        )
-    shared = {f.name for f in dataclasses.fields(EncoderConfig)} & {f.name for f in dataclasses.fields(model)}
-    values = {name: getattr(model, name) for name in shared}
-    try:
-        return EncoderConfig(**{**values, "vocab_size": padded_vocab_size(info.vocabulary.size)})
-    except ValueError as error:
-        raise UserError(f"model: {error}") from None
-
-
-def resolve_backends(config: TrainConfig, encoder: EncoderConfig, hardware: Hardware) -> Backends:
-    if config.model.name == "hf_bert":
-        for key in ("attention", "kernels"):
-            if getattr(config.model, key) != "auto":
-                raise UserError(f"model.{key}: hf_bert runs on Hugging Face's own code; leave the key out")
-        return Backends(*[backends.Resolved("transformers", "Hugging Face's own BERT, attention by torch SDPA")] * 2)
-    needs = backends.Requirements(
-        hardware.device, hardware.activation_dtype, encoder.head_dim, encoder.attention_probs_dropout_prob
-    )
-    try:
-        return Backends(
-            backends.resolve("attention", config.model.attention, needs),
-            backends.resolve("kernels", config.model.kernels, needs),
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
-def resumes(config: TrainConfig) -> bool:
-    """Whether the output folder holds this very run; a folder that holds another is refused."""
-    out = Path(config.out)
-    if not out.exists() or not any(out.iterdir()):
-        return False
-    if not (out / records.FILE_NAME).is_file():
-        raise UserError(f"out={out} is not empty and holds no run; choose another folder")
-    if not config.autoresume:
-        raise UserError(f"out={out} holds a run already; choose another folder, or continue it with autoresume=true")
-    before, now = records.read_record(out)["config"], to_dict(config)
-    for of_run in (before, now):
-        of_run["data"] = {key: value for key, value in of_run["data"].items() if key not in DATA_MAY_CHANGE_ON_RESUME}
-    for key in now:
-        if key not in MAY_CHANGE_ON_RESUME and before.get(key) != now[key]:
-            raise UserError(
-                f"out={out} holds a run with {key}={before.get(key)}, and now {key}={now[key]}; "
-                "resume with the same settings, or choose another folder"
-            )
-    return True
+def agreed(plan: Plan) -> Plan:
+    """With the smallest microbatch that any rank chose: their devices may have more or less memory free."""
+    size = torch.tensor(plan.microbatch.size, device=plan.hardware.device)
+    dist.all_reduce(size, reduce_operation="MIN")
+    return dataclasses.replace(plan, microbatch=dataclasses.replace(plan.microbatch, size=int(size)))
 
 
 def build_model(plan: Plan) -> nn.Module:
     if plan.config.model.name == "hf_bert":
         return HFBertForMaskedLM(plan.encoder, plan.config.data.sequence_length)
-    return MosaicBertForMaskedLM(plan.encoder, plan.backends)
+    model = MosaicBertForMaskedLM(plan.encoder, plan.backends)
+    if plan.weights is not None:
+        convert.load_weights(model, plan.weights, str(plan.config.init_from))
+    return model
 
 
 def with_measured_peak(hardware: Hardware) -> Hardware:
@@ -211,20 +103,19 @@ def step_flops(plan: Plan, sums: Sums) -> float:
     return training_flops(sizes, not baseline, sums.tokens, sums.squared_lengths, predicted)
 
 
-def build_trainer(plan: Plan, model: nn.Module, meter: Meter) -> Trainer:
+def build_trainer(plan: Plan, model: nn.Module, callbacks: Sequence[Callback]) -> Trainer:
     config, gpu = plan.config, plan.hardware.kind == "gpu"
-    a_rank, microbatch = config.batch_size // plan.ranks, microbatch_of(config, plan.ranks)
     optimizer_model = MaskedLM(model, plan.hardware.device, plan.hardware.autocast)
     random_state = RandomStateOnResume()
     trainer = Trainer(
         model=optimizer_model,
         optimizers=build_optimizer(model, config.optimizer),
         schedulers=build_schedule(config.schedule),
-        train_dataloader=data_spec(plan, train=True, batch_size=a_rank),
-        eval_dataloader=evaluator(plan, microbatch),
+        train_dataloader=data_spec(plan, train=True, batch_size=config.batch_size // plan.ranks),
+        eval_dataloader=evaluator(plan),
         eval_interval=interval(config, config.eval_every),
         max_duration=config.duration,
-        device_train_microbatch_size=microbatch,
+        device_train_microbatch_size=plan.microbatch.size,
         accumulate_train_batch_on_tokens=True,
         device="gpu" if gpu else "cpu",
         precision="fp32",  # Composer's own; the model brings its autocast, on a CPU too
@@ -236,7 +127,7 @@ def build_trainer(plan: Plan, model: nn.Module, meter: Meter) -> Trainer:
         save_interval=save_interval(config),
         save_num_checkpoints_to_keep=config.keep_checkpoints,
         autoresume=plan.resumes,
-        callbacks=[meter, random_state],
+        callbacks=[*callbacks, random_state],
         progress_bar=False,
     )
     random_state.saved = trainer._rng_state  # Composer offers no public way to it
@@ -291,14 +182,17 @@ def batch_weight(batch: Batch) -> dict[str, float]:
     return {**counts, "loss_generating": max(counts["loss_generating"], 1e-9)}
 
 
-def evaluator(plan: Plan, batch_size: int) -> Evaluator:
-    wanted = plan.config.data.eval_documents
+def evaluator(plan: Plan) -> Evaluator:
+    """What is evaluated does not depend on the memory: the microbatch only says how much of it at a time."""
+    wanted, batch_size = plan.config.data.eval_documents, plan.config.batch_size // plan.ranks
+    if wanted:
+        batch_size = min(batch_size, -(-wanted // plan.ranks))
     return Evaluator(
         label="eval",
         dataloader=data_spec(plan, train=False, batch_size=batch_size),
         metric_names=["loss", "masked_accuracy"],
         subset_num_batches=-(-wanted // (batch_size * plan.ranks)) if wanted else -1,
-        device_eval_microbatch_size=batch_size,
+        device_eval_microbatch_size=plan.microbatch.size,
     )
 
 
@@ -320,6 +214,7 @@ def start_record(plan: Plan, model: nn.Module) -> dict[str, Any]:
         )
         record["encoder"] = dataclasses.asdict(plan.encoder)
         record["precision"] = str(hardware.activation_dtype).removeprefix("torch.")
+    record["microbatch"] = dataclasses.asdict(plan.microbatch)
     if dist.get_global_rank() == 0:
         records.write_record(plan.out, record)
         describe_encoder(plan, model)
@@ -343,6 +238,7 @@ def keep(plan: Plan, record: dict[str, Any]):
         total = progress.total
         record["cost"] = prices.bill(total.seconds, plan.hardware.count, plan.price, plan.hardware.kind)
         record.update({name: getattr(total, name) for name in ("tokens", "sequences", "batches")})
+        record["waiting_for_data"] = limit_of(total)
         record["loss_curve"], record["eval_curve"] = progress.loss_curve, progress.eval_curve
         record["eval"] = progress.eval_curve[-1] if progress.eval_curve else None
         if dist.get_global_rank() == 0:
@@ -367,6 +263,11 @@ def finish(plan: Plan, model: nn.Module, record: dict[str, Any], progress: Progr
         f"{plan.config.data.eval_mask_rate:.0%} masking; {record['tokens']:,} tokens in {clock(cost['seconds'])}, "
         f"${cost['usd']:.4f}"
     )
+    limit = record["waiting_for_data"]
+    remedy = "; more data.workers may help" if limit["limit"] == "loader" else ""
+    say(
+        f"  the {limit['limit']} was the limit: {limit['waiting']:.1%} of the time went into waiting for the next batch{remedy}"
+    )
 
 
 def say_start(plan: Plan, record: dict[str, Any], hardware: Hardware) -> None:
@@ -378,11 +279,20 @@ def say_start(plan: Plan, record: dict[str, Any], hardware: Hardware) -> None:
     for kind in ("attention", "kernels"):
         choice = getattr(plan.backends, kind)
         say(f"  {kind}: {choice.name} ({choice.why})")
+    say(f"  {microbatch_line(plan)}")
     split = plan.info.split(plan.config.data.train_split)
     say(
         f"  {split.documents:,} documents, {split.tokens:,} tokens in {plan.config.data.path}; ${plan.price.usd_per_hour}"
         f" an hour a {unit[:-1]} ({plan.price.source})"
     )
+
+
+def microbatch_line(plan: Plan) -> str:
+    chosen = plan.microbatch
+    line = f"microbatch: {chosen.size} of {plan.config.batch_size // plan.ranks} sequences ({chosen.why}"
+    if chosen.need is None:
+        return f"{line})"
+    return f"{line}; {chosen.need / memory.GIB:.2f} GiB of {chosen.capacity / memory.GIB:.1f} GiB free)"
 
 
 def main(config: TrainConfig) -> None:

@@ -110,7 +110,7 @@ def test_train_refuses_what_does_not_fit_before_anything_is_written(yaml, tmp_pa
     monkeypatch.setattr("recipe.training.memory.capacity_here", lambda *_: 3 * 2**20)
     from recipe.config import run_main
 
-    assert run_main(TrainConfig, train.main, [str(yaml), "batch_size=512"]) == 2
+    assert run_main(TrainConfig, train.main, [str(yaml), "batch_size=512", "microbatch_size=512"]) == 2
     error = capsys.readouterr().err
     assert "microbatch_size=512 needs" in error and "set microbatch_size=" in error and error.count("\n") == 1
     assert not (tmp_path / "measured").exists()

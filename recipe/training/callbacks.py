@@ -17,6 +17,8 @@ from recipe.data.batch import count_sequences, count_tokens, sequence_lengths
 from recipe.training.hardware import Hardware
 from recipe.training.schedule import elapsed
 
+LOADER_LIMIT = 0.1  # share of the time spent waiting for data above which the loader is what limits a run
+
 
 @dataclass
 class Sums:
@@ -30,6 +32,9 @@ class Sums:
     masked_accuracy: float = 0.0  # times masked tokens
     batches: int = 0
     seconds: float = 0.0  # of training: evaluation and checkpoints are not in it
+    waiting: float = (
+        0.0  # seconds of these in which the device had nothing to do until its next batch came; a rank's mean
+    )
 
     def add(self, other: Sums) -> None:
         for name, value in dataclasses.asdict(other).items():
@@ -72,6 +77,8 @@ class Meter(Callback):
         self._batches = 0
         self._lr = 0.0  # of the last step
         self._clock = 0.0  # when it was last read
+        self._asked = (0.0, False)  # when the loader was asked for a batch, and whether the device was idle already
+        self._waiting = 0.0  # on this rank, not yet in `_line`
 
     def fit_start(self, state: State, logger: Logger) -> None:
         self._clock = time.perf_counter()
@@ -86,6 +93,18 @@ class Meter(Callback):
         say(f"batch {total.batches:>6} evaluation: loss {values['loss']:.3f}  accuracy {values['masked_accuracy']:.3f}")
         self._clock = time.perf_counter()
 
+    def before_dataloader(self, state: State, logger: Logger) -> None:
+        self._asked = (time.perf_counter(), self._device_is_idle())
+
+    def after_dataloader(self, state: State, logger: Logger) -> None:
+        asked, was_idle = self._asked
+        if was_idle or self._device_is_idle():
+            self._waiting += time.perf_counter() - asked
+
+    def _device_is_idle(self) -> bool:
+        """Whether it has nothing left to do, and so waits with the host. Asked, not waited for."""
+        return self.hardware.kind != "gpu" or torch.cuda.current_stream().query()
+
     def after_loss(self, state: State, logger: Logger) -> None:
         outputs, masked = state.outputs, count_tokens(state.batch)["loss_generating"]
         measured = torch.stack([outputs["loss"].detach(), outputs["masked_accuracy"]]) * masked
@@ -93,8 +112,8 @@ class Meter(Callback):
         self._lr = state.optimizers[0].param_groups[0]["lr"]  # at the batch's end it is the next one's already
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        tokens, lengths = count_tokens(state.batch), sequence_lengths(state.batch).double()
-        squared = float(lengths.square().sum())
+        tokens, lengths = count_tokens(state.batch), sequence_lengths(state.batch).numpy().astype(float)
+        squared = lengths @ lengths
         counted = [count_sequences(state.batch), tokens["total"], squared, tokens["loss_generating"]]
         self._counted += torch.tensor(counted, dtype=torch.float64)
         self._batches += 1
@@ -121,15 +140,19 @@ class Meter(Callback):
             torch.cuda.synchronize()
         now = time.perf_counter()
         passed, self._clock = now - self._clock, now
-        measured = torch.zeros(2) if self._measured is None else self._measured
-        everything = torch.cat([self._counted.to(measured.device), measured.double()])
+        device = self.hardware.device
+        measured = torch.zeros(2, device=device) if self._measured is None else self._measured
+        waiting = torch.tensor([self._waiting / dist.get_world_size()], dtype=torch.float64)
+        everything = torch.cat([torch.cat([self._counted, waiting]).to(device), measured.double()])
         dist.all_reduce(everything)
-        sequences, tokens, squared, masked, loss, accuracy = everything.tolist()
-        gathered = Sums(int(sequences), int(tokens), squared, int(masked), loss, accuracy, self._batches, passed)
+        sequences, tokens, squared, masked, waited, loss, accuracy = everything.tolist()
+        gathered = Sums(
+            int(sequences), int(tokens), squared, int(masked), loss, accuracy, self._batches, passed, waited
+        )
         self._line.add(gathered)
         self.progress.total.add(gathered)
         self._counted.zero_()
-        self._measured, self._batches = None, 0
+        self._measured, self._batches, self._waiting = None, 0, 0.0
 
     def _write_line(self, state: State, logger: Logger) -> None:
         self._gather()
@@ -145,6 +168,7 @@ class Meter(Callback):
             "masked_accuracy": line.masked_accuracy / masked,
             "tokens_per_s": line.tokens / line.seconds,
             "mfu": self.flops_of(line) / line.seconds / peak if peak else None,
+            "waiting": line.waiting / line.seconds,
         }
         self.progress.loss_curve.append(row)
         logger.log_metrics({f"train/{name}": value for name, value in row.items() if value is not None})
@@ -152,11 +176,22 @@ class Meter(Callback):
         usd = bill(total.seconds, self.hardware.count, self.price, self.hardware.kind)["usd"]
         eta = total.seconds * (1 - done) / done if done else 0.0
         mfu = "" if row["mfu"] is None else f"  MFU {row['mfu']:.0%}"
+        waiting = f"  waiting for data {row['waiting']:.0%}" if row["waiting"] >= LOADER_LIMIT else ""
         say(
             f"batch {row['batch']:>6} ({done:4.0%})  loss {row['loss']:.3f}  accuracy {row['masked_accuracy']:.3f}"
-            f"  lr {row['lr']:.1e}  {row['tokens_per_s']:,.0f} tokens/s{mfu}  ${usd:,.4f}  ETA {clock(eta)}"
+            f"  lr {row['lr']:.1e}  {row['tokens_per_s']:,.0f} tokens/s{mfu}{waiting}  ${usd:,.4f}  ETA {clock(eta)}"
         )
         self.on_line(self.progress)
+
+
+class AfterBatch(Callback):
+    """Calls `action` with the trainer's state after every batch, for who watches a run from outside."""
+
+    def __init__(self, action: Callable[[State], object]) -> None:
+        self.action = action
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self.action(state)
 
 
 class RandomStateOnResume(Callback):
@@ -172,6 +207,12 @@ class RandomStateOnResume(Callback):
         if self.saved is not None:
             reproducibility.load_rng_state(self.saved)
             self.saved = None
+
+
+def limit_of(total: Sums) -> dict[str, Any]:
+    """Whether the loader or the model limited a run, for its record."""
+    share = total.waiting / total.seconds if total.seconds else 0.0
+    return {"limit": "loader" if share >= LOADER_LIMIT else "model", "waiting": share}
 
 
 def say(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -32,6 +33,11 @@ _PEAK_TFLOPS = {
 }
 
 
+# mallopt's parameters in glibc's malloc.h, and its defaults.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_MALLOC = {True: {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1}, False: {_M_MMAP_MAX: 65536, _M_TRIM_THRESHOLD: 128 << 10}}
+
+
 @dataclass(frozen=True)
 class Hardware:
     """The devices of the whole run, all ranks together."""
@@ -49,6 +55,15 @@ class Hardware:
     @property
     def activation_dtype(self) -> torch.dtype:
         return self.autocast or torch.float32
+
+
+def keep_freed_memory(keep: bool = True) -> None:
+    """Let the C library keep what large CPU tensors leave behind for the next ones, and not give it back to the system, which
+    clears every page of it again at each step. Does nothing where the C library is not glibc."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in _MALLOC[keep].items():
+            mallopt(parameter, value)
 
 
 def find_hardware(device: str, precision: str, ranks: int) -> Hardware:

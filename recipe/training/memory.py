@@ -1,4 +1,5 @@
-"""The memory that pretraining needs, found by doing one step on tensors that have shapes but no storage.
+"""The memory that pretraining needs, found by doing one step on tensors that have shapes but no storage, and the microbatch
+that follows from it.
 
 The step is the model's own code, so there is no formula to keep true. It is traced with the operations of a CPU (attention by
 torch's scaled_dot_product_attention, kernels in plain torch), which keep at least what the fused ones keep.
@@ -6,8 +7,10 @@ torch's scaled_dot_product_attention, kernels in plain torch), which keep at lea
 
 from __future__ import annotations
 
+import math
 import re
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,14 +30,18 @@ GIB = 2**30
 FEW, MANY = 4, 1024  # sequences of the steps that are traced, and twice as many
 ADAM_BYTES = 8  # two float32 moments of each parameter
 DDP_BYTES = 4  # the buckets in which several ranks add their gradients up
+# What an automatic microbatch leaves free: libraries' workspaces and what the allocator cannot use; on a CPU the system's share.
+MARGIN = {"gpu": 0.10, "cpu": 0.20}
+CPU_TOKENS = 4096  # of an automatic microbatch on a CPU: more is slower there (benchmarks/results/trainer.json)
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all storages that operations made and that still live, and the most there were at once."""
+    """Counts the bytes of all storages that operations made and that still live, the most there were at once, and the largest
+    of them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = self.largest = 0
         self._alive: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -50,7 +57,7 @@ class LiveBytes(TorchDispatchMode):
             return
         self._alive.add(key)
         self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
+        self.peak, self.largest = max(self.peak, self.now), max(self.largest, storage.nbytes())
         weakref.finalize(storage, self._remove, key, storage.nbytes())
 
     def _remove(self, key: int, size: int) -> None:
@@ -106,6 +113,63 @@ def training_need(
     return Need(*lines[0], many=lines[1])
 
 
+def need_of_batch(*of_step: Any, in_pieces: Callable[[Need], bool]) -> Need:
+    """`training_need` of the same arguments; where `in_pieces` says of it that a batch takes several microbatches, that of these."""
+    need = training_need(*of_step)
+    return training_need(*of_step, accumulates=True) if in_pieces(need) else need
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """How many sequences a rank takes at a time, in training and in evaluation, and why."""
+
+    size: int
+    why: str
+    need: float | None = None  # bytes of one device; None where the system does not say what there is
+    capacity: float | None = None  # bytes that were free
+
+
+def choose_microbatch(
+    need: Need, share: int, wanted: int, capacity: float, kind: str, where: str, *, multiple: int = 1, most: int = 0
+) -> Microbatch:
+    """The microbatch that was asked for, or the largest that fits with a margin.
+
+    An automatic one divides the rank's share of the batch evenly: as many microbatches as there must be, none of them small.
+
+    Args:
+        share: sequences of a batch that one rank has.
+        wanted: 0 for an automatic one.
+        capacity: bytes free on the device.
+        kind: gpu or cpu.
+        multiple: the microbatch must be one of it; `share` is.
+        most: sequences that an automatic one has at most for the sake of speed; 0: as many as fit.
+
+    Raises:
+        UserError: what was asked for does not fit, or nothing does.
+    """
+    if wanted:
+        size = min(wanted, share)
+        check_fits(need, size, capacity, where)
+        return Microbatch(size, "as set" if size == wanted else "all of the batch", need.of(size), capacity)
+    margin = MARGIN[kind]
+    fitting = need.most_sequences((1 - margin) * capacity) // multiple * multiple
+    if not fitting:
+        check_fits(need, multiple, (1 - margin) * capacity, where)
+    size = even_part(share, min(fitting, max(most, multiple)) if most else fitting, multiple)
+    why = f"the largest even part of {share} that leaves {margin:.0%} free"
+    if size == share:
+        why = "all of the batch"
+    elif most and size <= most < fitting:
+        why = f"an even part of {share}; more is slower on a CPU"
+    return Microbatch(size, f"automatic: {why}", need.of(size), capacity)
+
+
+def even_part(share: int, most: int, multiple: int = 1) -> int:
+    """`share` in as few pieces of at most `most` as there can be, which differ as little as they can: the largest piece."""
+    units, room = share // multiple, max(most // multiple, 1)
+    return multiple * math.ceil(units / math.ceil(units / room))
+
+
 def check_fits(need: Need, microbatch: int, capacity: float, where: str) -> None:
     """Refuse a run that cannot fit.
 
@@ -123,12 +187,46 @@ def check_fits(need: Need, microbatch: int, capacity: float, where: str) -> None
 
 
 def capacity_here(kind: str, ranks: int) -> float | None:
-    """Bytes that one rank can have on this machine now; None where the system does not say."""
+    """Bytes that one rank can have on this machine now; None where the system does not say.
+
+    Of a GPU what is free on the current device; of a CPU what the machine and this process's control group leave, shared by
+    the ranks.
+    """
     if kind == "gpu":
         return float(torch.cuda.mem_get_info()[0])
     info = Path("/proc/meminfo")
     found = re.search(r"MemAvailable:\s+(\d+) kB", info.read_text()) if info.is_file() else None
-    return int(found[1]) * 1024 / ranks if found else None
+    free = [int(found[1]) * 1024] if found else []
+    free += [limit - used for limit, used in _group_limits(Path("/sys/fs/cgroup"))]
+    return max(min(free), 0) / ranks if free else None
+
+
+def _group_limits(root: Path) -> list[tuple[int, int]]:
+    """(limit, used) in bytes where a container is limited, by either version of control groups."""
+    pairs = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+    texts = [[(root / name).read_text().strip() for name in pair] for pair in pairs if (root / pair[0]).is_file()]
+    return [(int(limit), int(used)) for limit, used in texts if limit.isdigit() and used.isdigit()]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def explain(error: BaseException, microbatch: Microbatch, where: str) -> str:
+    """An allocation that failed in the middle of a run, in one line with the remedy."""
+    tried = re.search(r"[Tt]r(?:ied|ying) to allocate ([\d.]+ ?\w+)", str(error))
+    asked = f" ({tried[1]} more were asked for)" if tried else ""
+    counted = f", which was counted to need {microbatch.need / GIB:.1f} GiB" if microbatch.need else ""
+    there = f" of {microbatch.capacity / GIB:.1f} GiB free at the start" if microbatch.capacity else ""
+    smaller = max(microbatch.size // 2, 1)
+    remedy = f"set microbatch_size={smaller}" if microbatch.size > 1 else "choose a smaller model or shorter sequences"
+    return (
+        f"out of memory on {where}{asked} with microbatch_size={microbatch.size}{counted}{there}; {remedy}, and continue from "
+        "the last checkpoint with autoresume=true"
+    )
 
 
 def _step_peak(

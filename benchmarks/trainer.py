@@ -1,0 +1,237 @@
+"""What stands around a training step: the trainer against a bare loop over the same step, microbatches, and growth.
+
+    python -m benchmarks.trainer yamls/pretrain/books-small.yaml batch_size=32
+    python -m benchmarks.trainer YAML [key=value ...] --rounds 9 --out benchmarks/results/trainer.json
+
+One model, one optimizer and the same batches in both loops, in turns; a ratio is that of two neighbouring turns, and the median
+of the rounds is given. On a CPU also whether smaller microbatches are faster, with the C library keeping freed memory or not;
+and how time grows with layers and memory with tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recipe import train
+from recipe.config import TrainConfig, exit_status, load
+from recipe.cost import records
+from recipe.data.batch import count_tokens, split_batch
+from recipe.model.heads import MosaicBertForMaskedLM
+from recipe.training import memory
+from recipe.training.callbacks import AfterBatch, Meter
+from recipe.training.composer_model import MaskedLM
+from recipe.training.hardware import Hardware, keep_freed_memory
+from recipe.training.optimizer import build_optimizer
+from recipe.training.preflight import Plan, make_plan
+from recipe.training.quiet import quiet_libraries
+
+OUT = "benchmarks/results/trainer.json"
+STEPS = 4  # of a turn, behind one that is not timed
+LAYERS = (1, 2, 4)  # times the model's
+
+
+def compare(plan: Plan, rounds: int) -> dict[str, Any]:
+    """Seconds a step of the trainer and of a bare loop, in turns, and their ratio."""
+    batches = first_batches(plan, STEPS + 1)
+    ends: list[float] = []
+    wait = torch.cuda.synchronize if plan.hardware.kind == "gpu" else lambda: None
+
+    def note(_: Any = None) -> None:
+        if len(ends) in (0, STEPS):
+            wait()
+        ends.append(time.perf_counter())
+
+    meter = Meter(
+        train.with_measured_peak(plan.hardware),
+        plan.price,
+        lambda sums: train.step_flops(plan, sums),
+        STEPS,
+        lambda _: None,
+    )
+    trainer = train.build_trainer(plan, train.build_model(plan), [meter, AfterBatch(note)])
+    spec = train.data_spec(plan, train=True, batch_size=plan.config.batch_size // plan.ranks)
+    spec.dataloader = batches
+    model, optimizer = trainer.state.model, trainer.state.optimizers[0]
+
+    def fit() -> None:
+        trainer.fit(train_dataloader=spec, duration=f"{len(batches)}ba")
+
+    def bare() -> None:
+        model.train()
+        for batch in batches:
+            step(model, optimizer, batch, plan.microbatch.size, plan.hardware)
+            note()
+
+    seconds: dict[Callable, list[float]] = {fit: [], bare: []}
+    for number in range(rounds + 1):
+        for turn in (fit, bare) if number % 2 else (bare, fit):
+            ends.clear()
+            with contextlib.redirect_stdout(io.StringIO()):
+                turn()
+            if number:  # the first round warms up
+                seconds[turn].append((ends[-1] - ends[0]) / STEPS)
+    trainer.close()
+    ratios = [b / f for b, f in zip(seconds[bare], seconds[fit], strict=True)]
+    return {"trainer_step_ms": _fifths(seconds[fit], 1e3), "bare_step_ms": _fifths(seconds[bare], 1e3),
+            "trainer_of_bare": _fifths(ratios), "ratios": ratios, "steps_of_a_turn": STEPS}  # fmt: skip
+
+
+def first_batches(plan: Plan, count: int) -> list[dict[str, Any]]:
+    spec = train.data_spec(plan, train=True, batch_size=plan.config.batch_size // plan.ranks)
+    return list(itertools.islice(spec.dataloader, count))
+
+
+def step(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: dict, microbatch: int, hardware: Hardware
+) -> None:
+    """What nobody can leave out."""
+    optimizer.zero_grad(set_to_none=True)
+    predicted = count_tokens(batch)["loss_generating"]
+    for piece in split_batch(batch, microbatch):
+        share = count_tokens(piece)["loss_generating"] / predicted
+        moved = {
+            name: value.to(hardware.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for name, value in piece.items()
+        }
+        (model(moved)["loss"] * share).backward()
+    optimizer.step()
+
+
+def microbatches(plan: Plan, rounds: int) -> list[dict[str, Any]]:
+    """Tokens a second with the batch in 1, 2, 4 and 8 pieces, as the C library has it by default and keeping freed memory."""
+    batches, model = first_batches(plan, 2), train.build_model(plan)
+    wrapped = MaskedLM(model, plan.hardware.device, plan.hardware.autocast).train()
+    optimizer = build_optimizer(model, plan.config.optimizer)
+    sizes = [plan.config.batch_size // pieces for pieces in (1, 2, 4, 8) if plan.config.batch_size >= pieces]
+    speeds: dict[tuple[bool, int], list[float]] = {(keep, size): [] for keep in (False, True) for size in sizes}
+    for number in range(rounds + 1):
+        for (keep, size), values in speeds.items():
+            keep_freed_memory(keep)
+            batch = batches[number % 2]
+            start = time.perf_counter()
+            step(wrapped, optimizer, batch, size, plan.hardware)
+            if number:
+                values.append(count_tokens(batch)["total"] / (time.perf_counter() - start))
+    keep_freed_memory()
+    return [
+        {"microbatch": size, "keeps_freed_memory": keep, "tokens_per_s": _fifths(values)}
+        for (keep, size), values in speeds.items()
+    ]
+
+
+def growth(plan: Plan, rounds: int) -> dict[str, Any]:
+    """A step's time at once, twice and four times the layers, and its memory at once, twice and four times the tokens."""
+    batch, hardware = first_batches(plan, 1)[0], plan.hardware
+    sizes = [dataclasses.replace(plan.encoder, num_hidden_layers=n * plan.encoder.num_hidden_layers) for n in LAYERS]
+    models = [MosaicBertForMaskedLM(encoder, plan.backends).to(hardware.device) for encoder in sizes]
+    wrapped = [MaskedLM(model, hardware.device, hardware.autocast).train() for model in models]
+    optimizers = [build_optimizer(model, plan.config.optimizer) for model in models]
+    seconds: list[list[float]] = [[] for _ in models]
+    for number in range(rounds + 1):
+        for model, optimizer, values in zip(wrapped, optimizers, seconds, strict=True):
+            start = time.perf_counter()
+            step(model, optimizer, batch, plan.microbatch.size, hardware)
+            if hardware.kind == "gpu":
+                torch.cuda.synchronize()
+            if number:
+                values.append(time.perf_counter() - start)
+    times = [1e3 * statistics.median(values) for values in seconds]
+    layers = [encoder.num_hidden_layers for encoder in sizes]
+    slopes = [(b - a) / (m - n) for a, b, n, m in zip(times, times[1:], layers, layers[1:], strict=False)]
+    length = plan.config.data.sequence_length
+    counts = [plan.microbatch.size * n for n in LAYERS]
+    peaks = [step_peak(wrapped[0], count, length, plan) for count in counts]
+    each = [(b - a) / ((m - n) * length) for a, b, n, m in zip(peaks, peaks[1:], counts, counts[1:], strict=False)]
+    return {
+        "layers": layers, "step_ms": times, "ms_of_a_layer": slopes, "ms_ratio": slopes[1] / slopes[0],
+        "tokens": [count * length for count in counts], "peak_mib": [peak / 2**20 for peak in peaks],
+        "kib_of_a_token": [size / 1024 for size in each], "kib_ratio": each[1] / each[0],
+    }  # fmt: skip
+
+
+def step_peak(model: torch.nn.Module, sequences: int, length: int, plan: Plan) -> int:
+    """Most bytes that a forward and a backward pass of so many full sequences had alive, in a step that really runs."""
+    batch = memory.full_batch(sequences, length, plan.config.data.mask_rate)
+    batch = {
+        name: value.to(plan.hardware.device) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }
+    model.zero_grad(set_to_none=True)
+    with memory.LiveBytes() as live:
+        model(batch)["loss"].backward()
+    return live.peak
+
+
+def _fifths(values: Sequence[float], scale: float = 1.0) -> dict[str, float]:
+    fifths = statistics.quantiles(values, n=5, method="inclusive")
+    return {"p20": scale * fifths[0], "p50": scale * statistics.median(values), "p80": scale * fifths[3]}
+
+
+def tell(record: dict[str, Any]) -> str:
+    compared, grown = record["trainer"], record["growth"]
+    ratio = compared["trainer_of_bare"]
+    lines = [
+        f"trainer {compared['trainer_step_ms']['p50']:.1f} ms a step, bare loop {compared['bare_step_ms']['p50']:.1f} ms: "
+        f"{ratio['p50']:.1%} of its speed (p20 {ratio['p20']:.1%}, p80 {ratio['p80']:.1%})"
+    ]
+    for row in record["microbatches"]:
+        kept = "freed memory kept" if row["keeps_freed_memory"] else "C library's default"
+        lines.append(f"microbatches of {row['microbatch']:>4}, {kept}: {row['tokens_per_s']['p50']:,.0f} tokens/s")
+    if grown:
+        pairs = ", ".join(f"{n} layers {ms:.0f} ms" for n, ms in zip(grown["layers"], grown["step_ms"], strict=True))
+        lines.append(f"{pairs}: the later ones cost {grown['ms_ratio']:.2f} x what the first did, each")
+        pairs = ", ".join(f"{n:,} tokens {m:.0f} MiB" for n, m in zip(grown["tokens"], grown["peak_mib"], strict=True))
+        lines.append(f"{pairs}: the later ones cost {grown['kib_ratio']:.2f} x what the first did, each")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status, 2 for a user's mistake."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.trainer", description=__doc__.splitlines()[0])
+    parser.add_argument("yaml", help="a training YAML")
+    parser.add_argument("words", nargs="*", metavar="key=value")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path(OUT), help="JSON file (%(default)s)")
+    words = parser.parse_intermixed_args(argv)
+    words.rounds = max(words.rounds, 2)
+    return exit_status(lambda: _run(words))
+
+
+def _run(words: argparse.Namespace) -> None:
+    quiet_libraries()
+    keep_freed_memory()
+    torch.set_float32_matmul_precision("high")
+    with tempfile.TemporaryDirectory() as folder:
+        aside = [f"out={folder}/run", "duration=1000000ba", "data.eval_documents=1", "autoresume=false"]
+        plan = make_plan(load(TrainConfig, words.yaml, [*words.words, *aside]))
+        ours = plan.config.model.name == "mosaic_bert"
+        record = {
+            "provenance": records.provenance(),
+            "config": train.to_dict(plan.config),
+            "device": records.device(plan.hardware.kind, plan.hardware.name, plan.hardware.count, plan.price),
+            "threads": torch.get_num_threads(),
+            "trainer": compare(plan, words.rounds),
+            "microbatches": microbatches(plan, words.rounds) if plan.hardware.kind == "cpu" else [],
+            "growth": growth(plan, words.rounds) if ours else None,
+        }
+    words.out.parent.mkdir(parents=True, exist_ok=True)
+    words.out.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    print(f"{tell(record)}\n\n{words.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

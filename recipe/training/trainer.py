@@ -1,0 +1,87 @@
+"""Composer's trainer, without what makes the device wait for the host or the host for the device in every batch.
+
+Composer reads the loss, the number of tokens and the loader's end from the device several times a batch, so that a GPU stands
+still until Python has prepared its next kernels. Here those numbers never were on the device: they are counted on the host and
+added up over the ranks by gloo, and the loss stays where it is until the meter reads it. The rest of the loop is Composer's own.
+Its private methods are overridden, of the version in the lock; `tests/training/test_trainer.py` holds what they must do.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import composer
+import torch
+from composer import Event
+from composer.core import Batch
+from composer.trainer.trainer import TrainerMode
+from composer.utils import dist
+
+
+class KeptBatch(dict):
+    """A batch that Composer's `deepcopy` of every microbatch, made for training metrics that we do not have, leaves alone."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> KeptBatch:
+        return self
+
+
+class Trainer(composer.Trainer):
+    def __init__(self, **arguments: Any) -> None:
+        self._host = None  # the ranks' group for numbers on the host; None: the default one
+        if dist.get_world_size() > 1 and torch.distributed.get_backend() != "gloo":
+            self._host = torch.distributed.new_group(backend="gloo")
+        super().__init__(**arguments)
+
+    def _iter_dataloader(self, trainer_mode: TrainerMode) -> Iterator[Batch]:
+        """Batches until the first rank has none left, or until as many as an epoch is to have."""
+        training, length = trainer_mode == TrainerMode.TRAIN, self.state.dataloader_len
+        batches = itertools.islice(self.state.dataloader, None if length is None else int(length))
+        while True:
+            if training:
+                self.engine.run_event(Event.BEFORE_DATALOADER)
+            batch = next(batches, None)
+            if self._sum_of_ranks([batch is None])[0]:
+                break
+            yield batch
+        if training:
+            self.engine.run_marker_only_event(Event.AFTER_DATALOADER)
+
+    def _accumulate_time_across_ranks(
+        self, num_samples: float, num_tokens: int, batch_time: datetime.timedelta
+    ) -> tuple[int, int, datetime.timedelta]:
+        samples, tokens = self._sum_of_ranks([num_samples, num_tokens])
+        return round(samples), round(tokens), batch_time
+
+    def _sum_of_ranks(self, numbers: Sequence[float]) -> list[float]:
+        if dist.get_world_size() == 1:
+            return [float(number) for number in numbers]
+        tensor = torch.tensor(numbers, dtype=torch.float64)
+        torch.distributed.all_reduce(tensor, group=self._host)
+        return tensor.tolist()
+
+    def _use_closures(self) -> bool:
+        return False  # a closure's loss is read before the optimizer's kernels are queued
+
+    def _train_batch(self, use_grad_scaling: bool) -> None:
+        """As Composer's, but the loss is not read: None is what Composer itself returns where there is none to log."""
+        super()._train_batch(use_grad_scaling)
+
+    def _train_microbatches(
+        self, microbatches: Sequence[Batch], total_loss_dict: dict[str, torch.Tensor], ddp_sync: bool = True
+    ) -> torch.Tensor:
+        """Gradients of a batch, its microbatches weighed by their share of what all ranks predict."""
+        self.engine.run_event(Event.BEFORE_TRAIN_BATCH)
+        for optimizer in self.state.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        spec, batch = self._train_data_spec, self.state.batch
+        here = sum(spec.get_num_tokens_in_batch(piece, token_type="loss_generating") for piece in microbatches)
+        predicted = self._sum_of_ranks([here])[0] / dist.get_world_size()
+        for number, piece in enumerate(microbatches, start=1):
+            self.state.batch = KeptBatch(self.state.device.batch_to_device(piece))
+            self._train_microbatch(False, predicted, number == len(microbatches))
+        self.state.batch = batch
+        self.engine.run_event(Event.AFTER_TRAIN_BATCH)
+        return total_loss_dict["loss/train/total"]
