@@ -114,7 +114,7 @@ def training_need(
 
 
 def need_of_batch(*of_step: Any, in_pieces: Callable[[Need], bool]) -> Need:
-    """`training_need` of the same arguments; where `in_pieces` says of it that a batch takes several microbatches, that of these."""
+    """`training_need` of these arguments; where by `in_pieces` a batch then takes several microbatches, that of several."""
     need = training_need(*of_step)
     return training_need(*of_step, accumulates=True) if in_pieces(need) else need
 
