@@ -109,7 +109,8 @@ def test_two_ranks_that_are_killed_become_one(yaml, tmp_path, batching):
 
 @pytest.mark.parametrize("fail_at", [7, 8])
 def test_a_checkpoint_between_epochs_goes_on_with_the_next(yaml, tmp_path, fail_at):
-    words = ("duration=3ep", "checkpoint_every=1ep", "batch_size=256", "data.batching=padded", "model.name=hf_bert")
+    words = ("duration=3ep", "checkpoint_every=1ep", "batch_size=256", "microbatch_size=256", "data.batching=padded")
+    words = (*words, "model.name=hf_bert")
     unbroken = run(yaml, *words, f"out={tmp_path / 'unbroken'}")
     an_epoch = len(unbroken) // 3
     assert an_epoch == 7
