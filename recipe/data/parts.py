@@ -106,22 +106,24 @@ def run(
 
 
 def _watch(pending: list[futures.Future], counters: Any, progress: Progress) -> list[Unreadable]:
-    """Keep the line up to date until every job is done; raises the first error that is not the part's alone."""
-    left, failures = set(pending), []
-    while left:
+    """Keep the line up to date until every job is done; returns the errors of single parts in the order of the parts.
+
+    Raises:
+        Exception: the first one that is not a part's alone.
+    """
+    left, failures = set(pending), {}
+    while left and len(failures) < _MOST_FAILURES:
         finished, left = futures.wait(left, timeout=0.5, return_when=futures.FIRST_COMPLETED)
         for job in finished:
             try:
                 job.result()
                 progress.done += 1
             except Unreadable as error:
-                failures.append(error)
+                failures[job] = error
                 progress.failed += 1
                 progress.say(f"failed: {error}")
-                if len(failures) == _MOST_FAILURES:
-                    return failures
         progress.show(counters)
-    return failures
+    return [failures[job] for job in pending if job in failures]
 
 
 _counters: Any = None

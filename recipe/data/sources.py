@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import functools
 import glob
 import hashlib
 import io
 import itertools
 import json
-import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,7 +25,7 @@ import pyarrow
 import pyarrow.parquet
 
 from recipe.config import Source
-from recipe.data import docstrings
+from recipe.data import docstrings, hub
 from recipe.errors import UserError
 
 _COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
@@ -102,7 +100,7 @@ def check(source: Source, where: str) -> None:
             raise UserError(f"`{where}.embedded: {source.embedded}` is unknown; there is `docstrings`")
         docstrings.versions()
     elif source.dataset:
-        _check_columns(_open_dataset(source), source)
+        hub.check(source)
     else:
         for path in files(source):
             _check_file(path, source.text_key)
@@ -148,7 +146,7 @@ def parts(source: Source, processes: int = 1) -> list[Part]:
         slices = [tuple(texts[i::_EMBEDDED_PARTS]) for i in range(min(_EMBEDDED_PARTS, len(texts)))]
         return [Part(f"{source.embedded} {i}", source, texts=texts) for i, texts in enumerate(slices)]
     if source.dataset:
-        count = _open_dataset(source).num_shards
+        count = hub.open_dataset(source).num_shards
         found = [Part(f"{source.dataset} {i}", source, shard=(i, count)) for i in range(count)]
     else:
         found = [Part(str(path), source) for path in files(source)]
@@ -241,7 +239,7 @@ def _records(part: Part, position: Position) -> Iterator[Record]:
                 empty = False
                 yield record
         except (OSError, EOFError, pyarrow.ArrowException, csv.Error) as error:
-            raise Unreadable(f"{path}: cannot be read to its end: {_one_line(error)}; repair or remove it") from None
+            raise Unreadable(f"{path}: cannot be read to its end: {hub.one_line(error)}; repair or remove it") from None
         if empty:
             yield 1, "", EMPTY
 
@@ -296,7 +294,9 @@ def _read_json(path: Path, key: str, position: Position) -> Iterator[Record]:
             values = json.loads("".join(head) + lines.read())
         except (ValueError, RecursionError) as error:
             line = getattr(error, "lineno", 1)
-            raise Unreadable(f"{path}:{line}: malformed JSON list: {_one_line(error)}; repair or remove it") from None
+            raise Unreadable(
+                f"{path}:{line}: malformed JSON list: {hub.one_line(error)}; repair or remove it"
+            ) from None
         yield from ((number, *_field(value, key)) for number, value in enumerate(values, 1))
 
 
@@ -371,48 +371,12 @@ def _check_file(path: Path, key: str) -> None:
             with path.open("rb"):
                 return
     except (OSError, pyarrow.ArrowException, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read: {_one_line(error)}") from None
+        raise UserError(f"{path}: cannot be read: {hub.one_line(error)}") from None
     if columns and key not in columns:
         raise UserError(f"{path}: no column `{key}`; it has {', '.join(columns)}: set text_key")
 
 
-def _open_dataset(source: Source) -> Any:
-    return _load_dataset(source.dataset, source.subset, source.split)
-
-
-@functools.lru_cache(maxsize=4)  # the hub is asked a dozen things, and every part needs it
-def _load_dataset(dataset: str, subset: str | None, split: str) -> Any:
-    from datasets import load_dataset  # takes seconds, and only hub datasets need it
-
-    logging.getLogger("huggingface_hub").setLevel(
-        logging.ERROR
-    )  # it tells of every attempt; the last one is told below
-    name = f"{dataset}{f' ({subset})' if subset else ''}, split {split}"
-    try:
-        return load_dataset(dataset, subset, split=split, streaming=True)
-    except Exception as error:  # the library raises a dozen kinds: no network, no such dataset, subset or split
-        raise UserError(f"dataset {name}: {_one_line(error)}; check the name and that the hub can be reached") from None
-
-
-def _check_columns(dataset: Any, source: Source) -> None:
-    columns = dataset.column_names or list(next(iter(dataset), {}))
-    if source.text_key not in columns:
-        raise UserError(
-            f"dataset {source.dataset}: no field `{source.text_key}`; it has {', '.join(columns)}: set text_key"
-        )
-
-
 def _dataset_rows(part: Part) -> Iterator[Record]:
     index, count = part.shard
-    rows = _open_dataset(part.source).shard(num_shards=count, index=index)
-    try:
-        for number, row in enumerate(rows, 1):
-            yield number, *_field(row, part.source.text_key)
-    except Exception as error:  # as above, after the library's own retries
-        raise UserError(
-            f"dataset {part.name}: reading stopped: {_one_line(error)}; run the same command again"
-        ) from None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    for number, row in enumerate(hub.rows(part.source, index, count), 1):
+        yield number, *_field(row, part.source.text_key)

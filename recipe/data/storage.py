@@ -26,7 +26,7 @@ from recipe.errors import UserError
 SCHEMES = ("s3", "gs", "oci", "azure", "azure-dl")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ATTEMPTS = 4
-_THREADS = 16  # that ask for small files at once
+_THREADS = 8  # that ask for small files at once; botocore keeps ten connections
 _PAUSE_S = 0.5  # before the second attempt; doubled before each further one
 _ABSENT, _REFUSED = {"404", "NoSuchKey", "NoSuchBucket"}, {"400", "401", "403", "AccessDenied", "InvalidAccessKeyId"}
 _REMEDY = "look at the credentials, the bucket's name and the endpoint"

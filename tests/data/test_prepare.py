@@ -4,6 +4,7 @@ import fcntl
 import gzip
 import json
 import subprocess
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from recipe.config import Source, Tokenizer
 from recipe.data import duplicates, inspection, shards, sources
 from recipe.errors import UserError
 from recipe.prepare import prepare
-from tests.data.preparing import ROOT, command, config_of, make_text, same_bytes, stored, write_text
+from tests.data.preparing import ROOT, command, config_of, make_text, same_bytes, stored, write_text, write_vocabulary
 
 
 def test_shards_hold_the_text(tmp_path, corpus, capsys):
@@ -221,3 +222,19 @@ def test_long_documents_become_windows(tmp_path, corpus, capsys):
     assert sorted(tmp_path.rglob("*")) == before
     with pytest.raises(UserError, match="give one folder"):
         inspection.main([])
+
+
+def test_memory_does_not_grow_with_a_part(tmp_path):
+    """Twice the text in one file: the peak of what is allocated stays, but for a few bytes a document."""
+    peaks, shards_written, text = [], [], " ".join(make_text(50, 0))
+    for run, documents in enumerate((20, 550, 1_100)):  # the first one pays for imports
+        file, out = tmp_path / str(run) / "a.jsonl.gz", tmp_path / f"out{run}"
+        write_text(file, [f"{i} {text}" for i in range(documents)])
+        settings = dict(tokenizer=write_vocabulary(tmp_path), max_tokens=3_000, shard_mib=1)
+        tracemalloc.start()
+        prepare(config_of(tmp_path, out=str(out), train=Source(files=[str(file)]), **settings))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        shards_written.append(len(list((out / "train").rglob("*.zstd"))))
+    assert shards_written == [1, 3, 5]
+    assert peaks[2] < 1.1 * peaks[1], peaks

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import random
 
 import pyarrow
 import pyarrow.parquet
@@ -228,3 +229,33 @@ def test_held_out_share_and_independence():
     more = {text for text in texts if sources.held_out(text, 0.2, 17)}
     assert chosen < more
     assert chosen != {text for text in texts if sources.held_out(text, 0.1, 18)}
+
+
+def test_a_dataset_that_vanishes_while_it_is_read(tmp_path):
+    for name in "ab":
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (tmp_path / "set" / f"{name}.jsonl").write_text('{"text": "words"}\n')
+    source = Source(dataset=str(tmp_path / "set"))
+    first, second = sources.parts(source)
+    assert list(sources.documents(first, Rejected())) == ["words"]
+    (tmp_path / "set" / "b.jsonl").unlink()
+    with pytest.raises(UserError, match="^dataset .*set 1: reading stopped: .*b.jsonl.*; run the same command again$"):
+        list(sources.documents(second, Rejected()))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet"])
+def test_the_position_in_a_file_runs_to_its_end(tmp_path, suffix):
+    draw = random.Random(0)
+    texts = [" ".join(str(draw.random()) for _ in range(30)) for _ in range(3_000)]
+    file = tmp_path / f"a{suffix}"
+    if suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), file)
+    else:
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+        file.write_bytes(gzip.compress(lines) if suffix.endswith("gz") else lines)
+    position = sources.Position()
+    shares = [
+        position.share()
+        for _ in sources.documents(sources.Part(str(file), Source(files=[str(file)])), Rejected(), position)
+    ]
+    assert shares == sorted(shares) and shares[0] < 0.2 and 0.4 < shares[1_800] < 0.8 and shares[-1] > 0.99
