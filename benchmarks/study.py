@@ -291,7 +291,7 @@ def findings(study: Study) -> list[str]:
     for protocol in dict.fromkeys(point.protocol for point in study.points):
         fronts = {curve: front for curve, front in study.fronts.items() if front[0].protocol == protocol}
         found += [_saving(saving, study.axis) for saving in frontier.savings(fronts, study.axis)]
-        found += [_gain(gain, study.axis) for gain in frontier.gains(fronts, study.axis)]
+        found += [_gain(gain, study) for gain in frontier.gains(fronts, study.axis)]
     if not found and len(study.fronts) > 1 and not study.mixed:
         return ["The models' frontiers overlap neither in score nor in cost: nothing to compare without extrapolating."]
     return found
@@ -305,11 +305,23 @@ def _saving(saving: Saving, axis: str) -> str:
     )
 
 
-def _gain(gain: Gain, axis: str) -> str:
+def _gain(gain: Gain, study: Study) -> str:
+    difference = gain.better_score - gain.worse_score
     return (
-        f"At {amount(gain.cost, axis)}, the most that both were given: {gain.better} {gain.better_score:.2f}, "
-        f"{gain.worse} {gain.worse_score:.2f}, a gain of {gain.better_score - gain.worse_score:.2f}{_how(gain)}."
+        f"At {amount(gain.cost, study.axis)}, the most that both were given: {gain.better} {gain.better_score:.2f}, "
+        f"{gain.worse} {gain.worse_score:.2f}, a gain of {difference:.2f}{_how(gain)}{_doubt(gain, study)}."
     )
+
+
+def _doubt(gain: Gain, study: Study) -> str:
+    """Whether the gain is more than chance: by the widest interval of either frontier, as the gain may lie between points."""
+    halves = [[point.half_width for point in study.fronts[curve]] for curve in (gain.better, gain.worse)]
+    if any(half is None for front in halves for half in front):
+        return "; one seed a point, so no telling it from chance"
+    together = math.hypot(*map(max, halves))
+    if gain.better_score - gain.worse_score <= together:
+        return f"; not told from chance (95 % intervals, ± {together:.2f} on the difference)"
+    return f"; beyond chance (95 % intervals, ± {together:.2f} on the difference)"
 
 
 def _how(comparison: Saving | Gain) -> str:

@@ -217,19 +217,6 @@ def test_a_job_whose_files_changed_runs_again(tmp_path, run, monkeypatch):
     assert begun == ["SST-2, seed 19", "STS-B, seed 19"] and record["glue"]["tasks"]["SST-2"]["dev_examples"] == 17
 
 
-def test_two_processes_find_what_one_finds(tmp_path, run, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr("recipe.glue.check_processes", lambda *_: None)  # on a machine of one core too
-    write_inference(tmp_path / "data", "MNLI", train=24)
-    write_inference(tmp_path / "data", "RTE", train=16)
-    write_sst2(tmp_path / "data", train=32, dev=16)
-    one = glue(config(tmp_path, epochs=1, out=str(tmp_path / "one")))
-    two = glue(config(tmp_path, epochs=1, processes=2, out=str(tmp_path / "two")))
-    assert without_times(two["glue"]) == without_times(one["glue"])
-    count = two["device"]["count"]
-    assert two["cost"]["device_hours"] == pytest.approx(two["cost"]["seconds"] * count / 2 / 3600)
-
-
 @pytest.mark.parametrize("processes", [0, 10_000])
 def test_more_processes_than_cores_are_refused(tmp_path, run, processes):
     write_sst2(tmp_path / "data", train=8, dev=8)

@@ -80,6 +80,9 @@ def test_killed_processes_cost_their_own_jobs_alone(tmp_path, yaml):
     )
     kept = done(out)
     assert 0 < len(kept) < 12 and records.read_record(out)["status"] == "running"
+    for name in kept:  # a process of two is billed for half of the cores
+        job = records.read_record(out / "jobs" / name)
+        assert job["cost"]["device_hours"] == pytest.approx(job["cost"]["seconds"] * job["device"]["count"] / 2 / 3600)
 
     second = start(yaml, out)
     wait_for(lambda: len(done(out)) > len(kept))

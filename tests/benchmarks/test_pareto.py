@@ -339,3 +339,28 @@ def test_the_published_hours_on_every_axis(axis, x):
     mosaic, bert = published.curves(axis, str(ROOT / "yamls/prices.yaml"))
     assert (mosaic.xs[0], mosaic.scores[0], bert.scores[-1]) == (x, 76.1, 83.5)
     assert len(mosaic.xs) == len(mosaic.scores) == 7 and len(bert.xs) == 5
+
+
+@pytest.mark.parametrize(
+    ("lead", "says"),
+    [
+        (0.5, "; not told from chance (95 % intervals, ± 3.51 on the difference)."),
+        (9.0, "a gain of 9.00 (measured); beyond chance (95 % intervals, ± 3.51 on the difference)."),
+    ],
+)
+def test_a_gain_is_held_against_the_intervals(tmp_path, capsys, lead, says):
+    """Three seeds, a point apart: a half width of 4.303 / sqrt(3) each, and of the difference sqrt(2) times that."""
+    for model, more in (("mosaic_bert", lead), ("hf_bert", 0.0)):
+        for seed in range(3):
+            config = {"seed": seed, "model": {"name": model}}
+            run(tmp_path / "runs", f"{model}-s{seed}", model, 1.0, {"CoLA": 50.0 + more + seed}, config=config)
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert says in capsys.readouterr().out and html.escape(says) in (tmp_path / "out" / "pareto.html").read_text(
+        "utf-8"
+    )
+
+
+def test_a_gain_of_single_runs_is_called_what_it_is(runs, tmp_path, capsys):
+    folder, _ = runs
+    assert main([str(folder), "--out", str(tmp_path / "out")]) == 0
+    assert "; one seed a point, so no telling it from chance." in capsys.readouterr().out
