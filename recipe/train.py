@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from composer import Evaluator, Event, State, Trainer
+from composer import Callback, Evaluator, Event, State, Trainer
 from composer.core import DataSpec
 from composer.utils import dist, reproducibility
 from torch import nn
 
 from kernels import backends
+from kernels.cpu.memory import keep_freed_memory
 from recipe import convert
 from recipe.config import TrainConfig, run_main, to_dict
 from recipe.cost import prices, records
@@ -71,7 +72,7 @@ class Plan:
         return Path(self.config.out)
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
     """Pretrain one encoder and return its record, which is also `run.json` in the output folder.
 
     Raises:
@@ -88,7 +89,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     record = start_record(plan, model)
     hardware = with_measured_peak(plan.hardware)
     meter = Meter(hardware, plan.price, lambda sums: step_flops(plan, sums), config.log_every, keep(plan, record))
-    trainer = build_trainer(plan, model, meter)
+    trainer = build_trainer(plan, model, [meter, *callbacks])
     say_start(plan, record, hardware)
     try:
         trainer.fit()
@@ -206,7 +207,7 @@ def step_flops(plan: Plan, sums: Sums) -> float:
     return training_flops(sizes, not baseline, sums.tokens, sums.squared_lengths, predicted)
 
 
-def build_trainer(plan: Plan, model: nn.Module, meter: Meter) -> Trainer:
+def build_trainer(plan: Plan, model: nn.Module, callbacks: Sequence[Callback]) -> Trainer:
     config, gpu = plan.config, plan.hardware.kind == "gpu"
     a_rank, microbatch = config.batch_size // plan.ranks, microbatch_of(config, plan.ranks)
     optimizer_model = MaskedLM(model, plan.hardware.device, plan.hardware.autocast)
@@ -231,7 +232,7 @@ def build_trainer(plan: Plan, model: nn.Module, meter: Meter) -> Trainer:
         save_interval=save_interval(config),
         save_num_checkpoints_to_keep=config.keep_checkpoints,
         autoresume=plan.resumes,
-        callbacks=[meter, random_state],
+        callbacks=[*callbacks, random_state],
         progress_bar=False,
     )
     random_state.saved = trainer._rng_state  # Composer offers no public way to it
@@ -385,6 +386,7 @@ def main(config: TrainConfig) -> None:
     quiet_libraries()
     free_shared_memory()
     torch.set_float32_matmul_precision("high")
+    keep_freed_memory()
     train(config)
 
 
