@@ -139,4 +139,8 @@ def _differentiate_scatter(ctx, dout: Tensor) -> tuple:
 # Each is the other's backward.
 _gather.register_autograd(_differentiate_gather, setup_context=_save_gather)
 _scatter.register_autograd(_differentiate_scatter, setup_context=_save_scatter)
-_BACKENDS = {"triton": (_triton_unpad, _triton_pad), "reference": (reference.unpad, reference.pad)}
+_BACKENDS = {
+    "triton": (_triton_unpad, _triton_pad),
+    "cpu": (reference.unpad, reference.pad),  # which move each element once
+    "reference": (reference.unpad, reference.pad),
+}

@@ -86,7 +86,7 @@ def find_hardware(device: str, precision: str, ranks: int) -> Hardware:
         name = torch.cuda.get_device_name()
         peak = data_sheet_flops(name) if autocast else None
         return Hardware(kind, name, ranks, peak and peak * ranks, autocast)
-    return Hardware(kind, _cpu_name(), len(os.sched_getaffinity(0)), None, autocast)
+    return Hardware(kind, cpu_name(), len(os.sched_getaffinity(0)), None, autocast)
 
 
 def data_sheet_flops(name: str) -> float | None:
@@ -115,7 +115,7 @@ def _bf16_problem(kind: str) -> str | None:
     return "this CPU has no bf16 instructions (AVX512-BF16 or AMX)"
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -178,7 +178,7 @@ def test_bad_input():
         ((hidden, weight[:, :7], bias, labels), {}, r"weight \(5, 7\) and bias \(5,\)"),
         ((hidden, weight, bias, labels), {"label_smoothing": 1.5}, "label_smoothing=1.5"),
         ((hidden, weight, bias, labels), {"z_loss": -1.0}, "z_loss=-1.0"),
-        ((hidden, weight, bias, labels), {"backend": "cuda"}, "backend='cuda'.*triton, reference"),
+        ((hidden, weight, bias, labels), {"backend": "cuda"}, "backend='cuda'.*triton, cpu, reference"),
         ((hidden, weight, bias, labels + 5), {}, "labels holds 5; it must be in 0 to 4, or -100"),
         ((hidden, weight, bias, labels - 1), {}, "labels holds -1"),
         ((hidden.double(), weight, bias, labels), {"backend": "triton"}, "cannot take hidden: torch.float64"),

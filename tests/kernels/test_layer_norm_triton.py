@@ -142,7 +142,7 @@ def test_bad_input():
         ((x, weight[:7], weight), r"weight \(7,\) and bias \(8,\) must both be \(8,\)"),
         ((x, weight, weight, 1e-5, x[:2]), r"residual is \(2, 8\) on cpu; it must be as x, \(3, 8\) on cpu"),
         ((x, weight, weight, 1e-5, None, -0.1), "dropout_p=-0.1"),
-        ((x, weight, weight, 1e-5, None, 0.0, "cuda"), "backend='cuda'.*triton, reference"),
+        ((x, weight, weight, 1e-5, None, 0.0, "cuda"), "backend='cuda'.*triton, cpu, reference"),
         ((x.long(), weight, weight, 1e-5, None, 0.0, "triton"), "cannot take x: torch.int64"),
     ):
         with pytest.raises(ValueError, match=words):
