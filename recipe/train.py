@@ -30,7 +30,7 @@ from recipe.training import memory
 from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, clock, limit_of, say
 from recipe.training.checks import batching_of, parse_time, planned_documents
 from recipe.training.composer_model import MaskedLM
-from recipe.training.hardware import Hardware, measured_cpu_peak
+from recipe.training.hardware import Hardware, keep_freed_memory, measured_cpu_peak
 from recipe.training.optimizer import build_optimizer
 from recipe.training.preflight import Plan, make_plan
 from recipe.training.quiet import quiet_libraries
@@ -50,6 +50,8 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, 
     if plan.resumes and (record := records.read_record(plan.out))["status"] == "finished":
         say(f"{plan.out} is finished already; nothing to do")
         return record
+    if plan.hardware.kind == "cpu":
+        keep_freed_memory()
     dist.initialize_dist("gpu" if plan.hardware.kind == "gpu" else "cpu")
     plan = agreed(plan)  # no rank writes before every rank has checked
     reproducibility.seed_all(config.seed)

@@ -28,9 +28,10 @@ from recipe.model.huggingface import HFBertForMaskedLM
 GIB = 2**30
 ADAM_BYTES = 8  # two float32 moments of each parameter
 DDP_BYTES = 4  # the buckets in which several ranks add their gradients up
-# What an automatic microbatch leaves free: libraries' workspaces and what the allocator cannot use; on a CPU the system's share.
-MARGIN = {"gpu": 0.10, "cpu": 0.20}
-CPU_TOKENS = 4096  # of an automatic microbatch on a CPU: more is slower there (benchmarks/results/trainer.json)
+# What an automatic microbatch leaves free: libraries' workspaces and what the allocator cannot use; on a CPU it is more, and the
+# system needs some.
+MARGIN = {"gpu": 0.10, "cpu": 0.30}
+CPU_TOKENS = 2048  # of an automatic microbatch on a CPU: more is slower there (python -m benchmarks.trainer)
 
 
 class LiveBytes(TorchDispatchMode):

@@ -19,6 +19,7 @@ from composer import Event
 from composer.core import Batch
 from composer.trainer.trainer import TrainerMode
 from composer.utils import dist
+from torch import Tensor
 
 
 class KeptBatch(dict):
@@ -70,8 +71,8 @@ class Trainer(composer.Trainer):
         super()._train_batch(use_grad_scaling)
 
     def _train_microbatches(
-        self, microbatches: Sequence[Batch], total_loss_dict: dict[str, torch.Tensor], ddp_sync: bool = True
-    ) -> torch.Tensor:
+        self, microbatches: Sequence[Batch], total_loss_dict: dict[str, Tensor], ddp_sync: bool = True
+    ) -> Tensor:
         """Gradients of a batch, its microbatches weighed by their share of what all ranks predict."""
         self.engine.run_event(Event.BEFORE_TRAIN_BATCH)
         for optimizer in self.state.optimizers:
@@ -80,8 +81,17 @@ class Trainer(composer.Trainer):
         here = sum(spec.get_num_tokens_in_batch(piece, token_type="loss_generating") for piece in microbatches)
         predicted = self._sum_of_ranks([here])[0] / dist.get_world_size()
         for number, piece in enumerate(microbatches, start=1):
-            self.state.batch = KeptBatch(self.state.device.batch_to_device(piece))
+            self.state.batch = self._to_device(piece)
             self._train_microbatch(False, predicted, number == len(microbatches))
         self.state.batch = batch
         self.engine.run_event(Event.AFTER_TRAIN_BATCH)
         return total_loss_dict["loss/train/total"]
+
+    def _to_device(self, piece: Batch) -> KeptBatch:
+        """Queued behind what the device has to do, so that it costs no wait; from memory that is not pinned it might."""
+        if self.state.device.name == "gpu":
+            loose = {
+                name: value for name, value in piece.items() if isinstance(value, Tensor) and not value.is_pinned()
+            }
+            piece = piece | {name: value.pin_memory() for name, value in loose.items()}
+        return KeptBatch(self.state.device.batch_to_device(piece))
