@@ -35,7 +35,7 @@ from recipe.training.optimizer import build_optimizer
 from recipe.training.preflight import Plan, make_plan
 from recipe.training.quiet import quiet_libraries
 from recipe.training.schedule import build_schedule
-from recipe.training.trainer import Trainer
+from recipe.training.trainer import OnDevice, Trainer
 
 
 def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
@@ -110,6 +110,7 @@ def build_trainer(plan: Plan, model: nn.Module, callbacks: Sequence[Callback]) -
     optimizer_model = MaskedLM(model, plan.hardware.device, plan.hardware.autocast)
     random_state = RandomStateOnResume()
     trainer = Trainer(
+        count_tokens=batch_weight,
         model=optimizer_model,
         optimizers=build_optimizer(model, config.optimizer),
         schedulers=build_schedule(config.schedule),
@@ -180,7 +181,7 @@ def data_spec(plan: Plan, train: bool, batch_size: int) -> DataSpec:
 def batch_weight(batch: Batch) -> dict[str, float]:
     """What Composer weighs a microbatch's loss by. One of short documents may have no masked token, and a whole batch of
     such ones would divide by zero."""
-    counts = count_tokens(batch)
+    counts = batch.tokens if isinstance(batch, OnDevice) else count_tokens(batch)
     return {**counts, "loss_generating": max(counts["loss_generating"], 1e-9)}
 
 
