@@ -28,9 +28,9 @@ class OnDevice(dict):
     Composer's `deepcopy` of every microbatch, made for training metrics that we do not have, leaves it alone.
     """
 
-    def __init__(self, batch: Batch, tokens: dict[str, float]) -> None:
+    def __init__(self, batch: Batch, tokens: dict[str, float] | None = None) -> None:
         super().__init__(batch)
-        self.tokens = tokens
+        self.tokens = tokens  # None in the copy of the items that torch may make for a wrapped model
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OnDevice:
         return self
