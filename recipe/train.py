@@ -30,12 +30,12 @@ from recipe.training import memory
 from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, clock, limit_of, say
 from recipe.training.checks import batching_of, parse_time, planned_documents
 from recipe.training.composer_model import MaskedLM
-from recipe.training.hardware import Hardware, measured_cpu_peak
+from recipe.training.hardware import Hardware, keep_freed_memory, measured_cpu_peak
 from recipe.training.optimizer import build_optimizer
 from recipe.training.preflight import Plan, make_plan
 from recipe.training.quiet import quiet_libraries
 from recipe.training.schedule import build_schedule
-from recipe.training.trainer import Trainer
+from recipe.training.trainer import OnDevice, Trainer
 
 
 def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
@@ -50,6 +50,8 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, 
     if plan.resumes and (record := records.read_record(plan.out))["status"] == "finished":
         say(f"{plan.out} is finished already; nothing to do")
         return record
+    if plan.hardware.kind == "cpu":
+        keep_freed_memory()
     dist.initialize_dist("gpu" if plan.hardware.kind == "gpu" else "cpu")
     plan = agreed(plan)  # no rank writes before every rank has checked
     reproducibility.seed_all(config.seed)
@@ -108,6 +110,7 @@ def build_trainer(plan: Plan, model: nn.Module, callbacks: Sequence[Callback]) -
     optimizer_model = MaskedLM(model, plan.hardware.device, plan.hardware.autocast)
     random_state = RandomStateOnResume()
     trainer = Trainer(
+        count_tokens=batch_weight,
         model=optimizer_model,
         optimizers=build_optimizer(model, config.optimizer),
         schedulers=build_schedule(config.schedule),
@@ -178,7 +181,7 @@ def data_spec(plan: Plan, train: bool, batch_size: int) -> DataSpec:
 def batch_weight(batch: Batch) -> dict[str, float]:
     """What Composer weighs a microbatch's loss by. One of short documents may have no masked token, and a whole batch of
     such ones would divide by zero."""
-    counts = count_tokens(batch)
+    counts = batch.tokens if isinstance(batch, OnDevice) else count_tokens(batch)
     return {**counts, "loss_generating": max(counts["loss_generating"], 1e-9)}
 
 

@@ -32,9 +32,7 @@ class Sums:
     masked_accuracy: float = 0.0  # times masked tokens
     batches: int = 0
     seconds: float = 0.0  # of training: evaluation and checkpoints are not in it
-    waiting: float = (
-        0.0  # seconds of these in which the device had nothing to do until its next batch came; a rank's mean
-    )
+    waiting: float = 0.0  # seconds of these in which the device was idle until its next batch came; a rank's mean
 
     def add(self, other: Sums) -> None:
         for name, value in dataclasses.asdict(other).items():
@@ -51,7 +49,8 @@ class Progress:
 
 
 class Meter(Callback):
-    """Counts while training, prints a line every `log_every` batches, and hands each line to `on_line`.
+    """Counts while training, prints a line every `log_every` batches, and hands each line to `on_line`. For `Trainer` of this
+    project, whose microbatches know what is in them.
 
     Between two lines nothing is read from the device.
     """
@@ -106,7 +105,7 @@ class Meter(Callback):
         return self.hardware.kind != "gpu" or torch.cuda.current_stream().query()
 
     def after_loss(self, state: State, logger: Logger) -> None:
-        outputs, masked = state.outputs, count_tokens(state.batch)["loss_generating"]
+        outputs, masked = state.outputs, state.batch.tokens["loss_generating"]
         measured = torch.stack([outputs["loss"].detach(), outputs["masked_accuracy"]]) * masked
         self._measured = measured if self._measured is None else self._measured + measured
         self._lr = state.optimizers[0].param_groups[0]["lr"]  # at the batch's end it is the next one's already

@@ -51,7 +51,7 @@ def _check_batches(config: TrainConfig, info: DatasetInfo, ranks: int) -> None:
         raise UserError(f"batch_size={config.batch_size} is not divisible by the {ranks} ranks; set batch_size={lower}")
     if config.microbatch_size < 0:
         raise UserError(
-            f"microbatch_size={config.microbatch_size}: give a number of sequences, or 0 for the whole batch"
+            f"microbatch_size={config.microbatch_size}: give a number of sequences, or 0 for as many as fit"
         )
     documents = info.split(config.data.train_split).documents
     if documents < config.batch_size:

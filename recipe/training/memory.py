@@ -30,9 +30,10 @@ GIB = 2**30
 FEW, MANY = 4, 1024  # sequences of the steps that are traced, and twice as many
 ADAM_BYTES = 8  # two float32 moments of each parameter
 DDP_BYTES = 4  # the buckets in which several ranks add their gradients up
-# What an automatic microbatch leaves free: libraries' workspaces and what the allocator cannot use; on a CPU the system's share.
-MARGIN = {"gpu": 0.10, "cpu": 0.20}
-CPU_TOKENS = 4096  # of an automatic microbatch on a CPU: more is slower there (benchmarks/results/trainer.json)
+# What an automatic microbatch leaves free: libraries' workspaces and what the allocator cannot use; on a CPU it is more, and the
+# system needs some.
+MARGIN = {"gpu": 0.10, "cpu": 0.30}
+CPU_TOKENS = 2048  # of an automatic microbatch on a CPU: more is slower there (python -m benchmarks.trainer)
 
 
 class LiveBytes(TorchDispatchMode):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import composer
@@ -19,17 +19,27 @@ from composer import Event
 from composer.core import Batch
 from composer.trainer.trainer import TrainerMode
 from composer.utils import dist
+from torch import Tensor
 
 
-class KeptBatch(dict):
-    """A batch that Composer's `deepcopy` of every microbatch, made for training metrics that we do not have, leaves alone."""
+class OnDevice(dict):
+    """A microbatch on the device, with the tokens in it as they were counted on the host.
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> KeptBatch:
+    Composer's `deepcopy` of every microbatch, made for training metrics that we do not have, leaves it alone.
+    """
+
+    def __init__(self, batch: Batch, tokens: dict[str, float] | None = None) -> None:
+        super().__init__(batch)
+        self.tokens = tokens  # None in the copy of the items that torch may make for a wrapped model
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OnDevice:
         return self
 
 
 class Trainer(composer.Trainer):
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, *, count_tokens: Callable[[Batch], dict[str, float]], **arguments: Any) -> None:
+        """`count_tokens` is the training data's, and gets what `OnDevice.tokens` then says. The rest is Composer's."""
+        self._count_tokens = count_tokens
         self._host = None  # the ranks' group for numbers on the host; None: the default one
         if dist.get_world_size() > 1 and torch.distributed.get_backend() != "gloo":
             self._host = torch.distributed.new_group(backend="gloo")
@@ -70,18 +80,27 @@ class Trainer(composer.Trainer):
         super()._train_batch(use_grad_scaling)
 
     def _train_microbatches(
-        self, microbatches: Sequence[Batch], total_loss_dict: dict[str, torch.Tensor], ddp_sync: bool = True
-    ) -> torch.Tensor:
+        self, microbatches: Sequence[Batch], total_loss_dict: dict[str, Tensor], ddp_sync: bool = True
+    ) -> Tensor:
         """Gradients of a batch, its microbatches weighed by their share of what all ranks predict."""
         self.engine.run_event(Event.BEFORE_TRAIN_BATCH)
         for optimizer in self.state.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        spec, batch = self._train_data_spec, self.state.batch
-        here = sum(spec.get_num_tokens_in_batch(piece, token_type="loss_generating") for piece in microbatches)
+        batch, counts = self.state.batch, [self._count_tokens(piece) for piece in microbatches]
+        here = sum(tokens["loss_generating"] for tokens in counts)
         predicted = self._sum_of_ranks([here])[0] / dist.get_world_size()
-        for number, piece in enumerate(microbatches, start=1):
-            self.state.batch = KeptBatch(self.state.device.batch_to_device(piece))
+        for number, (piece, tokens) in enumerate(zip(microbatches, counts, strict=True), start=1):
+            self.state.batch = OnDevice(self._moved(piece), tokens)
             self._train_microbatch(False, predicted, number == len(microbatches))
         self.state.batch = batch
         self.engine.run_event(Event.AFTER_TRAIN_BATCH)
         return total_loss_dict["loss/train/total"]
+
+    def _moved(self, piece: Batch) -> Batch:
+        """Queued behind what the device has to do, so that it costs no wait; from memory that is not pinned it might."""
+        if self.state.device.name == "gpu":
+            loose = {
+                name: value for name, value in piece.items() if isinstance(value, Tensor) and not value.is_pinned()
+            }
+            piece = piece | {name: value.pin_memory() for name, value in loose.items()}
+        return self.state.device.batch_to_device(piece)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 
 import pytest
 import torch
 
 from recipe.errors import UserError
 from recipe.training import hardware
-from recipe.training.hardware import find_hardware, measured_cpu_peak
+from recipe.training.hardware import find_hardware, keep_freed_memory, measured_cpu_peak
 
 HAS_BF16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
@@ -125,3 +126,21 @@ def test_measured_peak():
 def test_no_cpuinfo(monkeypatch, tmp_path):
     monkeypatch.setattr(hardware, "Path", lambda _: tmp_path / "absent")
     assert find_hardware("cpu", "fp32", ranks=1).name
+
+
+def test_freed_memory_is_kept():
+    """A large tensor, made, written and freed again and again, then takes hardly a new page from the system."""
+
+    def pages() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(8):
+            torch.ones(64 << 20, dtype=torch.uint8)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    keep_freed_memory(False)
+    given_back = pages()
+    keep_freed_memory()
+    pages()
+    kept = pages()
+    keep_freed_memory(False)
+    assert kept < given_back / 4, "the C library is glibc, on which the whole project runs"
