@@ -23,7 +23,7 @@ from recipe.errors import UserError
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.flops import training_flops
 from recipe.training.hardware import data_sheet_flops
-from recipe.training.memory import GIB, Need, check_fits, choose_microbatch, need_of_batch
+from recipe.training.memory import GIB, Need, check_fits, choose_microbatch, need_of_batch, traced
 
 MODELS = {
     "base": "yamls/pretrain/mosaic-bert-base.yaml",
@@ -92,6 +92,7 @@ def forecast(
     autocast, ranks = torch.bfloat16 if bf16 else None, ranks_of(row, count)
     need = need_of_batch(
         config.model.name, sizes, data.sequence_length, data.mask_rate, autocast, ranks,
+        traced(config.model.attention, config.model.kernels),
         in_pieces=lambda need: microbatch_of(config, row, count, need) < config.batch_size // ranks,
     )  # fmt: skip
     config = dataclasses.replace(config, duration=f"{batches}ba")

@@ -91,7 +91,9 @@ class RealBytes(LiveBytes):
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["model.name=hf_bert"], ["microbatch_size=256"]], ids=["whole", "baseline", "pieces"]
+    "words",
+    [["microbatch_size=512"], ["microbatch_size=512", "model.name=hf_bert"], ["microbatch_size=128"]],
+    ids=["whole", "baseline", "pieces"],
 )
 def test_the_memory_that_is_planned_is_what_a_run_has_alive(yaml, words):
     """Everything that a real run makes, its evaluation and its trainer's own tensors included, within 15 %."""

@@ -1,8 +1,9 @@
 """The memory that pretraining needs, found by doing one step on tensors that have shapes but no storage, and the microbatch
 that follows from it.
 
-The step is the model's own code, so there is no formula to keep true. It is traced with the operations of a CPU (attention by
-torch's scaled_dot_product_attention, kernels in plain torch), which keep at least what the fused ones keep.
+The step is the model's own code, so there is no formula to keep true. Fused kernels are traced as those of a CPU, which keep the
+same tensors for the backward pass and need no device to be traced on. What a kernel needs only while it runs, at most a chunk of
+logits, is left to the margin.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from kernels import backends
 from recipe.errors import UserError
 from recipe.model.config import EncoderConfig
+from recipe.model.encoder import Backends
 from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.model.huggingface import HFBertForMaskedLM
 
@@ -66,6 +69,15 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
+def traced(attention: str = "auto", kernels: str = "auto") -> Backends:
+    """What is traced for the backends of these names."""
+    plain = ("sdpa", "reference")
+    return Backends(
+        backends.Resolved(attention if attention in plain else "grouped", "traced"),
+        backends.Resolved(kernels if kernels in plain else "cpu", "traced"),
+    )
+
+
 @dataclass(frozen=True)
 class Need:
     """Bytes on one device, the larger of two lines: the dearest moment of a step of few sequences is another than that of many,
@@ -94,6 +106,7 @@ def training_need(
     mask_rate: float,
     autocast: torch.dtype | None,
     ranks: int = 1,
+    chosen: Backends | None = None,
     accumulates: bool = False,
 ) -> Need:
     """What pretraining on full sequences with AdamW needs; nothing is allocated to find it.
@@ -102,12 +115,14 @@ def training_need(
         model: mosaic_bert or hf_bert.
         autocast: dtype of the activations, None for float32.
         ranks: over how many devices the batch is split.
+        chosen: as `traced` gives them; absent: fused ones.
         accumulates: whether a batch takes several microbatches, so that all gradients are there beside all activations.
     """
     passes = 2 if accumulates else 1
     lines = []
     for count in FEW, MANY:
-        peaks = [_step_peak(model, sizes, n, sequence_length, mask_rate, autocast, passes) for n in (count, 2 * count)]
+        step = (sequence_length, mask_rate, autocast, passes, chosen or traced())
+        peaks = [_step_peak(model, sizes, n, *step) for n in (count, 2 * count)]
         (low, parameters), (high, _) = peaks
         optimizer = parameters * (ADAM_BYTES + (DDP_BYTES if ranks > 1 else 0))
         lines.append((2 * low - high + optimizer, (high - low) / count))
@@ -237,11 +252,12 @@ def _step_peak(
     length: int,
     mask_rate: float,
     autocast: torch.dtype | None,
-    passes: int = 1,
+    passes: int,
+    chosen: Backends,
 ) -> tuple[int, int]:
     """(most bytes alive, number of parameters) of forward and backward passes whose gradients add up."""
     with FakeTensorMode(), LiveBytes() as live:
-        model = HFBertForMaskedLM(sizes, length) if name == "hf_bert" else MosaicBertForMaskedLM(sizes)
+        model = HFBertForMaskedLM(sizes, length) if name == "hf_bert" else MosaicBertForMaskedLM(sizes, chosen)
         batch = (padded_batch if name == "hf_bert" else full_batch)(sequences, length, mask_rate)
         for _ in range(passes):
             with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):

@@ -78,12 +78,14 @@ def make_plan(config: TrainConfig) -> Plan:
     encoder = encoder_config(config, info)
     chosen = resolve_backends(config, encoder, hardware)
     price = prices.price_of(hardware.name, hardware.kind, config.cost.prices, config.cost.usd_per_hour)
-    microbatch = choose_microbatch(config, encoder, hardware, ranks)
+    microbatch = choose_microbatch(config, encoder, hardware, chosen, ranks)
     weights = initial_weights(config, encoder, info)
     return Plan(config, info, hardware, price, encoder, chosen, microbatch, weights, ranks, resumes(config))
 
 
-def choose_microbatch(config: TrainConfig, encoder: EncoderConfig, hardware: Hardware, ranks: int) -> memory.Microbatch:
+def choose_microbatch(
+    config: TrainConfig, encoder: EncoderConfig, hardware: Hardware, chosen: Backends, ranks: int
+) -> memory.Microbatch:
     """What each rank takes at a time: as set, or the largest that fits; refused where nothing does."""
     share, wanted = config.batch_size // ranks, config.microbatch_size
     capacity = memory.capacity_here(hardware.kind, ranks)
@@ -103,7 +105,8 @@ def choose_microbatch(config: TrainConfig, encoder: EncoderConfig, hardware: Har
             most=memory.CPU_TOKENS // data.sequence_length if hardware.kind == "cpu" else 0,
         )
 
-    of_step = (config.model.name, encoder, data.sequence_length, data.mask_rate, hardware.autocast, ranks)
+    traced = memory.traced(chosen.attention.name, chosen.kernels.name)
+    of_step = (config.model.name, encoder, data.sequence_length, data.mask_rate, hardware.autocast, ranks, traced)
     return choose(memory.need_of_batch(*of_step, in_pieces=lambda need: choose(need).size < share))
 
 

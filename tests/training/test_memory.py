@@ -21,19 +21,21 @@ from recipe.training.memory import (
     even_part,
     full_batch,
     padded_batch,
+    traced,
     training_need,
 )
 
 SIZES = EncoderConfig(vocab_size=512, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128)
 
 
+@pytest.mark.parametrize("names", [(), ("sdpa", "reference")], ids=["fused", "plain"])
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("kind", ["mosaic_bert", "hf_bert"])
-def test_the_prediction_is_what_real_steps_have_alive(kind, autocast):
-    sequences, length = 6, 48
-    predicted = training_need(kind, SIZES, length, 0.3, autocast).of(sequences)
+def test_the_prediction_is_what_real_steps_have_alive(kind, autocast, names):
+    sequences, length, chosen = 6, 48, traced(*names)
+    predicted = training_need(kind, SIZES, length, 0.3, autocast, chosen=chosen).of(sequences)
     with LiveBytes() as live:
-        model = HFBertForMaskedLM(SIZES, length) if kind == "hf_bert" else MosaicBertForMaskedLM(SIZES)
+        model = HFBertForMaskedLM(SIZES, length) if kind == "hf_bert" else MosaicBertForMaskedLM(SIZES, chosen)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         batch = (padded_batch if kind == "hf_bert" else full_batch)(sequences, length, 0.3)
         for _ in range(3):
@@ -127,12 +129,13 @@ def test_evaluation_needs_less_than_training_and_no_logits_of_other_positions(ki
     """What training fits, evaluation fits; for the baseline, whose head is on every position, too."""
     sequences, length, rate = 24, 48, 0.15
     sizes = dataclasses.replace(SIZES, vocab_size=4096)
-    model = HFBertForMaskedLM(sizes, length) if kind == "hf_bert" else MosaicBertForMaskedLM(sizes)
+    plain = traced("sdpa", "reference")
+    model = HFBertForMaskedLM(sizes, length) if kind == "hf_bert" else MosaicBertForMaskedLM(sizes, plain)
     batch = (padded_batch if kind == "hf_bert" else full_batch)(sequences, length, rate)
     with torch.no_grad(), LiveBytes() as live:
         model.eval().masked_lm_loss(batch)
     weights = 4 * sum(p.numel() for p in model.parameters())
-    assert weights + live.peak < training_need(kind, sizes, length, 0.3, None).of(sequences)
+    assert weights + live.peak < training_need(kind, sizes, length, 0.3, None, chosen=plain).of(sequences)
     if kind == "mosaic_bert":
         masked = round(sequences * length * rate)
         everywhere = sequences * length * sizes.vocab_size * 4
