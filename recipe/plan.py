@@ -60,11 +60,8 @@ class Forecast:
 
     @property
     def microbatch(self) -> int:
-        return microbatch_of(self.config, self.ranks)
-
-    @property
-    def ranks(self) -> int:
-        return ranks_of(self.row, self.count)
+        a_rank = self.config.batch_size // (self.count if self.row.kind == "gpu" else 1)
+        return min(self.config.microbatch_size or a_rank, a_rank)
 
 
 def forecast(
@@ -93,8 +90,8 @@ def forecast(
         )
     # A GPU trains in bf16; of a CPU only a run on it says whether it can.
     bf16 = config.precision != "fp32" and (row.kind == "gpu" if speed.bf16 is None else speed.bf16)
-    autocast, ranks = torch.bfloat16 if bf16 else None, ranks_of(row, count)
-    accumulates = microbatch_of(config, ranks) < config.batch_size // ranks
+    autocast, ranks = torch.bfloat16 if bf16 else None, count if row.kind == "gpu" else 1
+    accumulates = 0 < config.microbatch_size < config.batch_size // ranks
     need = training_need(
         config.model.name, sizes, data.sequence_length, data.mask_rate, autocast, ranks, accumulates=accumulates
     )
@@ -102,16 +99,6 @@ def forecast(
     tokens = round(batches * batch_tokens)
     expected = expectation(config, runs, budget_usd)
     return Forecast(config, row, count, speed, budget_usd, batches * step_s, tokens, batches, need, expected)
-
-
-def ranks_of(row: prices.Row, count: int) -> int:
-    """A GPU is a rank; the cores of a CPU work on one together."""
-    return count if row.kind == "gpu" else 1
-
-
-def microbatch_of(config: TrainConfig, ranks: int) -> int:
-    share = config.batch_size // ranks
-    return min(config.microbatch_size or share, share)
 
 
 def sizes_of(config: TrainConfig) -> EncoderConfig:
