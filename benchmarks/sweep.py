@@ -15,7 +15,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,8 @@ def trunk(config: SweepConfig) -> list[Path]:
     Raises:
         UserError: a budget that is no number of batches, or a `decay` outside (0, 1); at the end, for points that failed.
     """
-    points = points_of(config)
+    # Beside the runs of a sweep in one figure, a name must say which of the two it is.
+    points = [replace(point, name=f"trunk-{point.name}") for point in points_of(config)]
     if not 0 < config.decay < 1:
         raise UserError(f"decay={config.decay}: give a share between 0 and 1")
     for point in points:
@@ -162,7 +163,7 @@ def branch(point: Point, lengths: dict[Point, int], siblings: Sequence[Point], c
         raise UserError(f"budgets: {point.budget} has no batch to decay in at decay={config.decay}; give more")
     # Counted in batches, the warm-up is the same for all: it is that of the shortest.
     first = point.config(out).schedule.warmup * min(lengths[other] for other in siblings)
-    folder = Path(config.out) / "trunks" / point.name.replace(f"-{point.budget}-", "-")
+    folder = Path(config.out) / "trunks" / point.name.removeprefix("trunk-").replace(f"-{point.budget}-", "-")
     last = max(at.values())
     stops = ",".join(str(batch) for batch in sorted(set(at.values())))
     stem = train.train(

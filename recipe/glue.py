@@ -327,7 +327,7 @@ def say_start(plan: Plan, record: dict[str, Any]) -> None:
     orphans = [task.name for task in plan.tasks if task.from_mnli]
     if orphans and (not plan.config.from_mnli or "MNLI" not in [task.name for task in plan.tasks]):
         why = "MNLI is not among the tasks" if plan.config.from_mnli else "from_mnli=false"
-        lines.append(f"  init: {', '.join(orphans)} start from the pretrained encoder, as {why}")
+        lines.append(f"  init: {', '.join(orphans)} from the pretrained encoder, as {why}")
     print("\n".join(lines), flush=True)
 
 

@@ -129,16 +129,18 @@ def test_rte_starts_from_what_mnli_left(tmp_path, monkeypatch, kind):
     assert any("word" in name for name in changed) and any("pooler" in name for name in changed)
 
 
-def test_without_mnli_rte_starts_from_pretraining(tmp_path, run, monkeypatch):
+def test_without_mnli_rte_starts_from_pretraining(tmp_path, run, monkeypatch, capsys):
     write_inference(tmp_path / "data", "MNLI")
     write_inference(tmp_path / "data", "RTE", train=32)
     seen = spy(monkeypatch)
     result = glue(config(tmp_path, epochs=1, from_mnli=False))["glue"]
     assert result["tasks"]["RTE"]["init"] == "pretrained" and result["protocol"]["from_mnli"] is False
+    assert "init: RTE from the pretrained encoder, as from_mnli=false" in capsys.readouterr().out
     start, left = seen["RTE, seed 19"][0], seen["MNLI, seed 19"][1]
     assert not torch.equal(start["encoder.embeddings.word.weight"], left["encoder.embeddings.word.weight"])
     result = glue(config(tmp_path, epochs=1, tasks=["RTE"], out=str(tmp_path / "alone")))["glue"]
     assert result["tasks"]["RTE"]["init"] == "pretrained" and "MNLI" in result["absent"]
+    assert "init: RTE from the pretrained encoder, as MNLI is not among the tasks" in capsys.readouterr().out
 
 
 def test_scores_that_exist_are_returned_and_others_are_not_overwritten(tmp_path, run, capsys):
@@ -358,6 +360,7 @@ def test_an_encoder_of_no_run(tmp_path):
         (["epochs=0"], "give a number above 0"),
         (["lr_scale=-1"], "give a factor above 0"),
         (["max_length=4"], "set at least 8"),
+        (["max_tokens=200"], "a text of max_length=256 has more; set at least that"),
         (["max_train_examples=-1"], "or 0 for all"),
         (["device=tpu"], "known are auto, gpu, cpu"),
         (["cost.prices={tmp}/none.yaml"], "cannot read the price table"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -60,7 +61,8 @@ def merge(points: Sequence[Point]) -> Point:
         name: statistics.fmean(getattr(point, name) for point in points)
         for name in ("score", "usd", "device_hours", "tokens", "seconds")
     }
-    common = os.path.commonprefix([point.name for point in points]).rstrip("-_.s") or points[0].name
+    common = os.path.commonprefix([point.name for point in points])
+    common = re.sub(r"([-_.]s?)?\d*$", "", common) or points[0].name  # of s17 and s18, s1 is no name
     name = f"{common} ({len(points)} seeds)"
     half = interval([point.score for point in points])
     return replace(

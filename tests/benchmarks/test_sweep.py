@@ -81,7 +81,7 @@ def test_a_branch_is_the_run_of_its_own_length_and_shares_its_trunk(files, capsy
     assert main(["trunk", str(files / "sweep.yaml"), "decay=0.4"]) == 0
     out = files / "sweep"
     stem = records.read_record(out / "trunks" / "mosaic_bert-s17")
-    short, long = (records.read_record(out / "runs" / f"mosaic_bert-{n}ba-s17") for n in (5, 10))
+    short, long = (records.read_record(out / "runs" / f"trunk-mosaic_bert-{n}ba-s17") for n in (5, 10))
     assert stem["batches"] == 6 and (short["batches"], long["batches"]) == (5, 10)
     assert (short["trunk"]["batch"], long["trunk"]["batch"]) == (3, 6)
     # the trunk at batch 6 is all of it, so that the longest branch pays for its decay alone
@@ -104,7 +104,7 @@ def test_a_branch_is_the_run_of_its_own_length_and_shares_its_trunk(files, capsy
     with (out / "pareto" / "pareto.csv").open(newline="") as stream:
         rows = {row["run"]: row for row in csv.DictReader(stream)}
     assert {row["model"] for row in rows.values()} == {"mosaic_bert, branches of a trunk"}
-    assert float(rows["mosaic_bert-10ba-s17"]["own_usd"]) == pytest.approx(own[1])
+    assert float(rows["trunk-mosaic_bert-10ba-s17"]["own_usd"]) == pytest.approx(own[1])
     assert "in all; the runs one by one" in capsys.readouterr().out
 
 

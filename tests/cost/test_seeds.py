@@ -33,3 +33,17 @@ def test_a_point_of_several_is_their_mean():
     assert (found.name, found.seeds, found.score, found.usd, found.tokens) == ("run (3 seeds)", 3, 72.0, 3.0, 12)
     assert found.half_width == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
     assert merge(points[:1]) is points[0] and points[0].half_width is None
+
+
+@pytest.mark.parametrize(
+    ("names", "common"),
+    [
+        (("bert-40ba-s17", "bert-40ba-s18"), "bert-40ba"),  # their common part ends in the middle of a seed
+        (("bert.1", "bert.2"), "bert"),
+        (("class7", "class8"), "class"),
+        (("1", "2"), "1"),
+    ],
+)
+def test_a_point_of_several_has_the_name_that_they_share(names, common):
+    points = [Point(name, "m", 70.0, 1.0, 2.0, 10, 3.0, "gpu") for name in names]
+    assert merge(points).name == f"{common} (2 seeds)"
