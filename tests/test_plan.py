@@ -10,7 +10,7 @@ from recipe import plan, train
 from recipe.config import TrainConfig, load, to_dict
 from recipe.cost import prices, records
 from recipe.cost.prices import Row
-from recipe.training.memory import GIB, LiveBytes
+from recipe.training.memory import GIB, LiveBytes, Need
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = Row("cpu-core", ("cpu",), 3600.0, "test")  # a dollar a core-second
@@ -67,8 +67,9 @@ def planned_seconds(record: dict, speed: plan.Speed) -> float:
     return found.seconds / found.batches * record["batches"]
 
 
-def test_what_was_planned_is_what_was_recorded():
+def test_what_was_planned_is_what_was_recorded(monkeypatch):
     """Every recorded run, planned from the longest other one of its model on its machine: seconds within 15 %."""
+    monkeypatch.setattr(plan, "need_of_batch", lambda *_, **__: Need(0, 1.0))  # seconds alone are looked at
     checked = 0
     for place, record in RECORDED:
         machine = [record[key] for key in ("model", "encoder", "device")]
