@@ -309,9 +309,9 @@ def test_test_sets_are_predicted_in_the_form_that_the_benchmark_takes(tmp_path, 
     write_inference(data, "MNLI", train=24)
     dev = [line.split("\t") for line in (data / "SST-2" / "dev.tsv").read_text().splitlines()[1:]]
     write_tsv(data / "SST-2" / "test.tsv", [("index", "sentence"), *((n, text) for n, (text, _) in enumerate(dev))])
-    write_tsv(
-        data / "STS-B" / "test.tsv", [("index", "sentence1", "sentence2"), (7, "red", "blue"), (3, "red", "tiger")]
-    )
+    pairs = [line.split("\t")[2:4] for line in (data / "STS-B" / "dev.tsv").read_text().splitlines()[1:]]
+    backwards = [(100 - n, *pair) for n, pair in enumerate(reversed(pairs))]
+    write_tsv(data / "STS-B" / "test.tsv", [("index", "sentence1", "sentence2"), *backwards])
     write_tsv(data / "MNLI" / "test_matched.tsv", [("index", "sentence1", "sentence2"), (0, "red", "blue")])
     record = glue(config(tmp_path, seeds=2))
     submission = run / "glue" / "submission"
@@ -322,8 +322,11 @@ def test_test_sets_are_predicted_in_the_form_that_the_benchmark_takes(tmp_path, 
     best = max(job["score"] for job in record["glue"]["tasks"]["SST-2"]["runs"])
     assert 100 * sum(right) / 80 == pytest.approx(best)
     index, predictions = columns(submission / "STS-B.tsv")
-    assert index[1:] == ["7", "3"] and all(0 <= float(p) <= 5 for p in predictions[1:])
-    assert float(predictions[1]) > float(predictions[2])
+    assert index[1:] == [str(n) for n, *_ in backwards]
+    best = max(record["glue"]["tasks"]["STS-B"]["runs"], key=lambda job: job["score"])
+    of_dev = columns(run / "glue" / "jobs" / f"STS-B-{best['seed']}" / "dev.tsv")[1][:0:-1]
+    expected = [min(max(float(p), 0.0), 5.0) for p in of_dev]
+    assert [float(p) for p in predictions[1:]] == pytest.approx(expected, abs=1e-4)
     assert columns(submission / "MNLI-m.tsv")[1][1] in ("entailment", "neutral", "contradiction")
 
 

@@ -70,11 +70,10 @@ class LiveBytes(TorchDispatchMode):
 
 
 def traced(attention: str = "auto", kernels: str = "auto") -> Backends:
-    """What is traced for the backends of these names."""
-    plain = ("sdpa", "reference")
+    """What is traced for the backends of these names. The reference's attention looks at lengths, which do not exist here."""
     return Backends(
-        backends.Resolved(attention if attention in plain else "grouped", "traced"),
-        backends.Resolved(kernels if kernels in plain else "cpu", "traced"),
+        backends.Resolved("sdpa" if attention in ("sdpa", "reference") else "grouped", "traced"),
+        backends.Resolved("reference" if kernels == "reference" else "cpu", "traced"),
     )
 
 
