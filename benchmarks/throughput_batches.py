@@ -23,9 +23,8 @@ def from_dataset(path: str, length: int, sequences: int, count: int, seed: int) 
     """What `recipe.train` sees with `data.batching=sequences` and this seed."""
     from recipe.config import Data
     from recipe.data.shards import read_info
-    from recipe.data.stream import free_shared_memory, open_loader
+    from recipe.data.stream import open_loader
 
-    free_shared_memory()
     data = Data(path=path, sequence_length=length, mask_rate=MASK_RATE, workers=0)
     info = read_info(path)
     loader = iter(open_loader(data, info, train=True, batch_size=sequences, seed=seed, batching="sequences", workers=0))

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from recipe import train as recipe_train
 from recipe.config import TrainConfig, load
-from recipe.data.stream import free_shared_memory
 from recipe.training.each_batch import EachBatch
 from recipe.training.quiet import quiet_libraries
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 def train(job: dict[str, Any], channel: Channel) -> None:
     """A run of `recipe.train` with its loader, meter and schedule; a step is all that happens between two ends of a batch."""
     quiet_libraries()
-    free_shared_memory()
     gate = Gate(job["warm_up"], channel)
     recipe_train.train(load(TrainConfig, job["yaml"], job["words"]), [EachBatch(gate)])
 

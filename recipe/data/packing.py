@@ -8,6 +8,7 @@ until one fits into no bin any more, so where it ends follows from where it bega
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -51,23 +52,17 @@ class Packer:
 
 def fill(sizes: NDArray[np.int64], bins: int, capacity: int) -> list[int]:
     """The bin of each document, in order, up to the first that fits into none: each goes where the least room is left over."""
-    free: list[list[int]] = [[] for _ in range(capacity + 1)]  # bins by room
-    free[capacity] = list(range(bins - 1, -1, -1))
-    rooms = 1 << capacity  # bit i: a bin has room for exactly i tokens
+    free = list(range(capacity * bins, (capacity + 1) * bins))  # room x bins + bin, ascending
     held, chosen = [0] * bins, []
     for size in sizes.tolist():
-        fitting = rooms >> size
-        if not fitting:
+        place = bisect_left(free, size * bins)
+        if place == len(free):
             break
-        room = size + (fitting & -fitting).bit_length() - 1
-        at = free[room].pop()
-        if not free[room]:
-            rooms ^= 1 << room
+        room, at = divmod(free.pop(place), bins)
         chosen.append(at)
         held[at] += 1
-        if held[at] < _BIN_DOCUMENTS and room > size:
-            free[room - size].append(at)
-            rooms |= 1 << (room - size)
+        if held[at] < _BIN_DOCUMENTS:
+            insort(free, (room - size) * bins + at, hi=place)
     return chosen
 
 
