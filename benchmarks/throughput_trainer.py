@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from recipe import train as recipe_train
 from recipe.config import TrainConfig, load
-from recipe.training.each_batch import EachBatch
+from recipe.training.callbacks import AfterBatch
 from recipe.training.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ def train(job: dict[str, Any], channel: Channel) -> None:
     """A run of `recipe.train` with its loader, meter and schedule; a step is all that happens between two ends of a batch."""
     quiet_libraries()
     gate = Gate(job["warm_up"], channel)
-    recipe_train.train(load(TrainConfig, job["yaml"], job["words"]), [EachBatch(gate)])
+    tell = AfterBatch(lambda state: gate(float(state.outputs["loss"])))  # of the last microbatch; the host waits here
+    recipe_train.train(load(TrainConfig, job["yaml"], job["words"]), [tell])
 
 
 class Gate:
