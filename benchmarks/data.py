@@ -312,7 +312,8 @@ def _memory(texts: list[str], settings: Settings, folder: Path) -> list[dict[str
         _write_text(texts, file, times)
         config = _config(settings, str(file), folder / f"times-{times}", processes=1)
         rows.append({"what": "preparation", "documents": len(texts) * times, "peak_gib": _peak_gib(_prepare, config)})
-    for path, times in ((folder / "corpus", 1), (folder / "many", TIMES)):
+    # beyond the shards of three blocks, which are mapped, nothing may grow
+    for path, times in ((folder / "corpus", 1), (folder / "many", TIMES), (folder / "many", 2 * TIMES)):
         documents = read_info(folder / "corpus").split("train").documents * times
         for batching in BATCHINGS[:2]:
             peak = _peak_gib(_stream, path, batching, documents)
