@@ -36,7 +36,7 @@ DDP_BYTES = 4  # the buckets in which several ranks add their gradients up
 # What an automatic microbatch leaves free: libraries' workspaces and what the allocator cannot use; on a CPU it is more, and the
 # system needs some.
 MARGIN = {"gpu": 0.10, "cpu": 0.30}
-CPU_TOKENS = 2048  # of an automatic microbatch on a CPU: more is slower there (python -m benchmarks.trainer)
+CPU_TOKENS = 4096  # of an automatic microbatch on a CPU: more gains little there (benchmarks/results/trainer.json)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -175,7 +175,7 @@ def choose_microbatch(
     if size == share:
         why = "all of the batch"
     elif most and size <= most < fitting:
-        why = f"an even part of {share}; more is slower on a CPU"
+        why = f"an even part of {share}; more gains little on a CPU"
     return Microbatch(size, f"automatic: {why}", need.of(size), capacity)
 
 
