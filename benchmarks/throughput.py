@@ -142,10 +142,11 @@ def measure(
         take_turns([w for w in workers if not w.row["problem"]], words.turns)
         for worker in workers:
             worker.close()
+    measured = [{key: value for key, value in worker.row.items() if key != "path"} for worker in workers]
     work = [report.counts(batch) for batch in batches[WARM_UP:]]
     return {
         "model": name, "sizes": sizes, "length": length, "sequences": sequences, "batches": source, "work": work,
-        "dtype": "bfloat16 autocast", "optimizer": "torch AdamW, fused, for all", "rows": [w.row for w in workers],
+        "dtype": "bfloat16 autocast", "optimizer": "torch AdamW, fused, for all", "rows": measured,
     }  # fmt: skip
 
 

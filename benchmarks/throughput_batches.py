@@ -6,6 +6,7 @@ batch has the same number of sequences, tokens and predictions: compilation and 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def from_dataset(path: str, length: int, sequences: int, count: int, seed: int) 
     data = Data(path=path, sequence_length=length, mask_rate=MASK_RATE, workers=0)
     info = read_info(path)
     loader = iter(open_loader(data, info, train=True, batch_size=sequences, seed=seed, batching="sequences", workers=0))
-    return [next(loader) for _ in range(count)], f"documents of {path}, as recipe.train takes them"
+    return [next(loader) for _ in range(count)], f"documents of {Path(path).name}, as recipe.train takes them"
 
 
 def drawn(length: int, sequences: int, count: int, vocabulary: int) -> tuple[list[Batch], str]:
