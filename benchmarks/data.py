@@ -61,7 +61,7 @@ TIMES = 10  # as much text, for memory
 
 @dataclass(frozen=True)
 class Settings:
-    text: str = "../shared/data/corpus/books-train*.json.gz"
+    text: str = "../shared/data/corpus/*.json.gz"
     vocabulary: str = "../shared/data/vocab/bert-base-uncased-vocab.txt"
     documents: int = 6_000
     seconds: float = 5.0
