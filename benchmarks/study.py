@@ -290,18 +290,21 @@ def findings(study: Study) -> list[str]:
     found = []
     for protocol in dict.fromkeys(point.protocol for point in study.points):
         fronts = {curve: front for curve, front in study.fronts.items() if front[0].protocol == protocol}
-        found += [_saving(saving, study.axis) for saving in frontier.savings(fronts, study.axis)]
+        found += [_saving(saving, study) for saving in frontier.savings(fronts, study.axis)]
         found += [_gain(gain, study) for gain in frontier.gains(fronts, study.axis)]
     if not found and len(study.fronts) > 1 and not study.mixed:
         return ["The models' frontiers overlap neither in score nor in cost: nothing to compare without extrapolating."]
     return found
 
 
-def _saving(saving: Saving, axis: str) -> str:
+def _saving(saving: Saving, study: Study) -> str:
+    axis = study.axis
+    there = frontier.score_at(study.fronts[saving.dearer], axis, saving.cheaper_cost)
+    doubt = "" if there is None else _doubt(saving.score - there, (saving.cheaper, saving.dearer), study)
     return (
         f"At score {saving.score:.2f}, the highest that both reach: "
         f"{saving.cheaper} {amount(saving.cheaper_cost, axis)}, {saving.dearer} {amount(saving.dearer_cost, axis)}, "
-        f"{saving.ratio:.2f} times as much; {saving.cheaper} saves {saving.fraction:.0%}{_how(saving)}."
+        f"{saving.ratio:.2f} times as much; {saving.cheaper} saves {saving.fraction:.0%}{_how(saving)}{doubt}."
     )
 
 
@@ -309,17 +312,19 @@ def _gain(gain: Gain, study: Study) -> str:
     difference = gain.better_score - gain.worse_score
     return (
         f"At {amount(gain.cost, study.axis)}, the most that both were given: {gain.better} {gain.better_score:.2f}, "
-        f"{gain.worse} {gain.worse_score:.2f}, a gain of {difference:.2f}{_how(gain)}{_doubt(gain, study)}."
+        f"{gain.worse} {gain.worse_score:.2f}, a gain of {difference:.2f}{_how(gain)}"
+        f"{_doubt(difference, (gain.better, gain.worse), study)}."
     )
 
 
-def _doubt(gain: Gain, study: Study) -> str:
-    """Whether the gain is more than chance: by the widest interval of either frontier, as the gain may lie between points."""
-    halves = [[point.half_width for point in study.fronts[curve]] for curve in (gain.better, gain.worse)]
+def _doubt(difference: float, curves: tuple[str, str], study: Study) -> str:
+    """Whether a difference of scores at one cost is more than chance: by the widest interval of either frontier, as it may lie
+    between points."""
+    halves = [[point.half_width for point in study.fronts[curve]] for curve in curves]
     if any(half is None for front in halves for half in front):
         return "; one seed a point, so no telling it from chance"
     together = math.hypot(*map(max, halves))
-    if gain.better_score - gain.worse_score <= together:
+    if difference <= together:
         return f"; not told from chance (95 % intervals, ± {together:.2f} on the difference)"
     return f"; beyond chance (95 % intervals, ± {together:.2f} on the difference)"
 
