@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from pathlib import Path
 
 import pytest
+
+from benchmarks import data
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,7 +23,7 @@ def table_after(marker: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
 
 
-@pytest.mark.parametrize("study", ["demo", "books", "books-trunk"])
+@pytest.mark.parametrize("study", ["demo", "books-seeds"])
 def test_measured_numbers_are_those_of_the_results(study):
     with (ROOT / "benchmarks/results" / study / "pareto.csv").open(newline="", encoding="utf-8") as file:
         measured = {row["run"]: row for row in csv.DictReader(file)}
@@ -31,6 +34,25 @@ def test_measured_numbers_are_those_of_the_results(study):
             digits = cell.replace(",", "").strip("$")
             decimals = len(digits.partition(".")[2])
             assert float(digits) == round(float(measured[run][column]), decimals), (run, column)
+
+
+def test_measured_rows_of_the_data_side_are_those_of_the_result():
+    record = json.loads((ROOT / "benchmarks/results/data.json").read_text())
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in data.table(record).splitlines()]
+    shown = table_after("data")
+    assert len(shown) >= 8 and all(row in rows for row in shown)
+
+
+def test_measured_ratios_of_the_whole_step_are_those_of_the_result():
+    cases = json.loads((ROOT / "benchmarks/results/throughput-cpu.json").read_text())["cases"]
+    measured = {(str(case["length"]), row["name"]): row for case in cases for row in case["rows"]}
+    shown = table_after("throughput")
+    assert len(shown) >= 8
+    for length, name, rate, ratio in shown:
+        row = measured[length, name.strip("`")]
+        assert rate == f"{row['tokens_per_s']:,.0f}" and ratio == (
+            f"{row['this_is']:.2f} x" if row.get("this_is") else ""
+        )
 
 
 def test_every_local_link_and_path_exists():
