@@ -41,7 +41,7 @@ class Packer:
             sizes = np.minimum(self.lengths[left].astype(np.int64), self.sequence_length - 2) + 2
             start = 0
             while True:
-                bins = fill(sizes[start:], self.bins, capacity)
+                bins = fill(sizes[start : start + self.bins * _BIN_DOCUMENTS], self.bins, capacity)
                 end = start + len(bins)
                 if end == len(left):  # the batch may have room for more
                     break
