@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from pathlib import Path
 
@@ -53,6 +54,20 @@ def test_measured_ratios_of_the_whole_step_are_those_of_the_result():
         assert rate == f"{row['tokens_per_s']:,.0f}" and ratio == (
             f"{row['this_is']:.2f} x" if row.get("this_is") else ""
         )
+
+
+def test_what_is_said_of_the_trunk_the_intervals_and_the_trainer_is_measured():
+    with (ROOT / "benchmarks/results/books-seeds/pareto.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    halves = [float(row["ci95"]) for row in rows]
+    assert f"intervals of {min(halves):.0f} to {math.ceil(max(halves))} points" in README
+    one_by_one = sum(float(row["usd"]) for row in rows if row["model"] == "mosaic_bert")
+    branches = [row for row in rows if row["run"].startswith("trunk-")]
+    dearest = max(branches, key=lambda row: float(row["usd"]))
+    trunk = float(dearest["usd"]) - float(dearest["own_usd"]) + sum(float(row["own_usd"]) for row in branches)
+    assert f"for {trunk / one_by_one:.0%}".replace("%", " %") in README
+    beside = json.loads((ROOT / "benchmarks/results/trainer.json").read_text())["trainer"]["trainer_of_bare"]
+    assert f"at {beside['p50']:.0%}".replace("%", " %") + " of a bare loop's speed" in README
 
 
 def test_every_local_link_and_path_exists():
