@@ -160,7 +160,7 @@ def _triton_packed(
     return torch.ops.bert_kernels.attention_packed(qkv, cu_seqlens, max_seqlen, slopes, window)[0]
 
 
-def _grouped(
+def _cpu(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -170,21 +170,21 @@ def _grouped(
     window: int | None,
     dropout_p: float,
 ) -> Tensor:
-    return _grouped_packed(torch.stack([q, k, v], 1), cu_seqlens, max_seqlen, slopes, window, dropout_p)
+    return _cpu_packed(torch.stack([q, k, v], 1), cu_seqlens, max_seqlen, slopes, window, dropout_p)
 
 
-def _grouped_packed(
+def _cpu_packed(
     qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: Tensor | None, window: int | None, dropout_p: float
 ) -> Tensor:
     if qkv.device.type != "cpu":
-        raise ValueError(f"backend=grouped cannot take tensors on {qkv.device}; use backend=triton or sdpa")
+        raise ValueError(f"backend=cpu cannot take tensors on {qkv.device}; use backend=triton or sdpa")
     if dropout_p:
-        raise ValueError(f"backend=grouped cannot take dropout_p={dropout_p}: it has no dropout; use backend=sdpa")
+        raise ValueError(f"backend=cpu cannot take dropout_p={dropout_p}: it has no dropout; use backend=sdpa")
     if slopes is not None and slopes.requires_grad:
         raise ValueError(
-            "slopes requires a gradient; backend=grouped makes none for it: give slopes.detach(), or use backend=sdpa"
+            "slopes requires a gradient; backend=cpu makes none for it: give slopes.detach(), or use backend=sdpa"
         )
-    return torch.ops.bert_kernels.attention_packed(qkv, cu_seqlens, max_seqlen, slopes, window, "grouped")[0]
+    return torch.ops.bert_kernels.attention_packed(qkv, cu_seqlens, max_seqlen, slopes, window, "cpu")[0]
 
 
 @torch.library.custom_op("bert_kernels::attention", mutates_args=())
@@ -255,12 +255,11 @@ def _packed_forward(
     window: int | None,
     backend: str = "triton",
 ) -> tuple[Tensor, Tensor]:
-    """As `attention`, of one tensor (T, 3, N, H); grouped needs no denominators and gives none."""
-    if backend == "grouped":
+    """As `attention`, of one tensor (T, 3, N, H); the cpu's logarithms are natural ones."""
+    if backend == "cpu":
         from kernels.cpu import attention as on_cpu
 
-        out = on_cpu.forward(qkv, cu_seqlens, slopes, window)
-        return out, out.new_empty((qkv.shape[2], 0), dtype=torch.float32)
+        return on_cpu.forward(qkv, cu_seqlens, slopes, window)
     from kernels.triton import attention as launcher
 
     return launcher.forward(*qkv.unbind(1), cu_seqlens, max_seqlen, slopes, window)
@@ -269,8 +268,7 @@ def _packed_forward(
 @_packed_forward.register_fake
 def _(qkv, cu_seqlens, max_seqlen, slopes, window, backend="triton"):
     tokens, _, heads, head = qkv.shape
-    denominators = (heads, 0 if backend == "grouped" else tokens)
-    return qkv.new_empty((tokens, heads, head)), qkv.new_empty(denominators, dtype=torch.float32)
+    return qkv.new_empty((tokens, heads, head)), qkv.new_empty((heads, tokens), dtype=torch.float32)
 
 
 @torch.library.custom_op("bert_kernels::attention_packed_backward", mutates_args=())
@@ -285,10 +283,10 @@ def _packed_backward(
     window: int | None,
     backend: str = "triton",
 ) -> Tensor:
-    if backend == "grouped":
+    if backend == "cpu":
         from kernels.cpu import attention as on_cpu
 
-        return on_cpu.backward(dout, qkv, cu_seqlens, slopes, window)
+        return on_cpu.backward(dout, qkv, out, lse, cu_seqlens, slopes, window)
     from kernels.triton import attention as launcher
 
     dqkv = qkv.new_empty(qkv.shape)
@@ -322,9 +320,9 @@ _BACKENDS = {
     "flash_attn": attention_backends.flash_attn,
     "xformers": attention_backends.xformers,
     "flex": attention_backends.flex,
-    "grouped": _grouped,
+    "cpu": _cpu,
     "sdpa": attention_backends.sdpa,
     "reference": reference.attention,
 }
 # Backends that take the packed form as it is; the others are given its three views.
-_PACKED = {"triton": _triton_packed, "grouped": _grouped_packed, "flash_attn": attention_backends.flash_attn_packed}
+_PACKED = {"triton": _triton_packed, "cpu": _cpu_packed, "flash_attn": attention_backends.flash_attn_packed}

@@ -92,14 +92,20 @@ def _flex(needs: Requirements) -> str | None:
     return None
 
 
-def _on_cpu(needs: Requirements) -> str | None:
-    return None if needs.device == "cpu" else f"device {needs.device}: written for a CPU"
+def _cpu(needs: Requirements) -> str | None:
+    if needs.device != "cpu":
+        return f"device {needs.device}: written for a CPU"
+    if needs.dtype not in (torch.float32, torch.bfloat16):
+        return f"{needs.dtype}: the loops are for float32 and bfloat16"
+    from kernels.cpu import build
+
+    return build.refusal()
 
 
-def _grouped(needs: Requirements) -> str | None:
+def _cpu_attention(needs: Requirements) -> str | None:
     if needs.attention_dropout:
         return f"attention dropout {needs.attention_dropout}: it has none; set it to 0, or take sdpa"
-    return _on_cpu(needs)
+    return _cpu(needs)
 
 
 ATTENTION = (
@@ -107,13 +113,13 @@ ATTENTION = (
     Backend("flash_attn", "FlashAttention 2, varlen with ALiBi", _flash_attn),
     Backend("xformers", "block-diagonal mask, no ALiBi", _xformers),
     Backend("flex", "torch's flex_attention, masked by sequence", _flex),
-    Backend("grouped", "products over groups of like lengths, for a CPU", _grouped),
+    Backend("cpu", "C++ loops compiled here, a sequence at a time in cache", _cpu_attention),
     Backend("sdpa", "torch's scaled_dot_product_attention, padded inside", _never),
     Backend("reference", "plain torch, one sequence at a time", _never),
 )
 KERNELS = (
     Backend("triton", "fused Triton kernels", _triton, slow=_interpreted),
-    Backend("cpu", "plain torch in place, gradients by hand", _on_cpu),
+    Backend("cpu", "C++ loops compiled here", _cpu),
     Backend("reference", "plain torch", _never),
 )
 

@@ -1,1 +1,1 @@
-"""What the custom ops do on a CPU: torch's own operations in an order that keeps memory small and products in low precision."""
+"""What the custom ops do on a CPU: loops in C++, compiled on the machine that runs them, and torch's products of matrices."""

@@ -5,12 +5,13 @@ Shapes: M masked tokens, D hidden size, V vocabulary; R rows of a chunk.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
+from kernels.cpu.build import TYPES, run
 from kernels.reference import IGNORED_LABEL
-
-IN_CACHE = 2**20  # logits between whose operations nothing leaves the cores' caches
 
 
 def forward(
@@ -27,51 +28,30 @@ def forward(
 
     The first has hidden's dtype, those of weight and bias are float32; all are empty where none are wanted.
     """
-    rows, low = (hidden.shape[0], hidden.dtype) if with_gradients else (0, hidden.dtype)
-    wide = torch.promote_types(low, torch.float32)
-    decoder, offset = weight.to(low), bias.to(wide)
-    dhidden = hidden.new_empty((rows, hidden.shape[1]))
-    dweight, dbias = (x.new_zeros(x.shape if with_gradients else (0, *x.shape[1:]), dtype=wide) for x in (weight, bias))
-    sums = torch.zeros(2, dtype=wide)
-    chunks = -(-hidden.shape[0] // chunk_rows)
-    for i in range(chunks):  # all but equal: a small one's products are slow
-        chunk = slice(*(hidden.shape[0] * at // chunks for at in (i, i + 1)))
-        logits = hidden[chunk] @ decoder.T
-        sums += _losses(logits, offset, labels[chunk], z_loss, label_smoothing, dbias if with_gradients else None)
+    rows, name = hidden.shape[0], TYPES[hidden.dtype]
+    decoder, offset = weight.to(hidden.dtype), bias.float()
+    dhidden = torch.empty((rows if with_gradients else 0, hidden.shape[1]), dtype=hidden.dtype)
+    dweight = torch.empty(weight.shape if with_gradients else (0, weight.shape[1]))
+    of_threads = torch.zeros((torch.get_num_threads(), weight.shape[0])) if with_gradients else None
+    sums = torch.zeros((rows, 2))
+    chunks = -(-rows // chunk_rows)
+    bounds = [rows * i // max(chunks, 1) for i in range(chunks + 1)]  # all but equal: a small one's products are slow
+    # Products are told where to write: by autocast they would be in another type.
+    buffer = torch.empty((min(rows, chunk_rows), weight.shape[0]), dtype=hidden.dtype)
+    product = torch.empty(dweight.shape, dtype=hidden.dtype)
+    for start, end in itertools.pairwise(bounds):
+        chunk, logits = hidden[start:end], buffer[: end - start]
+        torch.mm(chunk, decoder.T, out=logits)
+        run(
+            f"losses_{name}", logits, offset, labels[start:end], sums[start:end], of_threads, *logits.shape, IGNORED_LABEL,
+            float(z_loss), float(label_smoothing),
+        )  # fmt: skip
         if with_gradients:
-            torch.mm(logits, decoder, out=dhidden[chunk])
-            dweight += logits.T @ hidden[chunk]
+            torch.mm(logits, decoder, out=dhidden[start:end])
+            torch.mm(logits.T, chunk, out=product)
+            run(f"accumulate_{name}", dweight, product, dweight.numel(), start > 0)
+    if with_gradients and not chunks:
+        dweight.zero_()
+    dbias = torch.zeros(0) if of_threads is None else of_threads.sum(0)
     counted = (labels != IGNORED_LABEL).sum().clamp(min=1)
-    return sums.float(), counted.float(), dhidden, dweight.float(), dbias.float()
-
-
-def _losses(
-    logits_RV: Tensor, bias_V: Tensor, labels_R: Tensor, z_loss: float, label_smoothing: float, dbias: Tensor | None
-) -> Tensor:
-    """(summed loss, right predictions) of logits without bias. With dbias, which is added to, they become their gradients."""
-    vocabulary = logits_RV.shape[1]
-    wide = torch.promote_types(logits_RV.dtype, torch.float32)
-    present_R1, label_R1 = (labels_R != IGNORED_LABEL)[:, None].to(wide), labels_R[:, None].clamp(min=0)
-    of_label_R1 = logits_RV.gather(1, label_R1).to(wide) + bias_V[label_R1]
-    greatest_R1, total_R1, mean_R1 = (torch.zeros_like(of_label_R1) for _ in range(3))
-    towards_R1 = present_R1 * (label_smoothing - 1)
-    at_once = max(1, IN_CACHE // vocabulary)
-    for start in range(0, len(labels_R), at_once):
-        rows = slice(start, start + at_once)
-        x = logits_RV[rows].to(wide, copy=True).add_(bias_V)
-        if label_smoothing:
-            mean_R1[rows] = x.mean(1, keepdim=True)
-        x.sub_(torch.amax(x, 1, keepdim=True, out=greatest_R1[rows])).exp_()
-        total = torch.sum(x, 1, keepdim=True, out=total_R1[rows])
-        if dbias is not None:
-            lse = greatest_R1[rows] + total.log()
-            x.mul_(present_R1[rows] * (1 + 2 * z_loss * lse) / total)
-            if label_smoothing:
-                x.sub_(present_R1[rows] * (label_smoothing / vocabulary))
-            x.scatter_add_(1, label_R1[rows], towards_R1[rows])
-            dbias += x.sum(0)
-            logits_RV[rows] = x
-    lse_R1 = greatest_R1 + total_R1.log()
-    loss_R1 = lse_R1 - (1 - label_smoothing) * of_label_R1 - label_smoothing * mean_R1 + z_loss * lse_R1.square()
-    right_R1 = of_label_R1 == greatest_R1  # a tie for the greatest is right
-    return torch.stack([(loss_R1 * present_R1).sum(), (right_R1 * present_R1).sum()])
+    return sums.sum(0), counted.float(), dhidden, dweight, dbias

@@ -1,19 +1,15 @@
-"""Dropout on a CPU: a mask of 16 random bits an element, made again in the backward pass from its seed."""
+"""Dropout on a CPU: a hash of (seed, row, column) says what is dropped, made again in the backward pass."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-STEPS = 2**16  # the probability is rounded to a multiple of 1/STEPS, the scale with it, so the mean stays right
+STEPS = 2**32  # the probability is rounded to a multiple of 1/STEPS, the scale with it, so the mean stays right
 
 
-def keep(like: Tensor, dropout_p: float, seed: Tensor) -> Tensor:
-    """Shaped and typed as `like`: 0 with probability dropout_p, else 1 / (1 - dropout_p)."""
-    dropped = round(dropout_p * STEPS)
-    if dropped == STEPS:
-        return torch.zeros_like(like)
-    generator = torch.Generator().manual_seed(int(seed))
-    words = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    bits = words.view(torch.int16)[: like.numel()].view(like.shape)
-    return (bits >= dropped - STEPS // 2).to(like.dtype).mul_(STEPS / (STEPS - dropped))
+def words(dropout_p: float, seed: Tensor | None) -> tuple[int, int, float]:
+    """What the loops are told: the seed, the probability in STEPS, and the scale of what is kept."""
+    if seed is None:
+        return 0, 0, 1.0
+    dropped = min(round(dropout_p * STEPS), STEPS)
+    return int(seed), dropped, 0.0 if dropped == STEPS else STEPS / (STEPS - dropped)

@@ -1,21 +1,25 @@
-"""LayerNorm with its residual on a CPU: the sum in float32, made again in the backward pass."""
+"""LayerNorm with its residual and dropout on a CPU, in one pass over each row (`layer_norm.cpp`)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from kernels.cpu.dropout import keep
-from kernels.reference import at_least_float32
+from kernels.cpu.build import TYPES, run
+from kernels.cpu.dropout import words
 
 
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None, dropout_p: float, seed: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The output (T, D), and means and reciprocal standard deviations (2, T)."""
-    total = _total(x, residual, dropout_p, seed)
-    out, mean, rstd = torch.native_layer_norm(total, x.shape[-1:], weight.to(total), bias.to(total), eps)
-    return out.to(x.dtype), torch.stack([mean, rstd]).flatten(1).float()
+    out = torch.empty(x.shape, dtype=x.dtype)
+    statistics = torch.empty((2, x.shape[0]))
+    run(
+        f"layer_norm_forward_{_types(x, residual)}", x, residual, weight.float(), bias.float(), out, *statistics, *x.shape,
+        *_strides(x, residual), float(eps), *words(dropout_p, seed),
+    )  # fmt: skip
+    return out, statistics
 
 
 def backward(
@@ -30,19 +34,22 @@ def backward(
     own: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, residual, weight and bias; without `own`, the second has no rows: it is the first."""
-    total = _total(x, residual, dropout_p, seed)
-    mean, rstd = statistics.to(total)[:, :, None]
-    dtotal, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
-        dout.to(total), total, x.shape[-1:], mean, rstd, weight.to(total), bias.to(total), [True, True, True]
-    )
-    dresidual = dtotal.to(residual.dtype, copy=True) if own else x.new_empty((0, x.shape[-1]))
-    if seed is not None:
-        dtotal.mul_(keep(dtotal, dropout_p, seed))
-    return dtotal.to(x.dtype), dresidual, dweight.to(weight.dtype), dbias.to(bias.dtype)
+    dx = torch.empty(x.shape, dtype=x.dtype)
+    dresidual = torch.empty(x.shape, dtype=residual.dtype) if own else None
+    parameters = torch.zeros((torch.get_num_threads(), 2, x.shape[1]))
+    run(
+        f"layer_norm_backward_{_types(x, residual)}", dout, x, residual, weight.float(), *statistics, dx, dresidual, parameters,
+        *x.shape, *_strides(x, residual), *words(dropout_p, seed),
+    )  # fmt: skip
+    dweight, dbias = (parameters[:, i].sum(0) for i in (0, 1))
+    if dresidual is None:
+        dresidual = x.new_empty((0, x.shape[1]))
+    return dx, dresidual, dweight.to(weight.dtype), dbias.to(bias.dtype)
 
 
-def _total(x: Tensor, residual: Tensor | None, dropout_p: float, seed: Tensor | None) -> Tensor:
-    total = at_least_float32(x)
-    if seed is not None:
-        total = total * keep(total, dropout_p, seed)
-    return total if residual is None else total + residual
+def _types(x: Tensor, residual: Tensor | None) -> str:
+    return f"{TYPES[x.dtype]}_{TYPES[(x if residual is None else residual).dtype]}"
+
+
+def _strides(x: Tensor, residual: Tensor | None) -> tuple[int, int]:
+    return x.stride(0), 0 if residual is None else residual.stride(0)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import kernels
 from kernels.backends import Resolved
 from recipe.model.config import EncoderConfig
+from recipe.model.shapes import round_stream
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class Encoder(nn.Module):
         super().__init__()
         backends = backends or Backends()
         self.config = config
+        self.few_shapes = backends.kernels.name == "cpu"
         self.embeddings = Embeddings(config, backends)
         self.layers = nn.ModuleList(Layer(config, backends) for _ in range(config.num_hidden_layers))
         self.register_buffer("slopes", kernels.alibi_slopes(config.num_attention_heads), persistent=False)
@@ -142,10 +144,15 @@ class Encoder(nn.Module):
         Returns:
             (T, D), or (M, D) with `keep`.
         """
+        tokens = len(input_ids)
+        if self.few_shapes:
+            input_ids, token_type_ids, cu_seqlens = round_stream(input_ids, token_type_ids, cu_seqlens)
+            max_seqlen = max(max_seqlen, len(input_ids) - tokens)
         x_TD = self.embeddings(input_ids, token_type_ids)
         for layer in self.layers[:-1]:
             x_TD = layer(x_TD, cu_seqlens, max_seqlen, self.slopes)
-        return self.layers[-1](x_TD, cu_seqlens, max_seqlen, self.slopes, keep)
+        x_TD = self.layers[-1](x_TD, cu_seqlens, max_seqlen, self.slopes, keep)
+        return x_TD if keep is not None else x_TD[:tokens]
 
 
 def initialize(model: nn.Module, std: float) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import kernels
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends, Encoder, LayerNorm, initialize
+from recipe.model.shapes import round_predictions
 
 
 @dataclass
@@ -54,14 +55,15 @@ class MosaicBertForMaskedLM(nn.Module):
 
         `batch` holds input_ids (T,) int64, cu_seqlens (S + 1,) int32, max_seqlen, masked_indices (M,) int64, labels (M,) int64.
         """
-        hidden_MD = self.encoder(
-            batch["input_ids"], batch["cu_seqlens"], batch["max_seqlen"], keep=batch["masked_indices"]
-        )
+        keep_M, labels_M = batch["masked_indices"], batch["labels"]
+        if self.encoder.few_shapes:
+            keep_M, labels_M = round_predictions(keep_M, labels_M)
+        hidden_MD = self.encoder(batch["input_ids"], batch["cu_seqlens"], batch["max_seqlen"], keep=keep_M)
         return kernels.masked_cross_entropy(
             self.head(hidden_MD),
             self.encoder.embeddings.word.weight,
             self.head.bias,
-            batch["labels"],
+            labels_M,
             backend=self.backends.kernels.name,
         )
 

@@ -72,7 +72,7 @@ class LiveBytes(TorchDispatchMode):
 def traced(attention: str = "auto", kernels: str = "auto") -> Backends:
     """What is traced for the backends of these names. The reference's attention looks at lengths, which do not exist here."""
     return Backends(
-        backends.Resolved("sdpa" if attention in ("sdpa", "reference") else "grouped", "traced"),
+        backends.Resolved("sdpa" if attention in ("sdpa", "reference") else "cpu", "traced"),
         backends.Resolved("reference" if kernels == "reference" else "cpu", "traced"),
     )
 

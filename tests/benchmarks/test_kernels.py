@@ -130,7 +130,7 @@ def test_measuring(kernel, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a CPU")
     monkeypatch.setattr(kernels, "measure_ceilings", lambda: {"GB/s": 10.0, "TFLOP/s": 1.0})
     monkeypatch.setattr(kernels, "provenance", lambda: record()["provenance"])
-    times = {"eager": 2.0, "reference": 4.0, "sdpa": 1.0, "grouped": 1.5}
+    times = {"eager": 2.0, "reference": 4.0, "sdpa": 1.0, "cpu": 1.5}
 
     def in_turns(calls, seconds):
         return {(name, mode): [call() or times[name]] * 5 for (name, mode), call in calls.items()}

@@ -67,7 +67,7 @@ def test_a_run_of_real_processes(tmp_path, monkeypatch, capfd):
     for name in ("this", "hf eager"):
         assert len(rows[name]["seconds"]) == len(rows[name]["loss"]) == 4 and rows[name]["problem"] is None
     assert rows["hf eager"]["this_is"] > 0 and status in (0, 1)
-    assert "grouped, cpu" in capfd.readouterr().out
+    assert "cpu, cpu" in capfd.readouterr().out
 
 
 def test_bad_words(capsys):

@@ -141,7 +141,7 @@ def test_a_cpu_takes_its_own(monkeypatch, interpret):
     monkeypatch.setenv("TRITON_INTERPRET", interpret)
     needs = Requirements("cpu", torch.float32, 64)
     chosen = backends.resolve("attention", "auto", needs)
-    assert chosen.name == "grouped" and "triton" in chosen.why
+    assert chosen.name == "cpu" and "triton" in chosen.why
     assert backends.resolve("attention", "auto", Requirements("cpu", torch.float32, 64, 0.1)).name == "sdpa"
     assert backends.resolve("kernels", "auto", needs).name == "cpu"
     if interpret == "1":
@@ -179,4 +179,4 @@ def test_the_table_is_printed():
     rows = [line.split()[:2] for line in done.stdout.splitlines()[1:]]
     names = [row.name for row in backends.ATTENTION]
     assert [name for kind, name in rows if kind == "attention"] == names
-    assert names == ["triton", "flash_attn", "xformers", "flex", "grouped", "sdpa", "reference"]
+    assert names == ["triton", "flash_attn", "xformers", "flex", "cpu", "sdpa", "reference"]

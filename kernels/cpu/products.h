@@ -1,0 +1,171 @@
+// Small matrix products C = A B or C += A B, float32 results, for operands that fit a core's cache: by AMX's tiles where the processor has
+// them and the operands are bfloat16, otherwise in float32 by vectors. All sizes are multiples of BLOCK; operands are padded with zeros.
+//
+// An engine has an element type for its operands and lays them out: `rows` for A; for B `rows_of_b`, or `columns_of_b` for the transposed
+// of what is given. `x` is (rows, size) with `stride` elements between rows.
+#pragma once
+
+#include "loops.h"
+
+#if defined(__AMX_BF16__) && defined(__AMX_TILE__)
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+static const int64_t BLOCK = 32;
+
+static inline int64_t padded(int64_t size) { return (size + BLOCK - 1) / BLOCK * BLOCK; }
+
+// (padded rows, padded size) of (rows, size), as E
+template <class E, class T> static void copy_rows(const T *x, int64_t stride, int64_t rows, int64_t size, E *to) {
+    int64_t width = padded(size);
+    for (int64_t r = 0; r < rows; r++) {
+#pragma omp simd
+        for (int32_t c = 0; c < int32_t(size); c++)
+            store(&to[r * width + c], load(x[r * stride + c]));
+        std::fill(to + r * width + size, to + (r + 1) * width, E{});
+    }
+    std::fill(to + rows * width, to + padded(rows) * width, E{});
+}
+
+// (padded size, padded rows) of (rows, size)
+template <class E, class T> static void copy_columns(const T *x, int64_t stride, int64_t rows, int64_t size, E *to) {
+    int64_t width = padded(rows);
+    std::fill(to, to + padded(size) * width, E{});
+    for (int64_t first = 0; first < rows; first += 16)  // of which a cache line of each column is written at a time
+        for (int64_t c = 0; c < size; c++)
+            for (int64_t r = first; r < std::min(first + 16, rows); r++)
+                store(&to[c * width + r], load(x[r * stride + c]));
+}
+
+struct Vectors {
+    using Element = float;
+    static bool ready() { return true; }
+    void begin() {}
+    void end() {}
+
+    template <class T> static void rows(const T *x, int64_t stride, int64_t rows, int64_t size, float *to) {
+        copy_rows(x, stride, rows, size, to);
+    }
+    template <class T> static void columns(const T *x, int64_t stride, int64_t rows, int64_t size, float *to) {
+        copy_columns(x, stride, rows, size, to);
+    }
+    template <class T> static void rows_of_b(const T *x, int64_t stride, int64_t rows, int64_t size, float *to) {
+        copy_rows(x, stride, rows, size, to);
+    }
+    template <class T> static void columns_of_b(const T *x, int64_t stride, int64_t rows, int64_t size, float *to) {
+        copy_columns(x, stride, rows, size, to);
+    }
+
+    // (m, n) = (m, k) (k, n)
+    static void product(const float *a, int64_t stride_a, const float *b, int64_t n, float *c, int64_t m, int64_t k, bool add) {
+        for (int64_t i = 0; i < m; i += 4)
+            for (int64_t j = 0; j < n; j += BLOCK) {
+                float sums[4][BLOCK];
+                for (int r = 0; r < 4; r++)
+                    for (int v = 0; v < BLOCK; v++)
+                        sums[r][v] = add ? c[(i + r) * n + j + v] : 0.0f;
+                for (int64_t at = 0; at < k; at++)
+                    for (int r = 0; r < 4; r++) {
+                        float factor = a[(i + r) * stride_a + at];
+#pragma omp simd
+                        for (int v = 0; v < BLOCK; v++)
+                            sums[r][v] += factor * b[at * n + j + v];
+                    }
+                for (int r = 0; r < 4; r++)
+                    for (int v = 0; v < BLOCK; v++)
+                        c[(i + r) * n + j + v] = sums[r][v];
+            }
+    }
+};
+
+#if defined(__AMX_BF16__) && defined(__AMX_TILE__)
+// B's elements lie in pairs along k: 32-bit words (k / 2, n).
+struct Tiles {
+    using Element = bf16;
+
+    // The system must let a process use the tiles' state (arch_prctl ARCH_REQ_XCOMP_PERM, state 18).
+    static bool ready() {
+        static bool allowed = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+        return allowed;
+    }
+
+    void begin() {
+        alignas(64) uint8_t config[64] = {1};  // palette 1
+        for (int tile = 0; tile < 8; tile++) {
+            config[16 + 2 * tile] = 64;  // bytes of a row
+            config[48 + tile] = 16;      // rows
+        }
+        _tile_loadconfig(config);
+    }
+    void end() { _tile_release(); }
+
+    static void rows(const bf16 *x, int64_t stride, int64_t rows, int64_t size, bf16 *to) { copy_rows(x, stride, rows, size, to); }
+    static void columns(const bf16 *x, int64_t stride, int64_t rows, int64_t size, bf16 *to) { copy_columns(x, stride, rows, size, to); }
+
+    static void rows_of_b(const bf16 *x, int64_t stride, int64_t rows, int64_t size, bf16 *to) {
+        int64_t width = padded(size);
+        std::fill(to, to + padded(rows) * width, bf16{});
+        uint32_t *words = reinterpret_cast<uint32_t *>(to);
+        for (int64_t r = 0; r < rows; r += 2) {
+            const bf16 *low = x + r * stride, *high = low + stride;
+            uint32_t *pair = words + r / 2 * width;
+            if (r + 1 < rows) {
+#pragma omp simd
+                for (int32_t c = 0; c < int32_t(size); c++)
+                    pair[c] = uint32_t(low[c].bits) | uint32_t(high[c].bits) << 16;
+            } else {
+                for (int64_t c = 0; c < size; c++)
+                    pair[c] = low[c].bits;
+            }
+        }
+    }
+
+    static void columns_of_b(const bf16 *x, int64_t stride, int64_t rows, int64_t size, bf16 *to) {
+        int64_t width = padded(rows);
+        std::fill(to, to + padded(size) * width, bf16{});
+        uint32_t *words = reinterpret_cast<uint32_t *>(to);
+        for (int64_t first = 0; first < rows; first += 16)
+            for (int64_t c = 0; c < size; c += 2)
+                for (int64_t r = first; r < std::min(first + 16, rows); r++) {
+                    const bf16 *pair = x + r * stride + c;
+                    words[c / 2 * width + r] = uint32_t(pair[0].bits) | (c + 1 < size ? uint32_t(pair[1].bits) << 16 : 0);
+                }
+    }
+
+    static void product(const bf16 *a, int64_t stride_a, const bf16 *b, int64_t n, float *c, int64_t m, int64_t k, bool add) {
+        asm volatile("" ::: "memory");  // compilers do not know that tiles are loaded from memory: all must have been stored
+        for (int64_t i = 0; i < m; i += 32)
+            for (int64_t j = 0; j < n; j += 32) {
+                float *upper = c + i * n + j, *lower = upper + 16 * n;
+                if (add) {
+                    _tile_loadd(0, upper, n * 4);
+                    _tile_loadd(1, upper + 16, n * 4);
+                    _tile_loadd(2, lower, n * 4);
+                    _tile_loadd(3, lower + 16, n * 4);
+                } else {
+                    _tile_zero(0);
+                    _tile_zero(1);
+                    _tile_zero(2);
+                    _tile_zero(3);
+                }
+                for (int64_t at = 0; at < k; at += 32) {
+                    const bf16 *left = a + i * stride_a + at, *right = b + at * n + 2 * j;
+                    _tile_loadd(4, left, stride_a * 2);
+                    _tile_loadd(5, left + 16 * stride_a, stride_a * 2);
+                    _tile_loadd(6, right, n * 4);
+                    _tile_loadd(7, right + 32, n * 4);
+                    _tile_dpbf16ps(0, 4, 6);
+                    _tile_dpbf16ps(1, 4, 7);
+                    _tile_dpbf16ps(2, 5, 6);
+                    _tile_dpbf16ps(3, 5, 7);
+                }
+                _tile_stored(0, upper, n * 4);
+                _tile_stored(1, upper + 16, n * 4);
+                _tile_stored(2, lower, n * 4);
+                _tile_stored(3, lower + 16, n * 4);
+            }
+    }
+};
+#endif
