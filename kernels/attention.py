@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels import attention_backends, reference
-from kernels.checks import check_triton, head_refusal, may_look_at
+from kernels.checks import check_backend, check_triton, head_refusal, may_look_at
 from kernels.dropout import check_probability
 
 
@@ -176,8 +176,7 @@ def _cpu(
 def _cpu_packed(
     qkv: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes: Tensor | None, window: int | None, dropout_p: float
 ) -> Tensor:
-    if qkv.device.type != "cpu":
-        raise ValueError(f"backend=cpu cannot take tensors on {qkv.device}; use backend=triton or sdpa")
+    check_backend("cpu", "qkv", qkv)
     if dropout_p:
         raise ValueError(f"backend=cpu cannot take dropout_p={dropout_p}: it has no dropout; use backend=sdpa")
     if slopes is not None and slopes.requires_grad:

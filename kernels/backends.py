@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.checks import gpu_refusal, head_refusal, triton_refusal
+from kernels.checks import CPU_REFUSAL, CPU_TYPES, gpu_refusal, head_refusal, triton_refusal
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ def _flex(needs: Requirements) -> str | None:
 def _cpu(needs: Requirements) -> str | None:
     if needs.device != "cpu":
         return f"device {needs.device}: written for a CPU"
-    if needs.dtype not in (torch.float32, torch.bfloat16):
-        return f"{needs.dtype}: the loops are for float32 and bfloat16"
+    if needs.dtype not in CPU_TYPES:
+        return f"{needs.dtype}: {CPU_REFUSAL}"
     from kernels.cpu import build
 
     return build.refusal()

@@ -17,6 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None  # looked up here, where torch.compile does not trace
 
+CPU_TYPES = (torch.float32, torch.bfloat16)
+CPU_REFUSAL = "its loops are for float32 and bfloat16"
+
 _asked_for = False
 
 
@@ -81,6 +84,8 @@ def check_backend(backend: str, name: str, x: torch.Tensor) -> None:
         raise ValueError(f"backend={backend!r}: known are triton, cpu, reference")
     elif x.device.type != "cpu":
         raise ValueError(f"backend=cpu cannot take {name}, which is on {x.device}; use backend=triton or reference")
+    elif x.dtype not in CPU_TYPES:
+        raise ValueError(f"backend=cpu cannot take {name}, which is {x.dtype}: {CPU_REFUSAL}; use backend=reference")
 
 
 def head_refusal(head_dim: int) -> str | None:

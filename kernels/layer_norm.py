@@ -11,7 +11,7 @@ from kernels import reference
 from kernels.checks import check_backend
 from kernels.dropout import check_probability, dropout_seed
 
-MAX_COLUMNS = 8192  # a program holds whole rows in registers
+MAX_COLUMNS = 8192  # a program holds whole rows in registers, a CPU's loop on its stack
 
 
 def layer_norm(
@@ -47,8 +47,12 @@ def layer_norm(
         return reference.layer_norm(x, weight, bias, eps, residual, dropout_p)
     check_backend(backend, "x", x)
     columns = x.shape[-1]
-    if backend == "triton" and columns > MAX_COLUMNS:
-        raise ValueError(f"x has {columns} columns; backend=triton takes at most {MAX_COLUMNS}: use backend=reference")
+    if residual is not None:
+        check_backend(backend, "residual", residual)
+    if columns > MAX_COLUMNS:
+        raise ValueError(
+            f"x has {columns} columns; backend={backend} takes at most {MAX_COLUMNS}: use backend=reference"
+        )
     if not x.device == weight.device == bias.device:
         raise ValueError(f"x is on {x.device}, weight on {weight.device}, bias on {bias.device}; all must be on one")
     rows = _rows(x)

@@ -1,4 +1,4 @@
-"""The C++ loops of this folder, compiled on this machine for its own processor when they are first wanted, and how they are called.
+"""The C++ loops of this folder, compiled here for this machine's processor when they are first wanted, and how they are called.
 
 It takes a few seconds, once: the library is kept in the user's cache under a name made of the source, the compiler and the
 processor. Python's and torch's headers are not needed. The threads are those of torch's own OpenMP.
@@ -23,6 +23,7 @@ from torch import Tensor
 HERE = Path(__file__).parent
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+WIDE = ("-mprefer-vector-width=512",)  # where there are such: compilers would rather take half
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 LIMIT_S = 120
 
@@ -60,11 +61,17 @@ def _library() -> ctypes.CDLL:
     compiler = next((path for name in COMPILERS if (path := shutil.which(name))), None)
     if compiler is None:
         raise Unbuilt(f"no C++ compiler found ({', '.join(COMPILERS)}); install one, such as the package g++")
-    flags = [*FLAGS, *(["-mprefer-vector-width=512"] if "avx512f" in _processor() else [])]
-    file = _folder() / f"{_key(compiler, flags)}.so"
-    if not file.exists():
-        _compile([compiler, *flags], file)
-    return ctypes.CDLL(str(file))
+    flags = [*FLAGS, *(WIDE if "avx512f" in _processor() else ())]
+    cache = _cache()
+    folder = cache or Path(tempfile.mkdtemp(prefix="bert_kernels-"))
+    file = folder / f"{_key(compiler, flags)}.so"
+    try:
+        if not file.exists():
+            _compile([compiler, *flags], file)
+        return ctypes.CDLL(str(file))
+    finally:
+        if cache is None:
+            shutil.rmtree(folder)  # what is loaded stays
 
 
 def _key(compiler: str, flags: list[str]) -> str:
@@ -86,14 +93,14 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
 
 
-def _folder() -> Path:
-    """Where compiled loops are kept; where nothing can be, a folder of this process alone."""
+def _cache() -> Path | None:
+    """Where compiled loops are kept; None where nothing can be."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bert_kernels"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError:
-        return Path(tempfile.mkdtemp(prefix="bert_kernels-"))
+        return None
     return folder
 
 

@@ -28,11 +28,11 @@ static void forward(const T *x, T *out, int64_t rows, int64_t columns, Dropout d
     for (int64_t r = 0; r < rows; r++) {
         const T *a = x + 2 * r * columns, *b = a + columns;
         T *to = out + r * columns;
-        uint32_t key = dropout.row(r);
+        const RowDropout kept = dropout.row(r);
 #pragma omp simd
         for (int32_t c = 0; c < int32_t(columns); c++) {
             float slope, y = activate<A>(load(a[c]), &slope) * load(b[c]);
-            store(&to[c], DROPS ? y * dropout.factor(key, c) : y);
+            store(&to[c], DROPS ? y * kept.factor(c) : y);
         }
     }
 }
@@ -43,10 +43,10 @@ static void backward(const T *dout, const T *x, T *dx, int64_t rows, int64_t col
     for (int64_t r = 0; r < rows; r++) {
         const T *a = x + 2 * r * columns, *b = a + columns, *from = dout + r * columns;
         T *da = dx + 2 * r * columns, *db = da + columns;
-        uint32_t key = dropout.row(r);
+        const RowDropout kept = dropout.row(r);
 #pragma omp simd
         for (int32_t c = 0; c < int32_t(columns); c++) {
-            float d = DROPS ? load(from[c]) * dropout.factor(key, c) : load(from[c]);
+            float d = DROPS ? load(from[c]) * kept.factor(c) : load(from[c]);
             float slope, y = activate<A>(load(a[c]), &slope);
             store(&da[c], d * load(b[c]) * slope);
             store(&db[c], d * y);

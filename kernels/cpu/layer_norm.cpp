@@ -4,11 +4,11 @@
 static const int64_t MAX_COLUMNS = 8192;
 
 template <class T, class R>
-static void sum_row(const T *x, const R *residual, float *sum, int32_t columns, const Dropout &dropout, uint32_t key) {
-    if (dropout.dropped) {
+static void sum_row(const T *x, const R *residual, float *sum, int32_t columns, bool drops, RowDropout kept) {
+    if (drops) {
 #pragma omp simd
         for (int32_t c = 0; c < columns; c++)
-            sum[c] = load(x[c]) * dropout.factor(key, c);
+            sum[c] = load(x[c]) * kept.factor(c);
     } else {
 #pragma omp simd
         for (int32_t c = 0; c < columns; c++)
@@ -28,7 +28,7 @@ static void forward(const T *x, const R *residual, const float *weight, const fl
     for (int64_t r = 0; r < rows; r++) {
         float sum[MAX_COLUMNS];
         int32_t count = int32_t(columns);
-        sum_row(x + r * stride, residual ? residual + r * residual_stride : residual, sum, count, dropout, dropout.row(r));
+        sum_row(x + r * stride, residual ? residual + r * residual_stride : residual, sum, count, dropout.dropped > 0, dropout.row(r));
         float total = 0, squares = 0;
 #pragma omp simd reduction(+ : total)
         for (int32_t c = 0; c < count; c++)
@@ -58,8 +58,8 @@ static void backward(const T *dout, const T *x, const R *residual, const float *
         int32_t count = int32_t(columns);
         for (int64_t r = rows * part / threads; r < rows * (part + 1) / threads; r++) {
             float normal[MAX_COLUMNS], weighted = 0, projected = 0;
-            uint32_t key = dropout.row(r);
-            sum_row(x + r * stride, residual ? residual + r * residual_stride : residual, normal, count, dropout, key);
+            const RowDropout kept = dropout.row(r);
+            sum_row(x + r * stride, residual ? residual + r * residual_stride : residual, normal, count, dropout.dropped > 0, kept);
             const T *from = dout + r * columns;
             float middle = mean[r], scale = rstd[r];
 #pragma omp simd reduction(+ : weighted, projected)
@@ -75,7 +75,6 @@ static void backward(const T *dout, const T *x, const R *residual, const float *
             projected /= count;
             T *to = dx + r * columns;
             R *also = dresidual ? dresidual + r * columns : dresidual;
-            bool drops = dropout.dropped > 0;
 #pragma omp simd
             for (int32_t c = 0; c < count; c++)
                 normal[c] = scale * (load(from[c]) * weight[c] - weighted - normal[c] * projected);
@@ -84,10 +83,10 @@ static void backward(const T *dout, const T *x, const R *residual, const float *
                 for (int32_t c = 0; c < count; c++)
                     store(&also[c], normal[c]);
             }
-            if (drops) {
+            if (dropout.dropped) {
 #pragma omp simd
                 for (int32_t c = 0; c < count; c++)
-                    normal[c] *= dropout.factor(key, c);
+                    normal[c] *= kept.factor(c);
             }
 #pragma omp simd
             for (int32_t c = 0; c < count; c++)

@@ -57,25 +57,31 @@ static inline void normal_tail(float x, float *density, float *ratio) {
     *density = exp_of_negative(-0.5f * x * x);
 }
 
-// Dropout: element c of row r is kept if the hash of (seed, r, c) is not below `dropped`, the probability times 2^32.
-struct Dropout {
-    uint64_t seed;
-    uint64_t dropped;  // 0 to 2^32
-    float scale;       // of what is kept
+// Dropout: element c of row r is kept if the hash of (seed, r, c) is not below the probability times 2^32.
+struct RowDropout {
+    uint32_t key, dropped;
+    float scale;
 
-    uint32_t row(int64_t r) const {  // splitmix64's finalizer
-        uint64_t z = seed + uint64_t(r) * 0x9e3779b97f4a7c15ull;
-        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-        z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-        return uint32_t(z ^ (z >> 31));
-    }
-
-    // The factor of an element: 0 or `scale`. A 32-bit finalizer of the same kind.
-    float factor(uint32_t of_row, int32_t c) const {
-        uint32_t x = of_row + uint32_t(c) * 0x9e3779b9u;
+    // The factor of an element: 0 or `scale`. A 32-bit finalizer.
+    float factor(int32_t c) const {
+        uint32_t x = key + uint32_t(c) * 0x9e3779b9u;
         x = (x ^ (x >> 16)) * 0x7feb352du;
         x = (x ^ (x >> 15)) * 0x846ca68bu;
         x ^= x >> 16;
-        return x >= uint32_t(dropped) ? scale : 0.0f;
+        return x >= dropped ? scale : 0.0f;
+    }
+};
+
+struct Dropout {
+    uint64_t seed;
+    uint64_t dropped;  // the probability times 2^32; of 2^32 the scale is 0
+    float scale;       // of what is kept
+
+    // A value of its own, which no store in a loop can change.
+    RowDropout row(int64_t r) const {  // splitmix64's finalizer
+        uint64_t z = seed + uint64_t(r) * 0x9e3779b97f4a7c15ull;
+        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+        z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+        return {uint32_t(z ^ (z >> 31)), uint32_t(dropped), scale};
     }
 };

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kernels
@@ -47,10 +48,14 @@ class Embeddings(nn.Module):
         self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = LayerNorm(config, backends)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        # Set where the matrix is the decoder too: added to the decoder's gradient, a sparse one saves making and adding a dense
+        # one. The module's own `sparse` would promise that the sum is sparse too.
+        self.sparse_gradient = False
 
     def forward(self, input_ids_T: Tensor, token_type_ids_T: Tensor | None) -> Tensor:
         types = self.token_type.weight[0] if token_type_ids_T is None else self.token_type(token_type_ids_T)
-        x_TD = self.word(input_ids_T) + types
+        sparse = self.sparse_gradient and not torch.compiler.is_compiling()
+        x_TD = F.embedding(input_ids_T, self.word.weight, sparse=sparse) + types
         device = x_TD.device.type
         if torch.is_autocast_enabled(device):  # the residual stream is in low precision from its first sum on
             x_TD = x_TD.to(torch.get_autocast_dtype(device))
@@ -118,7 +123,7 @@ class Encoder(nn.Module):
         super().__init__()
         backends = backends or Backends()
         self.config = config
-        self.few_shapes = backends.kernels.name == "cpu"
+        self.few_shapes = backends.kernels.name == "cpu"  # see shapes.py
         self.embeddings = Embeddings(config, backends)
         self.layers = nn.ModuleList(Layer(config, backends) for _ in range(config.num_hidden_layers))
         self.register_buffer("slopes", kernels.alibi_slopes(config.num_attention_heads), persistent=False)
@@ -145,7 +150,7 @@ class Encoder(nn.Module):
             (T, D), or (M, D) with `keep`.
         """
         tokens = len(input_ids)
-        if self.few_shapes:
+        if self.few_shapes and not torch.compiler.is_compiling():
             input_ids, token_type_ids, cu_seqlens = round_stream(input_ids, token_type_ids, cu_seqlens)
             max_seqlen = max(max_seqlen, len(input_ids) - tokens)
         x_TD = self.embeddings(input_ids, token_type_ids)

@@ -47,6 +47,7 @@ class MosaicBertForMaskedLM(nn.Module):
         self.config = config
         self.backends = backends or Backends()
         self.encoder = Encoder(config, self.backends)
+        self.encoder.embeddings.sparse_gradient = self.backends.kernels.name == "cpu"
         self.head = PredictionHead(config, self.backends)
         initialize(self, config.initializer_range)
 
@@ -56,7 +57,7 @@ class MosaicBertForMaskedLM(nn.Module):
         `batch` holds input_ids (T,) int64, cu_seqlens (S + 1,) int32, max_seqlen, masked_indices (M,) int64, labels (M,) int64.
         """
         keep_M, labels_M = batch["masked_indices"], batch["labels"]
-        if self.encoder.few_shapes:
+        if self.encoder.few_shapes and not torch.compiler.is_compiling():
             keep_M, labels_M = round_predictions(keep_M, labels_M)
         hidden_MD = self.encoder(batch["input_ids"], batch["cu_seqlens"], batch["max_seqlen"], keep=keep_M)
         return kernels.masked_cross_entropy(

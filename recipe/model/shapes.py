@@ -1,7 +1,7 @@
 """Sizes of batches on a CPU, rounded up so that there are few different ones.
 
-oneDNN, which multiplies there, compiles a product for each size that it meets: some milliseconds a step where every batch has a size
-of its own, and memory, since it keeps a thousand of them.
+oneDNN, which multiplies there, compiles a product for each size that it meets: tens of milliseconds a step where every batch has
+a size of its own, and memory, since it keeps a thousand of them.
 """
 
 from __future__ import annotations
