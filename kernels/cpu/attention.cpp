@@ -64,8 +64,9 @@ static void softmax_row(float *x, E *weights, int32_t i, int32_t length, int32_t
     for (int32_t j = begin; j < end; j++) {
         float e = exp_of_negative(x[j] - most);
         total += e;
-        store(&weights[j], e);
+        x[j] = e;
     }
+    store_row(weights + begin, x + begin, end - begin);
     std::fill(weights, weights + begin, E{});
     std::fill(weights + end, weights + width, E{});
     *greatest = most;
@@ -121,7 +122,7 @@ static void forward(const T *qkv, T *out, float *lse, int64_t sequences, int64_t
 
 // Scores (of a key with all queries) and gradients of weights become weights and gradients of scores, as E.
 template <class E>
-static void weights_of_key(const float *scores, const float *dweights, E *weights, E *dscores, int32_t j, int32_t length, int32_t width,
+static void weights_of_key(float *scores, float *dweights, E *weights, E *dscores, int32_t j, int32_t length, int32_t width,
                            float slope, const Bias &bias, const float *lse, const float *delta) {
     int32_t begin = 0, end = length;
     if (bias.window >= 0) {
@@ -131,9 +132,11 @@ static void weights_of_key(const float *scores, const float *dweights, E *weight
 #pragma omp simd
     for (int32_t i = begin; i < end; i++) {
         float w = exp_of_negative(scores[i] * bias.scale - slope * std::fabs(float(i - j)) - lse[i]);
-        store(&weights[i], w);
-        store(&dscores[i], w * (dweights[i] - delta[i]));
+        scores[i] = w;
+        dweights[i] = w * (dweights[i] - delta[i]);
     }
+    store_row(weights + begin, scores + begin, end - begin);
+    store_row(dscores + begin, dweights + begin, end - begin);
     for (E *x : {weights, dscores}) {
         std::fill(x, x + begin, E{});
         std::fill(x + end, x + width, E{});

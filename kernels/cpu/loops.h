@@ -8,6 +8,10 @@
 #include <cstdint>
 #include <limits>
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 struct bf16 {
     uint16_t bits;
 };
@@ -22,6 +26,19 @@ static inline void store(bf16 *to, float x) {
     uint32_t bits = std::bit_cast<uint32_t>(x);
     uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     to->bits = uint16_t(x == x ? rounded : 0x7fc0);
+}
+
+static inline void store_row(float *to, const float *from, int32_t count) { std::copy(from, from + count, to); }
+
+static inline void store_row(bf16 *to, const float *from, int32_t count) {
+    int32_t c = 0;
+#ifdef __AVX512BF16__
+    for (; c + 16 <= count; c += 16)
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(to + c), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + c)));
+#endif
+#pragma omp simd
+    for (int32_t i = c; i < count; i++)
+        store(&to[i], from[i]);
 }
 
 // exp(x) for x <= 0, to 1e-7 of itself; 0 below -87. 2^n exp(r) with |r| <= log(2) / 2, the polynomial fitted to the relative error.

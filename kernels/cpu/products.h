@@ -5,6 +5,8 @@
 // of what is given. `x` is (rows, size) with `stride` elements between rows.
 #pragma once
 
+#include <type_traits>
+
 #include "loops.h"
 
 #if defined(__AMX_BF16__) && defined(__AMX_TILE__)
@@ -17,13 +19,20 @@ static const int64_t BLOCK = 32;
 
 static inline int64_t padded(int64_t size) { return (size + BLOCK - 1) / BLOCK * BLOCK; }
 
+template <class E, class T> static inline void put(E *to, T x) {
+    if constexpr (std::is_same_v<E, T>)
+        *to = x;
+    else
+        store(to, load(x));
+}
+
 // (padded rows, padded size) of (rows, size), as E
 template <class E, class T> static void copy_rows(const T *x, int64_t stride, int64_t rows, int64_t size, E *to) {
     int64_t width = padded(size);
     for (int64_t r = 0; r < rows; r++) {
 #pragma omp simd
         for (int32_t c = 0; c < int32_t(size); c++)
-            store(&to[r * width + c], load(x[r * stride + c]));
+            put(&to[r * width + c], x[r * stride + c]);
         std::fill(to + r * width + size, to + (r + 1) * width, E{});
     }
     std::fill(to + rows * width, to + padded(rows) * width, E{});
@@ -36,7 +45,7 @@ template <class E, class T> static void copy_columns(const T *x, int64_t stride,
     for (int64_t first = 0; first < rows; first += 16)  // of which a cache line of each column is written at a time
         for (int64_t c = 0; c < size; c++)
             for (int64_t r = first; r < std::min(first + 16, rows); r++)
-                store(&to[c * width + r], load(x[r * stride + c]));
+                put(&to[c * width + r], x[r * stride + c]);
 }
 
 struct Vectors {
