@@ -51,7 +51,8 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:  # a sparse one is made of tensors that were counted
+            # A sparse one is made of tensors that were counted.
+            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
                 self._add(leaf.untyped_storage())
         return result
 
