@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kernels.cpu import build
 from recipe import train
 from recipe.config import PrepareConfig, Source, Tokenizer, TrainConfig, load
 from recipe.prepare import prepare
@@ -75,6 +76,8 @@ def data(tmp_path_factory):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_loss_curve(tmp_path, data, model):
+    if model == "mosaic_bert" and (reason := build.refusal()):
+        pytest.skip(f"the curve is one of the CPU's own kernels: {reason}")
     stored = json.loads((GOLDEN / f"{model}.json").read_text())["loss"]
     assert stored[-1] < stored[0] - 0.3, "a golden run that does not learn proves little"
     assert loss_curve(tmp_path, data, model) == pytest.approx(stored, abs=TOLERANCE)

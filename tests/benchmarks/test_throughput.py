@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import peers, throughput, throughput_batches, throughput_report
+from kernels.backends import Requirements, resolve
 from recipe.data.batch import pad_batch
 
 
@@ -67,7 +68,9 @@ def test_a_run_of_real_processes(tmp_path, monkeypatch, capfd):
     for name in ("this", "hf eager"):
         assert len(rows[name]["seconds"]) == len(rows[name]["loss"]) == 4 and rows[name]["problem"] is None
     assert rows["hf eager"]["this_is"] > 0 and status in (0, 1)
-    assert "cpu, cpu" in capfd.readouterr().out
+    needs = Requirements("cpu", torch.bfloat16, 16)
+    chosen = [resolve(kind, "auto", needs).name for kind in ("attention", "kernels")]
+    assert f"this: {', '.join(chosen)}" in capfd.readouterr().out
 
 
 def test_bad_words(capsys):

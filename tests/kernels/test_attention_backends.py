@@ -139,6 +139,7 @@ def test_dropout_is_refused_by_flex():
 def test_a_cpu_takes_its_own(monkeypatch, interpret):
     """Interpreted Triton can be asked for, but is nobody's choice."""
     monkeypatch.setenv("TRITON_INTERPRET", interpret)
+    monkeypatch.setattr("kernels.cpu.build.refusal", lambda: None)  # as with a compiler
     needs = Requirements("cpu", torch.float32, 64)
     chosen = backends.resolve("attention", "auto", needs)
     assert chosen.name == "cpu" and "triton" in chosen.why

@@ -8,11 +8,13 @@ import torch
 import kernels
 from kernels import reference
 from kernels.backends import Requirements, Resolved, resolve
+from kernels.cpu import build
 from kernels.cross_entropy import CHUNK_BYTES
 from recipe.model.encoder import Backends
 from tests.kernels.helpers import assert_as_exact
 from tests.kernels.test_training import PLAIN, loss_curve
 
+pytestmark = pytest.mark.skipif(build.refusal() is not None, reason=str(build.refusal()))
 DTYPES = (torch.float32, torch.bfloat16)
 LENGTHS = ([1, 3, 63, 0, 127, 128, 129], [1], [130], [64, 64, 5, 64, 0], [0, 0])
 

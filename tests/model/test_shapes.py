@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from kernels.backends import Resolved
+from kernels.cpu import build
 from recipe.model.encoder import Backends
 from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.model.shapes import round_predictions, round_stream, rounded
 from tests.model.test_encoder import CONFIG, LENGTHS, stream_of
 
+needs_compiler = pytest.mark.skipif(build.refusal() is not None, reason=str(build.refusal()))
 CPU = Backends(Resolved("cpu", "test"), Resolved("cpu", "test"))
 
 
@@ -44,6 +46,7 @@ def test_what_fills_up_is_a_sequence_of_its_own():
     assert keep.tolist() == [3, 5, *[0] * 14] and labels.tolist() == [7, 8, *[-100] * 14]
 
 
+@needs_compiler
 def test_loss_and_gradients():
     found = []
     for model in models():
@@ -54,6 +57,7 @@ def test_loss_and_gradients():
         torch.testing.assert_close(own, plain, atol=1e-5, rtol=1e-4)
 
 
+@needs_compiler
 def test_hidden_states_of_real_tokens_alone():
     own, plain = models()
     hidden = [model.encoder.eval()(**stream_of([5, 12])) for model in (own, plain)]
@@ -61,6 +65,7 @@ def test_hidden_states_of_real_tokens_alone():
     torch.testing.assert_close(*hidden, atol=1e-5, rtol=1e-4)
 
 
+@needs_compiler
 @pytest.mark.parametrize("lengths", [[1], [70] * 9])
 def test_the_shared_matrix_has_one_dense_gradient(lengths):
     """Its part from the embeddings is sparse, and is added to the decoder's; once more where gradients are accumulated."""
@@ -73,6 +78,7 @@ def test_the_shared_matrix_has_one_dense_gradient(lengths):
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
 
 
+@needs_compiler
 def test_few_shapes_reach_the_products():
     """Sixty batches of different sizes, but few sizes of their first product."""
     own, _ = models()
