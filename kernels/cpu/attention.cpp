@@ -1,24 +1,26 @@
-// Attention of each sequence of a stream to itself, a head at a time, BLOCK queries (forward) or BLOCK keys (backward) at a time, so that
-// scores never leave a core's cache. Softmax in float32. The backward pass makes the weights again, from the saved logarithms of the
-// softmax's denominators (FlashAttention, arXiv 2205.14135, section 3.1, whose delta is the sum of out dout).
+// Attention of each sequence of a stream to itself, a head at a time, BLOCK queries (forward) or BLOCK keys (backward)
+// at a time, so that scores never leave a core's cache. Softmax in float32. The backward pass makes the weights again,
+// from the saved logarithms of the softmax's denominators (FlashAttention, arXiv 2205.14135, appendix B.2, where delta
+// is the sum of out dout, D there).
 //
-// Shapes: T tokens, N heads, H head size, S sequences; L the length of a sequence. `strides` are a token's, a part's (q, k, v), a head's.
+// Shapes: T tokens, N heads, H head size, S sequences; L the length of a sequence. `strides` are a token's, a part's
+// (q, k, v), a head's.
 #include <cstdlib>
-#include <new>
 
 #include "products.h"
 
 struct Bias {
-    const float *slopes;  // (N,), or null
-    int64_t window;       // negative: none
-    float scale;          // of the scores
+    const float *slopes; // (N,), or null
+    int64_t window;      // negative: none
+    float scale;         // of the scores
 };
 
 // Memory of a thread, in pieces that begin at a cache line.
 struct Scratch {
     char *memory, *next;
 
-    explicit Scratch(int64_t bytes) : memory(static_cast<char *>(std::aligned_alloc(64, (bytes + 63) / 64 * 64))), next(memory) {}
+    explicit Scratch(int64_t bytes)
+        : memory(static_cast<char *>(std::aligned_alloc(64, (bytes + 63) / 64 * 64))), next(memory) {}
     ~Scratch() { std::free(memory); }
 
     template <class E> E *piece(int64_t count) {
@@ -47,7 +49,8 @@ struct Stream {
 
 // Scores of a query with all keys become exp(score - greatest), as E; the greatest, and the sum.
 template <class E>
-static void softmax_row(float *x, E *weights, int32_t i, int32_t length, int32_t width, float slope, const Bias &bias, float *greatest, float *sum) {
+static void softmax_row(float *x, E *weights, int32_t i, int32_t length, int32_t width, float slope, const Bias &bias,
+                        float *greatest, float *sum) {
     int32_t begin = 0, end = length;
     if (bias.window >= 0) {
         begin = int32_t(std::max<int64_t>(0, i - bias.window));
@@ -74,7 +77,8 @@ static void softmax_row(float *x, E *weights, int32_t i, int32_t length, int32_t
 }
 
 template <class Engine, class T>
-static void forward(const T *qkv, T *out, float *lse, int64_t sequences, int64_t tokens, Stream stream, Bias bias, int threads) {
+static void forward(const T *qkv, T *out, float *lse, int64_t sequences, int64_t tokens, Stream stream, Bias bias,
+                    int threads) {
     using E = typename Engine::Element;
     int64_t most = stream.longest(sequences), width = padded(stream.size), size = stream.size;
 #pragma omp parallel num_threads(threads)
@@ -100,7 +104,8 @@ static void forward(const T *qkv, T *out, float *lse, int64_t sequences, int64_t
                     for (int64_t r = 0; r < BLOCK; r++) {
                         float greatest;
                         if (r < here) {
-                            softmax_row(scores + r * all, weights + r * all, int32_t(first + r), int32_t(length), int32_t(all), slope, bias, &greatest, &sums[r]);
+                            softmax_row(scores + r * all, weights + r * all, int32_t(first + r), int32_t(length),
+                                        int32_t(all), slope, bias, &greatest, &sums[r]);
                             lse[h * tokens + stream.bounds[s] + first + r] = greatest + std::log(sums[r]);
                         } else {
                             std::fill(weights + r * all, weights + (r + 1) * all, E{});
@@ -122,8 +127,8 @@ static void forward(const T *qkv, T *out, float *lse, int64_t sequences, int64_t
 
 // Scores (of a key with all queries) and gradients of weights become weights and gradients of scores, as E.
 template <class E>
-static void weights_of_key(float *scores, float *dweights, E *weights, E *dscores, int32_t j, int32_t length, int32_t width,
-                           float slope, const Bias &bias, const float *lse, const float *delta) {
+static void weights_of_key(float *scores, float *dweights, E *weights, E *dscores, int32_t j, int32_t length,
+                           int32_t width, float slope, const Bias &bias, const float *lse, const float *delta) {
     int32_t begin = 0, end = length;
     if (bias.window >= 0) {
         begin = int32_t(std::max<int64_t>(0, j - bias.window));
@@ -145,7 +150,8 @@ static void weights_of_key(float *scores, float *dweights, E *weights, E *dscore
 
 // delta, the sum of out dout, of each query of a sequence and head
 template <class T>
-static void sums_of_products(const T *out, const T *dout, int64_t stride, int64_t dstride, int64_t length, int64_t size, float *delta) {
+static void sums_of_products(const T *out, const T *dout, int64_t stride, int64_t dstride, int64_t length, int64_t size,
+                             float *delta) {
     for (int64_t i = 0; i < length; i++) {
         float sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -157,27 +163,33 @@ static void sums_of_products(const T *out, const T *dout, int64_t stride, int64_
 
 // `dstrides` are dout's: a token's and a head's. dqkv has qkv's shape, side by side in memory.
 template <class Engine, class T>
-static void backward(const T *dout, const int64_t *dstrides, const T *qkv, const T *out, const float *lse, T *dqkv, int64_t sequences,
-                     int64_t tokens, Stream stream, Bias bias, int threads) {
+static void backward(const T *dout, const int64_t *dstrides, const T *qkv, const T *out, const float *lse, T *dqkv,
+                     int64_t sequences, int64_t tokens, Stream stream, Bias bias, int threads) {
     using E = typename Engine::Element;
     int64_t most = stream.longest(sequences), width = padded(stream.size), size = stream.size, heads = stream.heads;
 #pragma omp parallel num_threads(threads)
     {
-        Scratch scratch(most * width * (7 * sizeof(E) + 4) + BLOCK * most * (8 + 3 * sizeof(E)) + 2 * BLOCK * width * 4 + most * 4 + 1024);
-        E *k = scratch.piece<E>(most * width), *v = scratch.piece<E>(most * width), *k_columns = scratch.piece<E>(most * width);
+        Scratch scratch(most * width * (7 * sizeof(E) + 4) + BLOCK * most * (8 + 3 * sizeof(E)) +
+                        2 * BLOCK * width * 4 + most * 4 + 1024);
+        E *k = scratch.piece<E>(most * width), *v = scratch.piece<E>(most * width),
+          *k_columns = scratch.piece<E>(most * width);
         E *q_columns = scratch.piece<E>(most * width), *do_columns = scratch.piece<E>(most * width);
         E *q_rows = scratch.piece<E>(most * width), *do_rows = scratch.piece<E>(most * width);
         float *scores = scratch.piece<float>(BLOCK * most), *dweights = scratch.piece<float>(BLOCK * most);
-        E *weights = scratch.piece<E>(BLOCK * most), *dscores = scratch.piece<E>(BLOCK * most), *dscores_b = scratch.piece<E>(BLOCK * most);
-        float *dq_columns = scratch.piece<float>(most * width), *dk = scratch.piece<float>(BLOCK * width), *dv = scratch.piece<float>(BLOCK * width);
+        E *weights = scratch.piece<E>(BLOCK * most), *dscores = scratch.piece<E>(BLOCK * most),
+          *dscores_b = scratch.piece<E>(BLOCK * most);
+        float *dq_columns = scratch.piece<float>(most * width), *dk = scratch.piece<float>(BLOCK * width),
+              *dv = scratch.piece<float>(BLOCK * width);
         float *delta = scratch.piece<float>(most);
         Engine engine;
         engine.begin();
 #pragma omp for collapse(2) schedule(dynamic)
         for (int64_t s = 0; s < sequences; s++)
             for (int64_t h = 0; h < heads; h++) {
-                int64_t length = stream.length(s), all = padded(length), stride = stream.strides[0], start = stream.bounds[s];
-                const T *of_q = stream.part(qkv, s, h, 0), *of_k = stream.part(qkv, s, h, 1), *of_v = stream.part(qkv, s, h, 2);
+                int64_t length = stream.length(s), all = padded(length), stride = stream.strides[0],
+                        start = stream.bounds[s];
+                const T *of_q = stream.part(qkv, s, h, 0), *of_k = stream.part(qkv, s, h, 1),
+                        *of_v = stream.part(qkv, s, h, 2);
                 const T *of_do = dout + start * dstrides[0] + h * dstrides[1];
                 Engine::rows(of_k, stride, length, size, k);
                 Engine::columns(of_k, stride, length, size, k_columns);
@@ -186,9 +198,10 @@ static void backward(const T *dout, const int64_t *dstrides, const T *qkv, const
                 Engine::rows_of_b(of_q, stride, length, size, q_rows);
                 Engine::columns_of_b(of_do, dstrides[0], length, size, do_columns);
                 Engine::rows_of_b(of_do, dstrides[0], length, size, do_rows);
-                sums_of_products(out + (start * heads + h) * size, of_do, heads * size, dstrides[0], length, size, delta);
+                sums_of_products(out + (start * heads + h) * size, of_do, heads * size, dstrides[0], length, size,
+                                 delta);
                 float slope = bias.slopes ? bias.slopes[h] : 0.0f;
-                T *to = dqkv + (start * 3 * heads + h) * size;  // dq; dk and dv are a part further each
+                T *to = dqkv + (start * 3 * heads + h) * size; // dq; dk and dv are a part further each
                 int64_t part = heads * size;
                 for (int64_t first = 0; first < length; first += BLOCK) {
                     int64_t here = std::min(BLOCK, length - first);
@@ -196,8 +209,9 @@ static void backward(const T *dout, const int64_t *dstrides, const T *qkv, const
                     Engine::product(v + first * width, width, do_columns, all, dweights, BLOCK, width, false);
                     for (int64_t r = 0; r < BLOCK; r++) {
                         if (r < here) {
-                            weights_of_key(scores + r * all, dweights + r * all, weights + r * all, dscores + r * all, int32_t(first + r),
-                                           int32_t(length), int32_t(all), slope, bias, lse + h * tokens + start, delta);
+                            weights_of_key(scores + r * all, dweights + r * all, weights + r * all, dscores + r * all,
+                                           int32_t(first + r), int32_t(length), int32_t(all), slope, bias,
+                                           lse + h * tokens + start, delta);
                         } else {
                             std::fill(weights + r * all, weights + (r + 1) * all, E{});
                             std::fill(dscores + r * all, dscores + (r + 1) * all, E{});
@@ -242,11 +256,10 @@ static void backward(const T *dout, const int64_t *dstrides, const T *qkv, const
         HOW(forward, qkv, out, lse, sequences, tokens, Stream{heads, size, strides, bounds},                           \
             Bias{slopes, window, scale}, int(threads))                                                                 \
     }                                                                                                                  \
-    extern "C" void attention_backward_##NAME(const T *dout, const int64_t *dstrides, const T *qkv,                    \
-                                              const int64_t *strides, const int32_t *bounds, const float *slopes,      \
-                                              const T *out, const float *lse, T *dqkv, int64_t sequences,              \
-                                              int64_t tokens, int64_t heads, int64_t size, int64_t window,             \
-                                              float scale, int64_t threads) {                                          \
+    extern "C" void attention_backward_##NAME(                                                                         \
+        const T *dout, const int64_t *dstrides, const T *qkv, const int64_t *strides, const int32_t *bounds,           \
+        const float *slopes, const T *out, const float *lse, T *dqkv, int64_t sequences, int64_t tokens,               \
+        int64_t heads, int64_t size, int64_t window, float scale, int64_t threads) {                                   \
         HOW(backward, dout, dstrides, qkv, out, lse, dqkv, sequences, tokens, Stream{heads, size, strides, bounds},    \
             Bias{slopes, window, scale}, int(threads))                                                                 \
     }

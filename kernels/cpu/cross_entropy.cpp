@@ -1,4 +1,5 @@
-// The loss of rows of logits, and their gradients in the same memory: a row is read twice and written once, all in a core's cache.
+// The loss of rows of logits, and their gradients in the same memory: a row is read twice and written once, all in a
+// core's cache.
 #include <vector>
 
 #include "loops.h"
@@ -7,9 +8,11 @@ struct Loss {
     float z_loss, smoothing;
 };
 
-// One row of logits without bias. `wide` holds float32 of a row. With `dbias`, which is added to, the row becomes its gradient.
+// One row of logits without bias. `wide` holds float32 of a row. With `dbias`, which is added to, the row becomes its
+// gradient.
 template <class T>
-static void row_loss(T *logits, const float *bias, int64_t label, int32_t count, Loss loss, float *wide, float *dbias, float *sums) {
+static void row_loss(T *logits, const float *bias, int64_t label, int32_t count, Loss loss, float *wide, float *dbias,
+                     float *sums) {
     float greatest = -std::numeric_limits<float>::infinity(), total = 0, all = 0;
 #pragma omp simd reduction(max : greatest) reduction(+ : all)
     for (int32_t v = 0; v < count; v++) {
@@ -27,7 +30,7 @@ static void row_loss(T *logits, const float *bias, int64_t label, int32_t count,
     }
     float lse = greatest + std::log(total);
     sums[0] = lse - (1 - loss.smoothing) * of_label - loss.smoothing * all / count + loss.z_loss * lse * lse;
-    sums[1] = of_label == greatest;  // a tie for the greatest is right
+    sums[1] = of_label == greatest; // a tie for the greatest is right
     if (!dbias)
         return;
     float scale = (1 + 2 * loss.z_loss * lse) / total, share = loss.smoothing / count;
@@ -44,15 +47,16 @@ static void row_loss(T *logits, const float *bias, int64_t label, int32_t count,
 
 // `sums` is (rows, 2), zero: loss, and whether the prediction is right. `dbias` is (threads, columns), or null.
 template <class T>
-static void losses(T *logits, const float *bias, const int64_t *labels, float *sums, float *dbias, int64_t rows, int64_t columns,
-                   int64_t ignored, Loss loss, int threads) {
+static void losses(T *logits, const float *bias, const int64_t *labels, float *sums, float *dbias, int64_t rows,
+                   int64_t columns, int64_t ignored, Loss loss, int threads) {
 #pragma omp parallel for schedule(static, 1) num_threads(threads)
     for (int part = 0; part < threads; part++) {
         std::vector<float> wide(columns);
         for (int64_t r = rows * part / threads; r < rows * (part + 1) / threads; r++) {
             T *row = logits + r * columns;
             if (labels[r] != ignored)
-                row_loss(row, bias, labels[r], int32_t(columns), loss, wide.data(), dbias ? dbias + part * columns : dbias, sums + 2 * r);
+                row_loss(row, bias, labels[r], int32_t(columns), loss, wide.data(),
+                         dbias ? dbias + part * columns : dbias, sums + 2 * r);
             else if (dbias)
                 std::fill(row, row + columns, T{});
         }

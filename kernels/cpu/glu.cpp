@@ -57,12 +57,18 @@ static void backward(const T *dout, const T *x, T *dx, int64_t rows, int64_t col
 // Calls RUN<T, activation, whether anything is dropped>(...)
 #define CHOOSE(RUN, T, ...)                                                                                            \
     switch (2 * activation + (dropped > 0)) {                                                                          \
-    case 2 * GELU: return RUN<T, GELU, false>(__VA_ARGS__);                                                            \
-    case 2 * GELU + 1: return RUN<T, GELU, true>(__VA_ARGS__);                                                         \
-    case 2 * SILU: return RUN<T, SILU, false>(__VA_ARGS__);                                                            \
-    case 2 * SILU + 1: return RUN<T, SILU, true>(__VA_ARGS__);                                                         \
-    case 2 * RELU: return RUN<T, RELU, false>(__VA_ARGS__);                                                            \
-    case 2 * RELU + 1: return RUN<T, RELU, true>(__VA_ARGS__);                                                         \
+    case 2 * GELU:                                                                                                     \
+        return RUN<T, GELU, false>(__VA_ARGS__);                                                                       \
+    case 2 * GELU + 1:                                                                                                 \
+        return RUN<T, GELU, true>(__VA_ARGS__);                                                                        \
+    case 2 * SILU:                                                                                                     \
+        return RUN<T, SILU, false>(__VA_ARGS__);                                                                       \
+    case 2 * SILU + 1:                                                                                                 \
+        return RUN<T, SILU, true>(__VA_ARGS__);                                                                        \
+    case 2 * RELU:                                                                                                     \
+        return RUN<T, RELU, false>(__VA_ARGS__);                                                                       \
+    case 2 * RELU + 1:                                                                                                 \
+        return RUN<T, RELU, true>(__VA_ARGS__);                                                                        \
     }
 
 #define EXPORT(T, NAME)                                                                                                \

@@ -1,5 +1,5 @@
-// What the loops share: bfloat16, exp, the normal distribution, dropout's random numbers. Written so that a compiler makes vectors of
-// all of it (`#pragma omp simd`), whatever their width; nothing here is for one processor.
+// What the loops share: bfloat16, exp, the normal distribution, dropout's random numbers. Written so that a compiler
+// makes vectors of all of it (`#pragma omp simd`), whatever their width. One rounding is a processor's own instruction.
 #pragma once
 
 #include <algorithm>
@@ -28,22 +28,25 @@ static inline void store(bf16 *to, float x) {
     to->bits = uint16_t(x == x ? rounded : 0x7fc0);
 }
 
+// A row of them; AVX512-BF16 has an instruction for sixteen, which takes what is below 1e-38 for 0.
 static inline void store_row(float *to, const float *from, int32_t count) { std::copy(from, from + count, to); }
 
 static inline void store_row(bf16 *to, const float *from, int32_t count) {
     int32_t c = 0;
 #ifdef __AVX512BF16__
     for (; c + 16 <= count; c += 16)
-        _mm256_storeu_si256(reinterpret_cast<__m256i *>(to + c), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + c)));
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(to + c),
+                            (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + c)));
 #endif
 #pragma omp simd
     for (int32_t i = c; i < count; i++)
         store(&to[i], from[i]);
 }
 
-// exp(x) for x <= 0, to 1e-7 of itself; 0 below -87. 2^n exp(r) with |r| <= log(2) / 2, the polynomial fitted to the relative error.
+// exp(x) for x <= 0, to 1e-7 of itself; 0 below -87. 2^n exp(r) with |r| <= log(2) / 2, the polynomial fitted to the
+// relative error.
 static inline float exp_of_negative(float x) {
-    float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the rounded number is in the low bits
+    float shifted = x * 1.44269504f + 12582912.0f; // 1.5 * 2^23: the rounded number is in the low bits
     float n = shifted - 12582912.0f;
     float r = x - n * 0.693145752f - n * 1.42860677e-6f;
     float p = 1.38368399e-3f;
@@ -55,11 +58,11 @@ static inline float exp_of_negative(float x) {
     p = p * r + 1.0f;
     uint32_t power = (std::bit_cast<uint32_t>(shifted) << 23) + 0x3f800000u;
     float y = p * std::bit_cast<float>(power);
-    return x < -87.0f ? 0.0f : y;  // false for what is no number, which y is then
+    return x < -87.0f ? 0.0f : y; // false for what is no number, which y is then
 }
 
-// exp(-x^2 / 2), and what it must be multiplied by for the share of the normal distribution beyond |x|: Mills' ratio / sqrt(2 pi) as
-// a polynomial in 1 / (1 + 0.3 |x|), fitted to the relative error (3e-7 in float32).
+// exp(-x^2 / 2), and what it must be multiplied by for the share of the normal distribution beyond |x|: Mills' ratio /
+// sqrt(2 pi) as a polynomial in 1 / (1 + 0.3 |x|), fitted to the relative error (3e-7 in float32).
 static inline void normal_tail(float x, float *density, float *ratio) {
     float t = 1.0f / (1.0f + 0.3f * std::fabs(x));
     float p = 3.56751829e-2f;
@@ -91,11 +94,11 @@ struct RowDropout {
 
 struct Dropout {
     uint64_t seed;
-    uint64_t dropped;  // the probability times 2^32; of 2^32 the scale is 0
-    float scale;       // of what is kept
+    uint64_t dropped; // the probability times 2^32; of 2^32 the scale is 0
+    float scale;      // of what is kept
 
     // A value of its own, which no store in a loop can change.
-    RowDropout row(int64_t r) const {  // splitmix64's finalizer
+    RowDropout row(int64_t r) const { // splitmix64's finalizer
         uint64_t z = seed + uint64_t(r) * 0x9e3779b97f4a7c15ull;
         z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
         z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;

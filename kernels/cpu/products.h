@@ -1,8 +1,9 @@
-// Small matrix products C = A B or C += A B, float32 results, for operands that fit a core's cache: by AMX's tiles where the processor has
-// them and the operands are bfloat16, otherwise in float32 by vectors. All sizes are multiples of BLOCK; operands are padded with zeros.
+// Small matrix products C = A B or C += A B, float32 results, for operands that fit a core's cache: by AMX's tiles
+// where the processor has them and the operands are bfloat16, otherwise in float32 by vectors. All sizes are multiples
+// of BLOCK; operands are padded with zeros.
 //
-// An engine has an element type for its operands and lays them out: `rows` for A; for B `rows_of_b`, or `columns_of_b` for the transposed
-// of what is given. `x` is (rows, size) with `stride` elements between rows.
+// An engine has an element type for its operands and lays them out: `rows` for A; for B `rows_of_b`, or `columns_of_b`
+// for the transposed of what is given. `x` is (rows, size) with `stride` elements between rows.
 #pragma once
 
 #include <type_traits>
@@ -42,7 +43,7 @@ template <class E, class T> static void copy_rows(const T *x, int64_t stride, in
 template <class E, class T> static void copy_columns(const T *x, int64_t stride, int64_t rows, int64_t size, E *to) {
     int64_t width = padded(rows);
     std::fill(to, to + padded(size) * width, E{});
-    for (int64_t first = 0; first < rows; first += 16)  // of which a cache line of each column is written at a time
+    for (int64_t first = 0; first < rows; first += 16) // of which a cache line of each column is written at a time
         for (int64_t c = 0; c < size; c++)
             for (int64_t r = first; r < std::min(first + 16, rows); r++)
                 put(&to[c * width + r], x[r * stride + c]);
@@ -68,7 +69,8 @@ struct Vectors {
     }
 
     // (m, n) = (m, k) (k, n)
-    static void product(const float *a, int64_t stride_a, const float *b, int64_t n, float *c, int64_t m, int64_t k, bool add) {
+    static void product(const float *a, int64_t stride_a, const float *b, int64_t n, float *c, int64_t m, int64_t k,
+                        bool add) {
         for (int64_t i = 0; i < m; i += 4)
             for (int64_t j = 0; j < n; j += BLOCK) {
                 float sums[4][BLOCK];
@@ -101,17 +103,21 @@ struct Tiles {
     }
 
     void begin() {
-        alignas(64) uint8_t config[64] = {1};  // palette 1
+        alignas(64) uint8_t config[64] = {1}; // palette 1
         for (int tile = 0; tile < 8; tile++) {
-            config[16 + 2 * tile] = 64;  // bytes of a row
-            config[48 + tile] = 16;      // rows
+            config[16 + 2 * tile] = 64; // bytes of a row
+            config[48 + tile] = 16;     // rows
         }
         _tile_loadconfig(config);
     }
     void end() { _tile_release(); }
 
-    static void rows(const bf16 *x, int64_t stride, int64_t rows, int64_t size, bf16 *to) { copy_rows(x, stride, rows, size, to); }
-    static void columns(const bf16 *x, int64_t stride, int64_t rows, int64_t size, bf16 *to) { copy_columns(x, stride, rows, size, to); }
+    static void rows(const bf16 *x, int64_t stride, int64_t rows, int64_t size, bf16 *to) {
+        copy_rows(x, stride, rows, size, to);
+    }
+    static void columns(const bf16 *x, int64_t stride, int64_t rows, int64_t size, bf16 *to) {
+        copy_columns(x, stride, rows, size, to);
+    }
 
     static void rows_of_b(const bf16 *x, int64_t stride, int64_t rows, int64_t size, bf16 *to) {
         int64_t width = padded(size);
@@ -139,12 +145,16 @@ struct Tiles {
             for (int64_t c = 0; c < size; c += 2)
                 for (int64_t r = first; r < std::min(first + 16, rows); r++) {
                     const bf16 *pair = x + r * stride + c;
-                    words[c / 2 * width + r] = uint32_t(pair[0].bits) | (c + 1 < size ? uint32_t(pair[1].bits) << 16 : 0);
+                    words[c / 2 * width + r] =
+                        uint32_t(pair[0].bits) | (c + 1 < size ? uint32_t(pair[1].bits) << 16 : 0);
                 }
     }
 
-    static void product(const bf16 *a, int64_t stride_a, const bf16 *b, int64_t n, float *c, int64_t m, int64_t k, bool add) {
-        asm volatile("" ::: "memory");  // compilers do not know that tiles are loaded from memory: all must have been stored
+    static void product(const bf16 *a, int64_t stride_a, const bf16 *b, int64_t n, float *c, int64_t m, int64_t k,
+                        bool add) {
+        asm volatile(
+            "" ::
+                : "memory"); // compilers do not know that tiles are loaded from memory: all must have been stored
         for (int64_t i = 0; i < m; i += 32)
             for (int64_t j = 0; j < n; j += 32) {
                 float *upper = c + i * n + j, *lower = upper + 16 * n;
