@@ -50,6 +50,11 @@ template <class E, class T> static void copy_columns(const T *x, int64_t stride,
 }
 
 struct Vectors {
+#ifdef __AVX512F__
+    static const int WIDTH = 32; // of a row of sums: two registers
+#else
+    static const int WIDTH = 16;
+#endif
     using Element = float;
     static bool ready() { return true; }
     void begin() {}
@@ -68,24 +73,24 @@ struct Vectors {
         copy_columns(x, stride, rows, size, to);
     }
 
-    // (m, n) = (m, k) (k, n)
+    // (m, n) = (m, k) (k, n), four rows of sums at a time in registers
     static void product(const float *a, int64_t stride_a, const float *b, int64_t n, float *c, int64_t m, int64_t k,
                         bool add) {
         for (int64_t i = 0; i < m; i += 4)
-            for (int64_t j = 0; j < n; j += BLOCK) {
-                float sums[4][BLOCK];
+            for (int64_t j = 0; j < n; j += WIDTH) {
+                float sums[4][WIDTH];
                 for (int r = 0; r < 4; r++)
-                    for (int v = 0; v < BLOCK; v++)
+                    for (int v = 0; v < WIDTH; v++)
                         sums[r][v] = add ? c[(i + r) * n + j + v] : 0.0f;
                 for (int64_t at = 0; at < k; at++)
                     for (int r = 0; r < 4; r++) {
                         float factor = a[(i + r) * stride_a + at];
 #pragma omp simd
-                        for (int v = 0; v < BLOCK; v++)
+                        for (int v = 0; v < WIDTH; v++)
                             sums[r][v] += factor * b[at * n + j + v];
                     }
                 for (int r = 0; r < 4; r++)
-                    for (int v = 0; v < BLOCK; v++)
+                    for (int v = 0; v < WIDTH; v++)
                         c[(i + r) * n + j + v] = sums[r][v];
             }
     }
