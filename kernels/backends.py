@@ -61,10 +61,10 @@ def _triton_attention(needs: Requirements) -> str | None:
 
 
 def _flash_attn(needs: Requirements) -> str | None:
-    if importlib.util.find_spec("flash_attn") is None:
-        return "the package flash-attn is not installed"
     if needs.device != "cuda":
         return f"device {needs.device}: needs a CUDA GPU"
+    if importlib.util.find_spec("flash_attn") is None:
+        return "the package flash-attn is not installed"
     if needs.dtype not in (torch.bfloat16, torch.float16):
         return f"{needs.dtype}: only bfloat16 and float16"
     if needs.head_dim > 256 or needs.head_dim % 8:
@@ -73,10 +73,10 @@ def _flash_attn(needs: Requirements) -> str | None:
 
 
 def _xformers(needs: Requirements) -> str | None:
-    if importlib.util.find_spec("xformers") is None:
-        return "the package xformers is not installed"
     if needs.device != "cuda":
         return f"device {needs.device}: needs a CUDA GPU"
+    if importlib.util.find_spec("xformers") is None:
+        return "the package xformers is not installed"
     if needs.alibi:
         return "ALiBi: xformers adds it only as a dense (heads, tokens, tokens) bias; take triton, flex or sdpa"
     return None
@@ -113,7 +113,7 @@ ATTENTION = (
     Backend("flash_attn", "FlashAttention 2, varlen with ALiBi", _flash_attn),
     Backend("xformers", "block-diagonal mask, no ALiBi", _xformers),
     Backend("flex", "torch's flex_attention, masked by sequence", _flex),
-    Backend("cpu", "C++ loops compiled here, a sequence at a time in cache", _cpu_attention),
+    Backend("cpu", "C++ loops compiled here, scores stay in cache", _cpu_attention),
     Backend("sdpa", "torch's scaled_dot_product_attention, padded inside", _never),
     Backend("reference", "plain torch, one sequence at a time", _never),
 )
@@ -147,12 +147,17 @@ def resolve(kind: str, requested: str, requirements: Requirements) -> Resolved:
 
 
 def _why(passed_over: dict[str, str]) -> str:
-    """Why `auto` took what it took, in one line: the reason against the fastest of those passed over, the others by name."""
+    """Why `auto` took what it took, in one line: the reason against one of those passed over, the others by name.
+
+    It is the fastest of those that are for this kind of device, about which a user may do something; else the fastest of all.
+    """
     if not passed_over:
         return "fastest that can run"
-    (fastest, reason), *others = passed_over.items()
-    also = f"; nor {', '.join(name for name, _ in others)}: see python -m kernels.backends" if others else ""
-    return f"fastest that can run; not {fastest}: {reason}{also}"
+    fastest = next((name for name, reason in passed_over.items() if not reason.startswith("device ")), None)
+    fastest = fastest or next(iter(passed_over))
+    others = [name for name in passed_over if name != fastest]
+    also = f"; nor {', '.join(others)}: see python -m kernels.backends" if others else ""
+    return f"fastest that can run; not {fastest}: {passed_over[fastest]}{also}"
 
 
 def main() -> None:

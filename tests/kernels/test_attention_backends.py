@@ -156,7 +156,8 @@ def test_a_cpu_takes_its_own(monkeypatch, interpret):
         ("triton", {"head_dim": 160}, "head_dim=160: the kernels take multiples of 8 up to 128"),
         ("triton", {"dtype": torch.float64}, "torch.float64"),
         ("triton", {"device": "mps"}, "device mps: needs a CUDA GPU"),
-        ("flash_attn", {}, "flash-attn is not installed"),
+        ("flash_attn", {}, "device cpu"),
+        ("flash_attn", {"device": "cuda"}, "flash-attn is not installed"),
         ("xformers", {"device": "cuda"}, "ALiBi"),
         ("xformers", {}, "device cpu"),
         ("flex", {"attention_dropout": 0.1}, "attention dropout 0.1"),
@@ -166,7 +167,7 @@ def test_a_cpu_takes_its_own(monkeypatch, interpret):
 def test_refusals(monkeypatch, backend, change, reason):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     needs = Requirements(**{"device": "cpu", "dtype": torch.float32, "head_dim": 64, **change})
-    if backend == "flash_attn" and backends.importlib.util.find_spec("flash_attn"):
+    if "flash-attn" in reason and backends.importlib.util.find_spec("flash_attn"):
         pytest.skip("flash-attn is installed")
     if reason == "ALiBi" and backends.importlib.util.find_spec("xformers") is None:
         pytest.skip("xformers is not installed")

@@ -52,8 +52,9 @@ def test_compiled_once(anew):
 def test_no_compiler(monkeypatch, anew):
     monkeypatch.setattr(build, "COMPILERS", ("no-such-compiler",))
     needs = Requirements("cpu", torch.float32, 64)
-    assert resolve("kernels", "auto", needs).name == "reference"
-    assert resolve("attention", "auto", needs).name == "sdpa"
+    for kind, instead in (("kernels", "reference"), ("attention", "sdpa")):
+        chosen = resolve(kind, "auto", needs)
+        assert chosen.name == instead and "not cpu: no C++ compiler found" in chosen.why  # what the user can mend
     with pytest.raises(ValueError, match=r"model.kernels=cpu cannot run: no C\+\+ compiler found .*; install one"):
         resolve("kernels", "cpu", needs)
 
