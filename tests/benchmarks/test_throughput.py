@@ -35,7 +35,7 @@ def test_figures(tmp_path):
     """Ours at twice the speed in the first turn and three times in the second; the ratio is the median of the turns."""
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     case = {"model": "m", "sizes": sizes, "length": 16, "sequences": 2, "batches": "drawn",
-            "work": [{"tokens": 30, "squared": 450, "masked": 9}] * 6,
+            "work": [{"tokens": 30, "squared": 450, "masked": 9}] * 6, "turns": 2,
             "rows": [a_row("this", [0.1] * 6, [9, 8, 7, 6, 5, 4], "this"),
                      a_row("hf eager", [0.2] * 3 + [0.3] * 3, [9, 8, 7, 9, 9, 9]),
                      {**a_row("peer", [], []), "problem": "einops is not installed"}]}  # fmt: skip
@@ -57,7 +57,7 @@ def test_figures(tmp_path):
 def test_a_run_of_real_processes(tmp_path, monkeypatch, capfd):
     """Ours, Hugging Face's, and a checkout that is none."""
     monkeypatch.setitem(throughput.SIZES, "small", (32, 1, 2, 64))
-    monkeypatch.setattr(throughput, "STEPS_A_TURN", 2)
+    monkeypatch.setitem(throughput.STEPS_A_TURN, "cpu", 2)
     (tmp_path / "nothing").mkdir()
     out = tmp_path / "t.json"
     command = ["--lengths", "16", "--tokens", "64", "--turns", "2", "--only", "this", "hf eager", "none"]
