@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import torch
 
-from benchmarks import peers, throughput, throughput_batches, throughput_report
+from benchmarks import peers, throughput, throughput_batches, throughput_report, throughput_worker
 from recipe.data.batch import pad_batch
 
 
@@ -68,6 +69,30 @@ def test_a_run_of_real_processes(tmp_path, monkeypatch, capfd):
         assert len(rows[name]["seconds"]) == len(rows[name]["loss"]) == 4 and rows[name]["problem"] is None
     assert rows["hf eager"]["this_is"] > 0 and status in (0, 1)
     assert "grouped, cpu" in capfd.readouterr().out
+
+
+def test_a_stopwatch_keeps_each_step_s_seconds_and_loss():
+    """The loss as it was at the step's end, whatever becomes of its tensor, which a CUDA graph overwrites."""
+    watch, loss = throughput_worker.Stopwatch("cpu"), torch.zeros(())
+    for turn in range(2):
+        watch.start()
+        for value in (3.0, 2.0):
+            time.sleep(0.01)
+            watch.step(loss.fill_(value - turn))
+        seconds, losses = watch.read()
+        assert losses == [3.0 - turn, 2.0 - turn] and all(0.01 <= one < 1 for one in seconds)
+
+
+def test_what_is_measured_where():
+    words = throughput.arguments(["--data", "here", "--peer", "mine=there"])
+    settings = {"yaml": "some.yaml", "lr": 1e-3}
+    for on_gpu in (False, True):
+        found = {row["name"]: row for row in throughput.rows(words, settings, on_gpu)}
+        assert {"this", "this + compile", "this, trainer", "hf eager", "hf sdpa + compile", "mine"} <= set(found)
+        assert found["this + compile"]["compile"] and found["this"]["kept_memory"] is not on_gpu
+        said = throughput.trainer_words(words, "folder", 128, 256, 12, on_gpu)
+        assert f"microbatch_size={256 if on_gpu else 0}" in said
+    assert throughput.main(["--seconds", "1e-9", "--lengths", "16"]) == 0, "no time, no case"
 
 
 def test_bad_words(capsys):
