@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in under nine minutes on one H200: the kernels' tests on the real device, the kernel benchmark and the
+# Everything that needs a GPU, within nine minutes: the kernels' tests on the real device, the kernel benchmark and the
 # bare training step beside Hugging Face's, for which torch >= 2.10 with triton >= 3.6, numpy and pytest suffice (transformers for
 # the rival). Where Composer and Streaming are installed too, also the tests marked gpu, and on a dataset prepared with BERT's
 # vocabulary (yamls/data/books.yaml) the trainer's own row, where a step's time goes, and the trainer beside a bare loop. Each part
@@ -7,7 +7,7 @@
 #
 #     bash benchmarks/gpu.sh [PYTHON [DATASET]]
 #
-# All sizes and lengths, in a quarter of an hour: python -m benchmarks.throughput. A whole run with its scores: gpu_point.sh.
+# All sizes and lengths take longer: python -m benchmarks.throughput. A whole run with its scores: gpu_point.sh.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${1:-python3}

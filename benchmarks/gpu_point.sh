@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One measured point of cost and score, in 20 to 25 minutes of one H200: Base on the books corpus, five GLUE tasks, and the frontier of
+# One measured point of cost and score, meant to take 20 to 25 minutes of one H200: Base on the books corpus, five GLUE tasks, and the frontier of
 # it. Stopped at any time, the same command goes on from the last checkpoint and the last finished task. The records, without
 # weights, are left in benchmarks/results/base-books/. Needs all of requirements.txt.
 #

@@ -5,7 +5,8 @@
 
 One model, one optimizer and the same batches in both loops, in turns; a ratio is that of two neighbouring turns, and the median
 of the rounds is given. On a CPU also whether smaller microbatches are faster, with the C library keeping freed memory or not;
-and how time grows with layers and memory with tokens.
+and how time grows with layers and memory with tokens. With model.compile=true both loops
+take the compiled step, and the rest the plain one.
 """
 
 from __future__ import annotations
