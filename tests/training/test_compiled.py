@@ -73,7 +73,7 @@ def model_of(attention: str, kernels: str) -> torch.nn.Module:
     [("grouped", "cpu", 1), ("sdpa", "reference", 3), ("transformers", "transformers", 2)],
 )
 def test_one_graph_for_batches_of_every_shape(without_code, attention, kernels, graphs):
-    """And another for a single sequence, and for sdpa one for sequences of like lengths; after these, none."""
+    """For sdpa another for sequences of like lengths, and like the baseline one for a single sequence; after these, none."""
     model = model_of(attention, kernels).train()
     loss_of = compiled_loss(model, one_shape=False)
     whole = drawn(64, 12, 2, 1024)[0]
