@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,19 +34,26 @@ SIZES = {
     "base": (768, 12, 12, 3072),
     "large": (1024, 24, 16, 4096),
 }
-WARM_UP, STEPS_A_TURN = 3, 3
+WARM_UP, STEPS_A_TURN = 3, {"cpu": 3, "cuda": 8}
+# Token slots a step. The processes are all there at once, each with its weights and what its largest step needed: Hugging Face's
+# loss alone takes 12 bytes times the vocabulary a token.
+TOKENS = {"cpu": 4_096, "cuda": 32_768}
+WIDE, TOKENS_WIDE = 1024, 16_384  # from this hidden size on, on a GPU
 PROJECT = Path(__file__).resolve().parents[1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; the exit status is 1 where a loss did not fall."""
     words = arguments(argv)
-    on_gpu = torch.cuda.is_available()
+    on_gpu, start = torch.cuda.is_available(), time.perf_counter()
     ceiling = report.matmul_ceiling(on_gpu)
     print(f"{report.device_name(on_gpu)}: {ceiling / 1e12:.3g} TFLOP/s bf16 matrix product, measured", flush=True)
     cases = []
     for name, sizes, settings in models(words, on_gpu):
         for length in words.lengths or ([128, 512, 1024] if on_gpu else [128, 512]):
+            if words.seconds and time.perf_counter() - start > words.seconds:
+                print(f"{name} at {length}: left out, {words.seconds:.0f} s are over", flush=True)
+                continue
             case = measure(words, name, sizes, settings, length, on_gpu)
             report.finish(case, ceiling)
             cases.append(case)
@@ -64,7 +72,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH", help="a rival's checkout")
     parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH", help="the interpreter for a peer")
     parser.add_argument("--lengths", nargs="+", type=int, help="sequence lengths (128 512, on a GPU also 1024)")
-    parser.add_argument("--tokens", type=int, help="token slots a step (4096, on a GPU 65536)")
+    parser.add_argument("--tokens", type=int, help="token slots a step (4096; on a GPU 32768, wide models 16384)")
+    parser.add_argument("--seconds", type=float, help="start no model or length after so many")
     parser.add_argument("--turns", type=int, default=6, help="of each model (%(default)s)")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="these rows alone")
     parser.add_argument("--out", type=Path, help="the JSON file; the plot lies beside it")
@@ -75,7 +84,6 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--{name} {pairs[0]}: say NAME=PATH")
         setattr(words, name, dict(pair.split("=", 1) for pair in pairs))
     on_gpu = torch.cuda.is_available()
-    words.tokens = words.tokens or (65_536 if on_gpu else 4_096)
     words.data = words.data and str(Path(words.data).resolve())
     words.out = words.out or Path(f"benchmarks/results/throughput-{'gpu' if on_gpu else 'cpu'}.json")
     if missing := [path for path in words.yamls if not Path(path).is_file()]:
@@ -104,8 +112,7 @@ def rows(words: argparse.Namespace, settings: dict[str, Any], on_gpu: bool) -> l
     """What is measured, in order: name and what its process is told."""
     kept = not on_gpu
     found = [{"name": "this", "model": "this", "kept_memory": kept}]
-    if on_gpu:
-        found.append({"name": "this + compile", "model": "this", "compile": True})
+    found.append({"name": "this + compile", "model": "this", "compile": True, "kept_memory": kept})
     if words.data and settings["yaml"]:
         found.append({"name": "this, trainer", "model": "trainer", "kept_memory": kept})
     found.append({"name": "hf eager", "model": "hf"})
@@ -122,8 +129,10 @@ def measure(
     words: argparse.Namespace, name: str, sizes: dict[str, Any], settings: dict[str, Any], length: int, on_gpu: bool
 ) -> dict[str, Any]:
     """One model at one length: rows with the seconds and losses of each step, in turns."""
-    sequences = max(1, words.tokens // length)
-    count = WARM_UP + words.turns * STEPS_A_TURN
+    device = "cuda" if on_gpu else "cpu"
+    wide = on_gpu and sizes["hidden_size"] >= WIDE
+    sequences = max(1, (words.tokens or (TOKENS_WIDE if wide else TOKENS[device])) // length)
+    count = WARM_UP + words.turns * STEPS_A_TURN[device]
     with tempfile.TemporaryDirectory() as folder:
         if words.data:
             batches, source = throughput_batches.from_dataset(words.data, length, sequences, count, seed=17)
@@ -131,39 +140,47 @@ def measure(
             batches, source = throughput_batches.drawn(length, sequences, count, sizes.get("vocab_size", 30522))
         torch.save(batches, Path(folder) / "batches.pt")
         job = {
-            "sizes": sizes, "length": length, "lr": settings["lr"], "device": "cuda" if on_gpu else "cpu", "bf16": True,
+            "sizes": sizes, "length": length, "lr": settings["lr"], "device": device, "bf16": True,
             "static": not words.data, "batches": str(Path(folder) / "batches.pt"), "warm_up": WARM_UP, "yaml": settings["yaml"],
         }  # fmt: skip
-        job["words"] = trainer_words(words, folder, length, sequences, count)
+        job["words"] = trainer_words(words, folder, length, sequences, count, on_gpu)
         workers = []
         for row in rows(words, settings, on_gpu):
             print(f"  {name} at {length}: starting {row['name']}", file=sys.stderr, flush=True)
             workers.append(Worker(row, {**job, **row}, words.python.get(row["name"], sys.executable), Path(folder)))
-        take_turns([w for w in workers if not w.row["problem"]], words.turns)
+            if not on_gpu:  # a GPU's machine has cores enough to compile for all at once
+                workers[-1].wait()
+        for worker in workers:
+            worker.wait()
+        take_turns([w for w in workers if not w.row["problem"]], words.turns, STEPS_A_TURN[device])
         for worker in workers:
             worker.close()
     measured = [{key: value for key, value in worker.row.items() if key != "path"} for worker in workers]
     work = [report.counts(batch) for batch in batches[WARM_UP:]]
     return {
         "model": name, "sizes": sizes, "length": length, "sequences": sequences, "batches": source, "work": work,
-        "dtype": "bfloat16 autocast", "optimizer": "torch AdamW, fused, for all", "rows": measured,
+        "turns": words.turns, "dtype": "bfloat16 autocast", "optimizer": "torch AdamW, fused, for all", "rows": measured,
     }  # fmt: skip
 
 
-def trainer_words(words: argparse.Namespace, folder: str, length: int, sequences: int, count: int) -> list[str]:
+def trainer_words(
+    words: argparse.Namespace, folder: str, length: int, sequences: int, count: int, on_gpu: bool
+) -> list[str]:
+    """A GPU's memory is shared with the other rows, so what is free says nothing: there the batch is taken whole."""
     out = Path(folder) / "run"
     return [
         f"out={out}", f"data.path={words.data}", f"data.sequence_length={length}", f"batch_size={sequences}",
-        "microbatch_size=0", f"data.mask_rate={throughput_batches.MASK_RATE}", f"duration={count + 1}ba", "log_every=20",
-        "seed=17", "data.workers=0", "data.eval_documents=8",
+        f"microbatch_size={sequences if on_gpu else 0}", f"data.mask_rate={throughput_batches.MASK_RATE}",
+        f"duration={count + 1}ba", "log_every=20",
+        "seed=17", "data.workers=-1", "data.eval_documents=8",
     ]  # fmt: skip
 
 
-def take_turns(workers: list[Worker], turns: int) -> None:
+def take_turns(workers: list[Worker], turns: int, steps: int) -> None:
     for turn in range(turns):
         order = workers[turn % len(workers) :] + workers[: turn % len(workers)] if workers else []
         for worker in order:
-            worker.turn(STEPS_A_TURN)
+            worker.turn(steps)
         print(f"    turn {turn + 1} of {turns}", file=sys.stderr, flush=True)
 
 
@@ -187,7 +204,11 @@ class Worker:
             self._process = None
             self.row["problem"] = str(problem)
             return
-        self.row.update({k: v for k, v in self._answer().items() if k != "ready"})
+
+    def wait(self) -> None:
+        """Until it has warmed up, or has said why it cannot."""
+        if not self.row["problem"] and "warm_up_s" not in self.row:
+            self.row.update({k: v for k, v in self._answer().items() if k != "ready"})
 
     def turn(self, steps: int) -> None:
         if self.row["problem"]:

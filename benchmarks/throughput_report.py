@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -61,7 +62,7 @@ def finish(case: dict[str, Any], ceiling: float) -> None:
     ours = next((row for row in case["rows"] if row["name"] == OURS and not row["problem"]), None)
     for row in case["rows"]:
         if ours and row is not ours and not row["problem"]:
-            row["this_is_by_turn"] = ratios(row["seconds"], ours["seconds"], len(row["seconds"]) // 3)
+            row["this_is_by_turn"] = ratios(row["seconds"], ours["seconds"], case["turns"])
             row["this_is"] = median(row["this_is_by_turn"])
 
 
@@ -120,7 +121,10 @@ def provenance() -> dict[str, Any]:
     except ImportError:
         from benchmarks.kernel_report import code_provenance
 
-        return {**code_provenance(), "packages": {"torch": torch.__version__}}
+        found = (
+            name for name in ("torch", "triton", "transformers", "flash-attn") if any(metadata.distributions(name=name))
+        )
+        return {**code_provenance(), "packages": {name: metadata.version(name) for name in found}}
     return records.provenance()
 
 

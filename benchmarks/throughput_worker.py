@@ -6,6 +6,7 @@ libraries print goes to its standard error.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
@@ -24,7 +25,40 @@ from recipe.data.batch import pad_batch
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends
 from recipe.model.heads import MosaicBertForMaskedLM
+from recipe.training.compiled import compiled_loss
 from recipe.training.hardware import keep_freed_memory
+
+
+class Stopwatch:
+    """Times the steps of a turn. On a GPU by the device's own clock: the host may run ahead and waits at the turn's end alone."""
+
+    def __init__(self, device: str) -> None:
+        self._on_gpu = device == "cuda"
+        self.start()
+
+    def start(self) -> None:
+        self._losses: list[Tensor] = []
+        self._marks = [self._mark()]
+
+    def step(self, loss: Tensor) -> None:
+        """A step is over; its loss is copied, as a CUDA graph's next run overwrites it."""
+        self._losses.append(loss.detach().clone())
+        self._marks.append(self._mark())
+
+    def read(self) -> tuple[list[float], list[float]]:
+        """(seconds of each step, losses)."""
+        losses = [float(loss) for loss in self._losses]
+        if not self._on_gpu:
+            return [b - a for a, b in itertools.pairwise(self._marks)], losses
+        torch.cuda.synchronize()
+        return [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(self._marks)], losses
+
+    def _mark(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        mark = torch.cuda.Event(enable_timing=True)
+        mark.record()
+        return mark
 
 
 class Channel:
@@ -74,29 +108,25 @@ def bare(job: dict[str, Any], channel: Channel) -> None:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=job["lr"], betas=(0.9, 0.98), eps=1e-6, weight_decay=1e-5 / job["lr"], fused=True
     )
-    start = time.perf_counter()
-    at = 0
+    start, source = time.perf_counter(), itertools.cycle(batches)
+    watch = Stopwatch(device)
 
-    def step() -> tuple[float, float]:
-        nonlocal at
-        begin = time.perf_counter()
-        with torch.autocast(device, torch.bfloat16, enabled=job["bf16"]):
-            loss = loss_of(batches[at % len(batches)])
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        value = loss.item()  # waits for the device
-        if device == "cuda":
-            torch.cuda.synchronize()
-        at += 1
-        return time.perf_counter() - begin, value
+    def turn(steps: int) -> tuple[list[float], list[float]]:
+        watch.start()
+        for batch in itertools.islice(source, steps):
+            with torch.autocast(device, torch.bfloat16, enabled=job["bf16"]):
+                loss = loss_of(batch)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            watch.step(loss)
+        return watch.read()
 
-    for _ in range(job["warm_up"]):
-        step()
+    turn(job["warm_up"])
     parameters = sum(p.numel() for p in model.parameters())
     channel.say(ready=True, note=note, parameters=parameters, warm_up_s=time.perf_counter() - start)
     while wanted := channel.steps():
-        channel.say(**measured([step() for _ in range(wanted)]))
+        channel.say(**measured(*turn(wanted)))
 
 
 def build(job: dict[str, Any], sizes: Sizes) -> tuple[torch.nn.Module, Loss, str]:
@@ -108,7 +138,7 @@ def build(job: dict[str, Any], sizes: Sizes) -> tuple[torch.nn.Module, Loss, str
     else:
         model, loss_of, note = peers.checkout(Path(job["path"]), sizes, job["device"] == "cuda")
     if job["compile"]:
-        loss_of = compiled(model, loss_of, job)
+        loss_of = compiled(model, job)
     return model, loss_of, note
 
 
@@ -122,11 +152,12 @@ def this_model(job: dict[str, Any], sizes: Sizes) -> tuple[torch.nn.Module, Loss
     return model, lambda batch: model.masked_lm_loss(batch)[0], f"{backends.attention.name}, {backends.kernels.name}"
 
 
-def compiled(model: torch.nn.Module, loss_of: Loss, job: dict[str, Any]) -> Loss:
+def compiled(model: torch.nn.Module, job: dict[str, Any]) -> Loss:
     """On a GPU with CUDA graphs, where all batches have one shape."""
     mode = "reduce-overhead" if job["device"] == "cuda" and job["static"] else None
     if job["model"] == "this":
-        return torch.compile(loss_of, mode=mode, dynamic=False if job["static"] else None)
+        loss_of = compiled_loss(model, job["static"], mode)
+        return lambda batch: loss_of(batch)[0]
     fast = torch.compile(model, mode=mode)
     return lambda batch: peers.padded_loss(fast, batch)
 
@@ -149,7 +180,7 @@ def on_device(batch: dict[str, Any], device: str) -> dict[str, Any]:
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
-def measured(done: list[tuple[float, float]]) -> dict[str, Any]:
+def measured(seconds: list[float], losses: list[float]) -> dict[str, Any]:
     """The answer about steps that took so many seconds and had such losses, with the peak memory so far: GiB of a GPU's tensors,
     or of the whole process on a CPU."""
     on_gpu = torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0
@@ -158,7 +189,7 @@ def measured(done: list[tuple[float, float]]) -> dict[str, Any]:
         if on_gpu
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     )
-    return {"seconds": [s for s, _ in done], "loss": [v for _, v in done], "peak_mem_gib": peak}
+    return {"seconds": seconds, "loss": losses, "peak_mem_gib": peak}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 
 One model, one optimizer and the same batches in both loops, in turns; a ratio is that of two neighbouring turns, and the median
 of the rounds is given. On a CPU also whether smaller microbatches are faster, with the C library keeping freed memory or not;
-and how time grows with layers and memory with tokens.
+and how time grows with layers and memory with tokens. With model.compile=true both loops
+take the compiled step, and the rest the plain one.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from recipe.training.quiet import quiet_libraries
 OUT = "benchmarks/results/trainer.json"
 STEPS = 4  # of a turn, behind one that is not timed
 LAYERS = (1, 2, 4)  # times the model's
+GPU_TOKENS = 32_768  # of the step whose growth is measured
 
 
 def compare(plan: Plan, rounds: int) -> dict[str, Any]:
@@ -135,7 +137,11 @@ def microbatches(plan: Plan, rounds: int) -> list[dict[str, Any]]:
 
 def growth(plan: Plan, rounds: int) -> dict[str, Any]:
     """A step's time at once, twice and four times the layers, and its memory at once, twice and four times the tokens."""
-    batch, hardware = first_batches(plan, 1)[0], plan.hardware
+    batch, hardware, size = first_batches(plan, 1)[0], plan.hardware, plan.microbatch.size
+    length = plan.config.data.sequence_length
+    if hardware.kind == "gpu":  # its microbatch may be what fills the memory, and four times that is wanted here
+        size = min(size, GPU_TOKENS // length)
+        batch = split_batch(batch, size)[0]
     sizes = [dataclasses.replace(plan.encoder, num_hidden_layers=n * plan.encoder.num_hidden_layers) for n in LAYERS]
     models = [MosaicBertForMaskedLM(encoder, plan.backends).to(hardware.device) for encoder in sizes]
     wrapped = [MaskedLM(model, hardware.device, hardware.autocast).train() for model in models]
@@ -144,7 +150,7 @@ def growth(plan: Plan, rounds: int) -> dict[str, Any]:
     for number in range(rounds + 1):
         for model, optimizer, values in zip(wrapped, optimizers, seconds, strict=True):
             start = time.perf_counter()
-            step(model, optimizer, batch, plan.microbatch.size, hardware)
+            step(model, optimizer, batch, size, hardware)
             if hardware.kind == "gpu":
                 torch.cuda.synchronize()
             if number:
@@ -152,8 +158,7 @@ def growth(plan: Plan, rounds: int) -> dict[str, Any]:
     times = [1e3 * statistics.median(values) for values in seconds]
     layers = [encoder.num_hidden_layers for encoder in sizes]
     slopes = [(b - a) / (m - n) for a, b, n, m in zip(times, times[1:], layers, layers[1:], strict=False)]
-    length = plan.config.data.sequence_length
-    counts = [plan.microbatch.size * n for n in LAYERS]
+    counts = [size * n for n in LAYERS]
     peaks = [step_peak(wrapped[0], count, length, plan) for count in counts]
     each = [(b - a) / ((m - n) * length) for a, b, n, m in zip(peaks, peaks[1:], counts, counts[1:], strict=False)]
     return {

@@ -100,6 +100,7 @@ class Model:
     attention_probs_dropout_prob: float = 0.0
     attention: str = "auto"  # a name that `python -m kernels.backends` prints
     kernels: str = "auto"
+    compile: bool = False  # the training step by torch.compile; the first step then takes a minute
 
 
 @dataclass

@@ -29,6 +29,7 @@ from recipe.model.huggingface import HFBertForMaskedLM
 from recipe.training import memory
 from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, clock, limit_of, say
 from recipe.training.checks import batching_of, parse_time, planned_documents
+from recipe.training.compiled import compiled_loss
 from recipe.training.composer_model import MaskedLM
 from recipe.training.hardware import Hardware, keep_freed_memory, measured_cpu_peak
 from recipe.training.optimizer import build_optimizer
@@ -105,13 +106,19 @@ def step_flops(plan: Plan, sums: Sums) -> float:
     return training_flops(sizes, not baseline, sums.tokens, sums.squared_lengths, predicted)
 
 
+def wrapped(plan: Plan, model: nn.Module) -> MaskedLM:
+    """The model as the trainer wants it, its training loss compiled where that is asked for."""
+    one_shape = batching_of(plan.config) == "tokens"
+    compiled = compiled_loss(model, one_shape) if plan.config.model.compile else None
+    return MaskedLM(model, plan.hardware.device, plan.hardware.autocast, compiled)
+
+
 def build_trainer(plan: Plan, model: nn.Module, callbacks: Sequence[Callback]) -> Trainer:
     config, gpu = plan.config, plan.hardware.kind == "gpu"
-    optimizer_model = MaskedLM(model, plan.hardware.device, plan.hardware.autocast)
     random_state = RandomStateOnResume()
     trainer = Trainer(
         count_tokens=batch_weight,
-        model=optimizer_model,
+        model=wrapped(plan, model),
         optimizers=build_optimizer(model, config.optimizer),
         schedulers=build_schedule(config.schedule),
         train_dataloader=data_spec(plan, train=True, batch_size=config.batch_size // plan.ranks),
@@ -282,6 +289,8 @@ def say_start(plan: Plan, record: dict[str, Any], hardware: Hardware) -> None:
     for kind in ("attention", "kernels"):
         choice = getattr(plan.backends, kind)
         say(f"  {kind}: {choice.name} ({choice.why})")
+    if plan.config.model.compile:
+        say("  step: compiled by torch.compile, for which the first one takes longer")
     say(f"  {microbatch_line(plan)}")
     split = plan.info.split(plan.config.data.train_split)
     say(

@@ -142,6 +142,8 @@ def test_kernels_load_torch_and_nothing_heavier():
         ("recipe.cost.frontier", ["torch", "composer", "streaming", "transformers"]),
         ("recipe.cost.prices", ["torch", "composer", "streaming", "transformers"]),
         ("benchmarks.pareto", ["torch", "composer", "streaming", "transformers"]),
+        ("benchmarks.throughput", ["composer", "streaming", "transformers", "omegaconf", "yaml"]),
+        ("benchmarks.throughput_worker", ["composer", "streaming", "transformers", "omegaconf"]),
         ("recipe.config", ["torch", "composer", "streaming", "transformers"]),
         ("recipe.model.heads", ["composer", "streaming", "transformers", "omegaconf"]),
     ],

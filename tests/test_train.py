@@ -20,6 +20,7 @@ from recipe.cost.records import read_record
 from recipe.errors import UserError
 from recipe.training.checkpoint import find_checkpoint
 from recipe.training.hardware import find_hardware
+from tests.tiny_run import write_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,20 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture
 def yaml(tmp_path, tiny_dataset):
     """A run of half a minute at most, in a folder of its own."""
-    file = tmp_path / "train.yaml"
-    file.write_text(
-        f"""
-out: {tmp_path / "run"}
-data: {{path: {tiny_dataset}, sequence_length: 48, eval_documents: 64}}
-model: {{hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 64}}
-optimizer: {{lr: 3.0e-3}}
-batch_size: 8
-duration: 40ba
-log_every: 10
-cost: {{prices: {ROOT / "yamls/prices.yaml"}}}
-"""
-    )
-    return file
+    words = ("data.eval_documents=64", "optimizer.lr=3.0e-3", "duration=40ba", "log_every=10")
+    return write_yaml(tmp_path, tiny_dataset, *words)
 
 
 def run(yaml, *words) -> dict:

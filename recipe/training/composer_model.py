@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -37,9 +38,18 @@ class OutputMean(MeanMetric):
 class MaskedLM(AutocastModel):
     """Either model of this recipe: it asks for `masked_lm_loss` and nothing else."""
 
+    def __init__(
+        self, model: nn.Module, device: str, autocast: torch.dtype | None, compiled: Callable | None = None
+    ) -> None:
+        """`compiled` is the model's `masked_lm_loss` for training. It stands beside the model, whose parameters keep their names.
+        Evaluation, a small part of a run and without dropout, gradients or the same shapes, would need graphs of its own."""
+        super().__init__(model, device, autocast)
+        self._compiled = compiled
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        loss_of = self._compiled if self._compiled and self.training else self.model.masked_lm_loss
         with self.autocast():
-            loss, accuracy = self.model.masked_lm_loss(batch)
+            loss, accuracy = loss_of(batch)
         return {"loss": loss, "masked_accuracy": accuracy}
 
     def loss(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:

@@ -25,6 +25,7 @@ from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends
 from recipe.training import memory
 from recipe.training.checks import batching_of, check_numbers
+from recipe.training.compiled import check_compiles
 from recipe.training.hardware import Hardware, find_hardware
 
 MODELS = ("mosaic_bert", "hf_bert")
@@ -80,6 +81,8 @@ def make_plan(config: TrainConfig) -> Plan:
     price = prices.price_of(hardware.name, hardware.kind, config.cost.prices, config.cost.usd_per_hour)
     microbatch = choose_microbatch(config, encoder, hardware, chosen, ranks)
     weights = initial_weights(config, encoder, info)
+    if config.model.compile:
+        check_compiles(chosen.attention.name, hardware.device)
     return Plan(config, info, hardware, price, encoder, chosen, microbatch, weights, ranks, resumes(config))
 
 
@@ -178,6 +181,7 @@ def resumes(config: TrainConfig) -> bool:
     if not config.autoresume:
         raise UserError(f"out={out} holds a run already; choose another folder, or continue it with autoresume=true")
     before, now = records.read_record(out)["config"], to_dict(config)
+    before["model"].setdefault("compile", False)  # a record from before there was the key
     for of_run in (before, now):
         of_run["data"] = {key: value for key, value in of_run["data"].items() if key not in DATA_MAY_CHANGE_ON_RESUME}
     for key in now:

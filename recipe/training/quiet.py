@@ -9,5 +9,5 @@ import warnings
 def quiet_libraries() -> None:
     """Silence the libraries' advice; their errors still come through."""
     warnings.filterwarnings("ignore", module=r"(composer|streaming|torch|torchmetrics)\b")
-    for name in ("composer", "streaming", "torch.distributed"):
+    for name in ("composer", "streaming", "torch.distributed", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)

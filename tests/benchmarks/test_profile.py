@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,23 +11,13 @@ import kernels
 from benchmarks import profile, roofline, trainer
 from benchmarks.profile_parts import PARTS
 from recipe.model.flops import training_flops
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.tiny_run import write_yaml
 
 
 @pytest.fixture
 def yaml(tmp_path, tiny_dataset):
-    file = tmp_path / "train.yaml"
-    file.write_text(
-        f"""
-out: {tmp_path / "run"}
-data: {{path: {tiny_dataset}, sequence_length: 48, eval_documents: 16}}
-model: {{hidden_size: 64, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 128}}
-batch_size: 16
-cost: {{prices: {ROOT / "yamls/prices.yaml"}}}
-"""
-    )
-    return str(file)
+    words = ("model.hidden_size=64", "model.intermediate_size=128", "batch_size=16")
+    return str(write_yaml(tmp_path, tiny_dataset, *words))
 
 
 @pytest.mark.parametrize("model", ["mosaic_bert", "hf_bert"])

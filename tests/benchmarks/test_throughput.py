@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import torch
 
-from benchmarks import peers, throughput, throughput_batches, throughput_report
+from benchmarks import peers, throughput, throughput_batches, throughput_report, throughput_worker
 from kernels.backends import Requirements, resolve
 from recipe.data.batch import pad_batch
 
@@ -36,7 +37,7 @@ def test_figures(tmp_path):
     """Ours at twice the speed in the first turn and three times in the second; the ratio is the median of the turns."""
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     case = {"model": "m", "sizes": sizes, "length": 16, "sequences": 2, "batches": "drawn",
-            "work": [{"tokens": 30, "squared": 450, "masked": 9}] * 6,
+            "work": [{"tokens": 30, "squared": 450, "masked": 9}] * 6, "turns": 2,
             "rows": [a_row("this", [0.1] * 6, [9, 8, 7, 6, 5, 4], "this"),
                      a_row("hf eager", [0.2] * 3 + [0.3] * 3, [9, 8, 7, 9, 9, 9]),
                      {**a_row("peer", [], []), "problem": "einops is not installed"}]}  # fmt: skip
@@ -58,7 +59,7 @@ def test_figures(tmp_path):
 def test_a_run_of_real_processes(tmp_path, monkeypatch, capfd):
     """Ours, Hugging Face's, and a checkout that is none."""
     monkeypatch.setitem(throughput.SIZES, "small", (32, 1, 2, 64))
-    monkeypatch.setattr(throughput, "STEPS_A_TURN", 2)
+    monkeypatch.setitem(throughput.STEPS_A_TURN, "cpu", 2)
     (tmp_path / "nothing").mkdir()
     out = tmp_path / "t.json"
     command = ["--lengths", "16", "--tokens", "64", "--turns", "2", "--only", "this", "hf eager", "none"]
@@ -71,6 +72,30 @@ def test_a_run_of_real_processes(tmp_path, monkeypatch, capfd):
     needs = Requirements("cpu", torch.bfloat16, 16)
     chosen = [resolve(kind, "auto", needs).name for kind in ("attention", "kernels")]
     assert f"this: {', '.join(chosen)}" in capfd.readouterr().out
+
+
+def test_a_stopwatch_keeps_each_step_s_seconds_and_loss():
+    """The loss as it was at the step's end, whatever becomes of its tensor, which a CUDA graph overwrites."""
+    watch, loss = throughput_worker.Stopwatch("cpu"), torch.zeros(())
+    for turn in range(2):
+        watch.start()
+        for value in (3.0, 2.0):
+            time.sleep(0.01)
+            watch.step(loss.fill_(value - turn))
+        seconds, losses = watch.read()
+        assert losses == [3.0 - turn, 2.0 - turn] and all(0.01 <= one < 1 for one in seconds)
+
+
+def test_what_is_measured_where():
+    words = throughput.arguments(["--data", "here", "--peer", "mine=there"])
+    settings = {"yaml": "some.yaml", "lr": 1e-3}
+    for on_gpu in (False, True):
+        found = {row["name"]: row for row in throughput.rows(words, settings, on_gpu)}
+        assert {"this", "this + compile", "this, trainer", "hf eager", "hf sdpa + compile", "mine"} <= set(found)
+        assert found["this + compile"]["compile"] and found["this"]["kept_memory"] is not on_gpu
+        said = throughput.trainer_words(words, "folder", 128, 256, 12, on_gpu)
+        assert f"microbatch_size={256 if on_gpu else 0}" in said
+    assert throughput.main(["--seconds", "1e-9", "--lengths", "16"]) == 0, "no time, no case"
 
 
 def test_bad_words(capsys):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import traceback
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,26 +19,13 @@ from recipe.training.callbacks import AfterBatch
 from recipe.training.composer_model import MaskedLM
 from recipe.training.preflight import make_plan
 from tests.tiny_encoder import write_encoder
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.tiny_run import write_yaml
 
 
 @pytest.fixture
 def yaml(tmp_path, tiny_dataset):
-    file = tmp_path / "train.yaml"
-    file.write_text(
-        f"""
-out: {tmp_path / "run"}
-data: {{path: {tiny_dataset}, sequence_length: 48, eval_documents: 16}}
-model: {{hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 64, hidden_dropout_prob: 0.0}}
-batch_size: 8
-duration: 8ba
-log_every: 8
-precision: fp32
-cost: {{prices: {ROOT / "yamls/prices.yaml"}}}
-"""
-    )
-    return file
+    words = ("model.hidden_dropout_prob=0", "duration=8ba", "log_every=8", "precision=fp32")
+    return write_yaml(tmp_path, tiny_dataset, *words)
 
 
 def run(yaml, *words, callbacks=()) -> dict:
