@@ -25,14 +25,15 @@ from torch import Tensor
 
 import kernels
 from kernels.backends import ATTENTION, Requirements
+from kernels.checks import interpreting
 
 C4_MEAN_TOKENS, C4_SIGMA, SEED = 427.0, 1.0, 17
 LENGTH_MODEL = (
     f"log-normal, mean {C4_MEAN_TOKENS:.0f} tokens (arXiv 2104.08758: 156 G tokens, 365 M documents), sigma {C4_SIGMA} (assumed, "
     f"not fitted), cut at the sequence length, seed {SEED}"
 )
-TOKENS, CHECK_TOKENS = 65_536, 300
-OURS, COMPILED = "triton", "torch.compile"
+TOKENS, CHECK_TOKENS = {"cuda": 65_536, "cpu": 4_096}, 300
+COMPILED = "torch.compile"
 MASKED_SHARE, VOCABULARY = 0.3, 30_528
 
 
@@ -49,6 +50,11 @@ class Problem:
 
 
 Implementation = Callable[[Problem], Tensor]
+
+
+def ours(device: str) -> str:
+    """The name of this project's own backend there: Triton's kernels, in the interpreter too, or a CPU's loops."""
+    return "triton" if device == "cuda" or interpreting() else "cpu"
 
 
 @dataclass(frozen=True)
@@ -108,17 +114,17 @@ def eager_attention(problem: Problem) -> Tensor:
 
 def attention_implementations(problem: Problem) -> dict[str, Implementation | str]:
     q = problem.leaves["q"]
+    own = ours(q.device.type)
     needs = Requirements(q.device.type, q.dtype, q.shape[-1])
     found: dict[str, Implementation | str] = {}
     for row in ATTENTION:
         found[row.name] = row.refusal(needs) or partial(run_attention, backend=row.name)
         plain = f"{row.name}, no ALiBi"
-        if row.name == OURS or (row.refusal(needs) and not row.refusal(replace(needs, alibi=False))):
+        if row.name == own or (row.refusal(needs) and not row.refusal(replace(needs, alibi=False))):
             found[plain] = partial(run_attention, backend=row.name, alibi=False)
-    if isinstance(found[OURS], str):
-        del found[f"{OURS}, no ALiBi"]
-    compiled = torch.compile(eager_attention, dynamic=False) if q.is_cuda else "needs a GPU"
-    return {**found, "eager": eager_attention, COMPILED: compiled}
+    if isinstance(found[own], str):
+        del found[f"{own}, no ALiBi"]
+    return {**found, "eager": eager_attention, COMPILED: torch.compile(eager_attention, dynamic=False)}
 
 
 # The gated linear unit: (T, 2 F).
@@ -241,14 +247,14 @@ def run_padding(problem: Problem, backend: str) -> Tensor:
 
 
 def padding_implementations(problem: Problem) -> dict[str, Implementation | str]:
-    return {name: partial(run_padding, backend=name) for name in ("triton", "reference")} | {"eager": eager_padding}
+    own = ours(problem.leaves["x"].device.type)
+    return {name: partial(run_padding, backend=name) for name in (own, "reference")} | {"eager": eager_padding}
 
 
 def _common(problem: Problem, run: Callable, eager: Implementation) -> dict[str, Implementation | str]:
     """Ours, and torch's own operations as they are and compiled."""
-    on_gpu = next(iter(problem.leaves.values())).is_cuda
-    compiled = torch.compile(eager, dynamic=False) if on_gpu else "needs a GPU"
-    return {OURS: partial(run, backend="triton"), "eager": eager, COMPILED: compiled}
+    own = ours(next(iter(problem.leaves.values())).device.type)
+    return {own: partial(run, backend=own), "eager": eager, COMPILED: torch.compile(eager, dynamic=False)}
 
 
 def _liger(function: Implementation) -> Implementation | str:
@@ -265,7 +271,7 @@ def exact(case: Case, problem: Problem, name: str) -> Tensor:
 
 def _attention(length: int, full: bool, heads: int, size: int) -> Case:
     def problem(device: str, tokens: int) -> Problem:
-        if tokens >= TOKENS:
+        if tokens >= min(TOKENS.values()):
             return attention_problem(device, tokens, length, full, heads, size)
         return attention_problem(device, length + tokens, length, full, 3, size)  # to be checked, in float64
 
@@ -273,9 +279,9 @@ def _attention(length: int, full: bool, heads: int, size: int) -> Case:
     return Case("attention", name, "TFLOP/s", problem, attention_implementations)
 
 
-def all_cases() -> list[Case]:
+def all_cases(device: str = "cuda") -> list[Case]:
     """In order of worth, so that a run that is short of time has measured what matters."""
-    lengths = (128, 512, 1024, 8192)
+    lengths = (128, 512, 1024, 8192) if device == "cuda" else (128, 512, 1024)
     cases = [_attention(length, False, 12, 64) for length in lengths]
     for columns, dropout_p in ((3072, 0.1), (4096, 0.0)):
         make = partial(glu_problem, columns=columns, dropout_p=dropout_p)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
-COLUMNS = ("implementation", "mode", "p20 ms", "p50 ms", "p80 ms", "rate", "of ceiling", "triton is")
+COLUMNS = ("implementation", "mode", "p20 ms", "p50 ms", "p80 ms", "rate", "of ceiling", "ours is")
 MODES = {"forward": "forward", "both": "forward + backward", "": ""}
 
 
@@ -22,7 +23,7 @@ def row(
     return {
         "kernel": kernel, "case": case, "implementation": implementation, "mode": mode, "problem": problem,
         "p20_ms": p20, "p50_ms": p50, "p80_ms": p80, "rate": rate, "unit": unit,
-        "of_ceiling": rate / ceiling if rate and ceiling else None, "triton_is": None,
+        "of_ceiling": rate / ceiling if rate and ceiling else None, "ours_is": None,
     }  # fmt: skip
 
 
@@ -31,7 +32,7 @@ def add_ratios(rows: list[dict[str, Any]], ours: str) -> None:
     own = {r["mode"]: r["p50_ms"] for r in rows if r["implementation"] == ours and r["problem"] is None}
     for r in rows:
         if r["implementation"] != ours and r["problem"] is None and own.get(r["mode"]):
-            r["triton_is"] = r["p50_ms"] / own[r["mode"]]
+            r["ours_is"] = r["p50_ms"] / own[r["mode"]]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -46,7 +47,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             continue
         times = [f"{r[name]:.3f}" for name in ("p20_ms", "p50_ms", "p80_ms")]
         share = f"{r['of_ceiling']:.0%}" if r["of_ceiling"] else ""
-        ratio = f"{r['triton_is']:.2f} x" if r["triton_is"] else ""
+        ratio = f"{r['ours_is']:.2f} x" if r["ours_is"] else ""
         lines.append(
             _line((r["implementation"], MODES[r["mode"]], *times, f"{r['rate']:.0f} {r['unit']}", share, ratio))
         )
@@ -74,15 +75,15 @@ def code_provenance() -> dict[str, Any]:
 
 
 def write(record: dict[str, Any], out: Path) -> list[Path]:
-    """The record as JSON, its table as text and its plot, named after the GPU and the day."""
+    """The record as JSON, its table as text and its plot, named after the device and the day."""
     out.mkdir(parents=True, exist_ok=True)
     made = record["provenance"]
     day = datetime.fromisoformat(made["started"]).strftime("%Y-%m-%d")
-    name = "-".join([*made["gpu"].lower().replace("nvidia", "").split(), day])
+    name = "-".join([*re.sub(r"nvidia|\(\w+\)", "", made["device"].lower()).split(), day])
     data, text, plot = (out / f"{name}.{ending}" for ending in ("json", "txt", "png"))
     data.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
     about = (
-        f"{made['gpu']}, torch {made['torch']}, triton {made['triton']}, commit {made['commit']}"
+        f"{made['device']}, torch {made['torch']}, triton {made['triton']}, commit {made['commit']}"
         f"{' with changes' if made['dirty'] else ''}, {made['started']}\n"
         f"ceilings: {record['ceilings']['GB/s']:.0f} GB/s copied, {record['ceilings']['TFLOP/s']:.0f} TFLOP/s bf16 product\n"
         f"{record['tokens']} tokens a case; C4-like lengths: {record['lengths']}\n"
@@ -98,18 +99,18 @@ def draw(record: dict[str, Any], path: Path) -> bool:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    bars = [r for r in record["rows"] if r["triton_is"] and r["mode"] == "both"]
+    bars = [r for r in record["rows"] if r["ours_is"] and r["mode"] == "both"]
     figure = Figure(figsize=(9, 1.2 + 0.24 * len(bars)), dpi=140, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     labels = [f"{r['kernel']} {r['case']}: {r['implementation']}" for r in bars]
-    axes.barh(range(len(bars)), [r["triton_is"] for r in bars], color="#3b6ea5")
+    axes.barh(range(len(bars)), [r["ours_is"] for r in bars], color="#3b6ea5")
     axes.axvline(1.0, color="black", linewidth=1)
     axes.set_yticks(range(len(bars)), labels, fontsize=7)
     axes.invert_yaxis()
     if bars:
         axes.set_xscale("log")
-    axes.set_xlabel("times faster than the rival, forward + backward (right of the line: Triton is faster)")
-    axes.set_title(f"{record['provenance']['gpu']}, {record['provenance']['started'][:10]}", fontsize=9)
+    axes.set_xlabel("times faster than the rival, forward + backward (right of the line: ours is faster)")
+    axes.set_title(f"{record['provenance']['device']}, {record['provenance']['started'][:10]}", fontsize=9)
     figure.savefig(path)
     return True

@@ -1,10 +1,10 @@
-"""Each kernel's speed beside its rivals', on the GPU at hand: first whether it is right, then how fast.
+"""Each kernel's speed beside its rivals', on the GPU at hand or the CPU: first whether it is right, then how fast.
 
     python -m benchmarks.kernels                      everything, into benchmarks/results/kernels/
     python -m benchmarks.kernels --only attention     cases whose kernel or name holds a word
-    python -m benchmarks.kernels --check              correctness alone, small; on a CPU with TRITON_INTERPRET=1
+    python -m benchmarks.kernels --check              correctness alone, small; with TRITON_INTERPRET=1 Triton's on a CPU
 
-All implementations of a case are timed in turns within one run, with the cache emptied before each call and the GPU kept busy
+All implementations of a case are timed in turns within one run, with the cache emptied before each call and a GPU kept busy
 while the host prepares it, so that what is measured is the GPU's time, as in a training step whose host runs ahead. Needs
 torch, triton, numpy and, for the plot, matplotlib; rivals are measured where they are installed.
 """
@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
-import sys
 import time
 from collections.abc import Sequence
 from importlib import metadata
@@ -27,35 +25,36 @@ from torch import Tensor
 
 from benchmarks import kernel_cases
 from benchmarks import kernel_report as report
-from benchmarks.kernel_cases import CHECK_TOKENS, COMPILED, OURS, TOKENS, Case, Implementation, Problem
+from benchmarks.kernel_cases import CHECK_TOKENS, COMPILED, TOKENS, Case, Implementation, Problem, ours
+from kernels.checks import interpreting
 
 OUT = Path("benchmarks/results/kernels")
-DEVICE = "cuda"  # of what is timed
 ROUNDS, LEAST_ROUNDS = 40, 5
 SECONDS_PER_CASE = 3.0  # of timing, split among a case's implementations
-CACHE_BYTES = 256 << 20  # more than any GPU's second-level cache
+CACHE_BYTES = 256 << 20  # more than any GPU's second-level cache, or a core's
 NOT_MEASURED = "not measured"
 HEAD_START_CYCLES = 2_000_000  # about a millisecond in which the host gets ahead
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status, 2 for a machine that cannot, 1 for a kernel that is wrong."""
+    """The command line; returns the exit status, 1 for a kernel that is wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", default=[], metavar="WORD", help="cases whose kernel or name holds a word")
     parser.add_argument("--check", action="store_true", help="check small problems for correctness, time nothing")
     parser.add_argument("--seconds", type=float, default=300, help="start no case after so many (%(default)s)")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of results (%(default)s)")
     words = parser.parse_args(argv)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     cases = [
-        c for c in kernel_cases.all_cases() if not words.only or any(w in f"{c.kernel} {c.name}" for w in words.only)
+        c
+        for c in kernel_cases.all_cases(device)
+        if not words.only or any(w in f"{c.kernel} {c.name}" for w in words.only)
     ]
-    on_gpu = torch.cuda.is_available()
-    if not on_gpu and not (words.check and os.environ.get("TRITON_INTERPRET") == "1"):
-        print("error: benchmarks.kernels needs a CUDA GPU, and torch sees none here", file=sys.stderr)
-        return 2
     if words.check:
-        return check_all(cases, "cuda" if on_gpu else "cpu")
-    return measure_all(cases, words.seconds, words.out)
+        return check_all(cases, device)
+    if device == "cpu" and interpreting():
+        parser.error("an interpreter's speed is nobody's: unset TRITON_INTERPRET, or say --check")
+    return measure_all(cases, words.seconds, words.out, device)
 
 
 # Correctness.
@@ -74,10 +73,10 @@ def fault(case: Case, name: str, run: Implementation, tokens: int, device: str) 
     Our errors against float64 may be twice those of the reference at the same precision, plus 4 roundings of the greatest
     value. Rivals, which round where they please, may have 8 times as much: they only must not compute something else.
     """
-    slack = 1 if name.startswith(OURS) else 8
+    slack = 1 if name.startswith(ours(device)) else 8
     torch.manual_seed(0)
     problem = case.problem(device, tokens)
-    if device == "cpu":  # Triton's interpreter multiplies bfloat16 as if it were integers
+    if interpreting():  # which multiplies bfloat16 as if it were integers
         problem = problem.to(torch.float32)
     if "dropout_p" in problem.rest:
         problem.rest["dropout_p"] = 0.0
@@ -95,13 +94,13 @@ def fault(case: Case, name: str, run: Implementation, tokens: int, device: str) 
 def check_all(cases: list[Case], device: str) -> int:
     """Print whether our kernels are right on small problems; 1 if one is not."""
     wrong = 0
-    tokens = CHECK_TOKENS if device == "cuda" else 24
+    tokens = 24 if interpreting() else CHECK_TOKENS
     for case in cases:
-        if device == "cpu" and case.kernel == "attention" and not case.name.startswith("128"):
+        if interpreting() and case.kernel == "attention" and not case.name.startswith("128"):
             continue  # hours in the interpreter
         found = case.implementations(case.problem(device, tokens))
         for name, run in found.items():
-            if name.startswith(OURS):
+            if name.startswith(ours(device)):
                 problem = run if isinstance(run, str) else fault(case, name, run, tokens, device)
                 print(f"{case.kernel:<14} {case.name:<28} {name:<16} {problem or 'right'}", flush=True)
                 wrong += problem is not None
@@ -111,74 +110,81 @@ def check_all(cases: list[Case], device: str) -> int:
 # Speed.
 
 
-def measure_all(cases: list[Case], seconds: float, out: Path) -> int:
-    start = time.perf_counter()
-    ceilings = measure_ceilings()
-    print(f"{torch.cuda.get_device_name()}: {ceilings['GB/s']:.0f} GB/s copied, {ceilings['TFLOP/s']:.0f} TFLOP/s bf16")
+def measure_all(cases: list[Case], seconds: float, out: Path, device: str) -> int:
+    start, own = time.perf_counter(), ours(device)
+    ceilings, made = measure_ceilings(device), provenance(device)
+    print(f"{made['device']}: {ceilings['GB/s']:.3g} GB/s copied, {ceilings['TFLOP/s']:.3g} TFLOP/s bf16")
     rows: list[dict[str, Any]] = []
     record = {
-        "provenance": provenance(), "ceilings": ceilings, "lengths": kernel_cases.LENGTH_MODEL, "tokens": TOKENS, "rows": rows
+        "provenance": made, "ceilings": ceilings, "lengths": kernel_cases.LENGTH_MODEL, "tokens": TOKENS[device],
+        "rows": rows,
     }  # fmt: skip
     written: list[Path] = []
     for case in cases:
         if time.perf_counter() - start > seconds:
-            found = [report.row(case.kernel, case.name, OURS, "", f"{NOT_MEASURED}: {seconds:.0f} s were over")]
+            found = [report.row(case.kernel, case.name, own, "", f"{NOT_MEASURED}: {seconds:.0f} s were over")]
         else:
-            found = measure(case, ceilings)
+            found = measure(case, ceilings, device)
         rows += found
         print(report.table(found), flush=True)
         written = report.write(record, out)  # after each case, so that a run cut short leaves what it measured
     for path in written:
         print(path)
-    ours = [r["problem"] for r in rows if r["implementation"].startswith(OURS) and r["problem"]]
-    return int(any(not problem.startswith(NOT_MEASURED) for problem in ours))
+    problems = [r["problem"] for r in rows if r["implementation"].startswith(own) and r["problem"]]
+    return int(any(not problem.startswith(NOT_MEASURED) for problem in problems))
 
 
-def provenance() -> dict[str, Any]:
+def provenance(device: str) -> dict[str, Any]:
+    versions = {"torch": torch.__version__, "triton": metadata.version("triton")}
+    if device == "cpu":
+        from recipe.training.hardware import cpu_name
+
+        return {**report.code_provenance(), "device": cpu_name(), "threads": torch.get_num_threads(), **versions}
     properties = torch.cuda.get_device_properties(0)
     return {
         **report.code_provenance(),
-        "gpu": properties.name,
+        "device": properties.name,
         "capability": f"sm_{properties.major}{properties.minor}",
         "memory_gib": round(properties.total_memory / 2**30, 1),
-        "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "triton": metadata.version("triton"),
+        **versions,
     }
 
 
-def measure_ceilings() -> dict[str, float]:
-    """What this GPU reaches at best: bytes read and written by a copy of 2 GiB, operations of a bf16 product of 8192 cubed."""
-    source = torch.empty(2 << 30, dtype=torch.int8, device="cuda")
+def measure_ceilings(device: str) -> dict[str, float]:
+    """What this device reaches at best: bytes read and written by a copy of 2 GiB (a CPU: 256 MiB), operations of a bf16 product
+    of 8192 cubed (a CPU: 2048)."""
+    size, count = (8192, 2 << 30) if device == "cuda" else (2048, 256 << 20)
+    source = torch.ones(count, dtype=torch.int8, device=device)
     target = torch.empty_like(source)
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    times = time_in_turns({"copy": lambda: target.copy_(source), "product": lambda: a @ b}, 3.0)
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    times = time_in_turns({"copy": lambda: target.copy_(source), "product": lambda: a @ b}, 3.0, device)
     best = {name: min(values) for name, values in times.items()}
-    return {"GB/s": 2 * source.numel() / best["copy"] / 1e6, "TFLOP/s": 2 * 8192**3 / best["product"] / 1e9}
+    return {"GB/s": 2 * count / best["copy"] / 1e6, "TFLOP/s": 2 * size**3 / best["product"] / 1e9}
 
 
-def measure(case: Case, ceilings: dict[str, float]) -> list[dict[str, Any]]:
+def measure(case: Case, ceilings: dict[str, float], device: str) -> list[dict[str, Any]]:
     """A row for each implementation and mode; without figures, and with the reason, where it is wrong or cannot run."""
     torch.manual_seed(0)
-    problem = case.problem(DEVICE, TOKENS)
+    problem = case.problem(device, TOKENS[device])
     dout = torch.randn_like(case_output(case, problem))
     calls: dict[tuple[str, str], Any] = {}
     problems: dict[str, str] = {}
     for name, run in case.implementations(problem).items():
-        reason = run if isinstance(run, str) else why_not(case, name, run, problem, dout)
+        reason = run if isinstance(run, str) else why_not(case, name, run, problem, dout, device)
         if reason:
             problems[name] = reason
         else:
             calls[name, "forward"] = lambda run=run: forward(run, problem)
             calls[name, "both"] = lambda run=run: both(run, problem, dout)
-    times = time_in_turns(calls, SECONDS_PER_CASE)
+    times = time_in_turns(calls, SECONDS_PER_CASE, device)
     rows = [report.row(case.kernel, case.name, name, "", reason) for name, reason in problems.items()]
     work = {"forward": problem.forward_work, "both": problem.total_work}
     for (name, mode), values in times.items():
         figures = np.percentile(values, [20, 50, 80]).round(5).tolist()
         rate = work[mode] / figures[1] / (1e6 if case.unit == "GB/s" else 1e9)
         rows.append(report.row(case.kernel, case.name, name, mode, None, figures, rate, case.unit, ceilings[case.unit]))
-    report.add_ratios(rows, OURS)
+    report.add_ratios(rows, ours(device))
     torch._dynamo.reset()
     return sorted(rows, key=lambda r: (r["mode"], r["p50_ms"] or 0))
 
@@ -200,49 +206,60 @@ def both(run: Implementation, problem: Problem, dout: Tensor) -> None:
     torch.autograd.grad(run(problem), tuple(problem.leaves.values()), dout)
 
 
-def why_not(case: Case, name: str, run: Implementation, problem: Problem, dout: Tensor) -> str | None:
+def why_not(case: Case, name: str, run: Implementation, problem: Problem, dout: Tensor, device: str) -> str | None:
     """Why an implementation is not timed: it is wrong, or it fails at this size. Warms it up besides.
 
     What torch.compile makes is not checked: that would be another compilation, for the small problem's shapes.
     """
     try:
-        if name != COMPILED and (found := fault(case, name, run, CHECK_TOKENS, DEVICE)):
+        if name != COMPILED and (found := fault(case, name, run, CHECK_TOKENS, device)):
             return f"wrong: {found}"
         for _ in range(2):
             forward(run, problem)
             both(run, problem, dout)
-        torch.cuda.synchronize()
+        if device == "cuda":
+            torch.cuda.synchronize()
     except torch.cuda.OutOfMemoryError:
         return "out of memory"
     except Exception as error:  # a rival's failure is a line in the table, not the end of the run
         return f"failed: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
     finally:
         gc.collect()
-        torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # which does nothing where there is none
     return None
 
 
-def time_in_turns(calls: dict[Any, Any], seconds: float) -> dict[Any, list[float]]:
+def time_in_turns(calls: dict[Any, Any], seconds: float, device: str) -> dict[Any, list[float]]:
     """Milliseconds of each call, one of each a round."""
-    cache = torch.empty(CACHE_BYTES, dtype=torch.int8, device="cuda")
+    cache = torch.empty(CACHE_BYTES, dtype=torch.int8, device=device)
+    clock = time_on_gpu if device == "cuda" else time_on_cpu
     times: dict[Any, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
-    torch.cuda.synchronize()
     start = time.perf_counter()
     for done in range(ROUNDS):
         if done >= LEAST_ROUNDS and time.perf_counter() - start > seconds:
             break
         for name, call in calls.items():
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             cache.zero_()
-            torch.cuda._sleep(HEAD_START_CYCLES)
-            begin.record()
-            call()
-            end.record()
-            torch.cuda.synchronize()
-            times[name].append(begin.elapsed_time(end))
+            times[name].append(clock(call))
     return times
+
+
+def time_on_gpu(call: Any) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(HEAD_START_CYCLES)
+    begin.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end)
+
+
+def time_on_cpu(call: Any) -> float:
+    begin = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - begin)
 
 
 if __name__ == "__main__":

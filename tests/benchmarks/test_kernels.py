@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 
 from benchmarks import kernel_cases, kernels
 from benchmarks import kernel_report as report
+from kernels.cpu import build
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = {case.kernel: case for case in reversed(kernel_cases.all_cases())}  # the first of each kernel
@@ -36,7 +39,7 @@ def rows() -> list[dict]:
 
 
 def record() -> dict:
-    made = {"gpu": "NVIDIA H200", "torch": "2.10.0", "triton": "3.6.0"}
+    made = {"device": "NVIDIA H200", "torch": "2.10.0", "triton": "3.6.0"}
     return {
         "provenance": {**report.code_provenance(), **made},
         "ceilings": {"GB/s": 4000.0, "TFLOP/s": 700.0},
@@ -47,7 +50,7 @@ def record() -> dict:
 
 
 def test_ratios_and_shares():
-    ratio = {(r["implementation"], r["mode"]): r["triton_is"] for r in rows()}
+    ratio = {(r["implementation"], r["mode"]): r["ours_is"] for r in rows()}
     assert ratio["eager", "forward"] == 2.5 and ratio["eager", "both"] == 3.0
     assert ratio["triton", "both"] is None and ratio["torch.compile", ""] is None and ratio["liger", ""] is None
     assert [r["of_ceiling"] for r in rows()[:2]] == [0.8, 0.75]
@@ -57,16 +60,16 @@ def test_no_ratio_to_a_kernel_that_is_wrong():
     ours = report.row("glu", "F 3072", "triton", "", "wrong: dx is off by 0.1, 0.001 allowed")
     made = [ours, *rows()[2:4]]
     for r in made:
-        r["triton_is"] = None
+        r["ours_is"] = None
     report.add_ratios(made, "triton")
-    assert [r["triton_is"] for r in made] == [None] * 3
+    assert [r["ours_is"] for r in made] == [None] * 3
     assert " x" not in report.table(made).replace("F 3072", "") and "wrong: dx is off by 0.1" in report.table(made)
 
 
 def test_table():
     lines = report.table(rows()).splitlines()
     assert lines[1] == "glu: F 3072" and len(lines) == 9
-    assert lines[2].split("  ")[1] == "implementation" and lines[2].endswith("triton is")
+    assert lines[2].split("  ")[1] == "implementation" and lines[2].endswith("ours is")
     assert lines[4].split() == ["triton", "forward", "+", "backward", "2.400", "2.500", "2.600", "3000", "GB/s", "75%"]
     assert lines[5].split() == ["eager", "forward", "2.000", "2.500", "2.600", "1280", "GB/s", "32%", "2.50", "x"]
     assert lines[7].endswith("wrong: output is off by 0.1") and lines[8].endswith("liger_kernel is not installed")
@@ -78,7 +81,7 @@ def test_files(tmp_path):
     assert (
         data.name.startswith("h200-2") and stored["rows"] == rows() and stored["lengths"] == kernel_cases.LENGTH_MODEL
     )
-    assert {"commit", "dirty", "started", "gpu", "torch", "triton"} <= set(stored["provenance"])
+    assert {"commit", "dirty", "started", "device", "torch", "triton"} <= set(stored["provenance"])
     assert "NVIDIA H200, torch 2.10.0, triton 3.6.0, commit " in text.read_text() and "3.00 x" in text.read_text()
     assert plot.read_bytes().startswith(b"\x89PNG")
     only_wrong = {**record(), "rows": [r for r in rows() if r["problem"]]}
@@ -96,15 +99,18 @@ def test_lengths():
 
 @pytest.mark.parametrize("kernel", CASES)
 def test_right_and_wrong(kernel):
-    """What plain torch computes is right; something else is not."""
+    """What plain torch computes is right, as is what a CPU's loops do; something else is not."""
     case = CASES[kernel]
-    eager = case.implementations(case.problem("cpu", 24))["eager"]
+    found = case.implementations(case.problem("cpu", 24))
+    eager = found["eager"]
     assert kernels.fault(case, "eager", eager, 24, "cpu") is None
+    own = kernel_cases.ours("cpu")
+    assert isinstance(found[own], str) or kernels.fault(case, own, found[own], 24, "cpu") is None
 
     def bent(problem):
         return eager(problem) * 1.3
 
-    for name in ("eager", "triton"):
+    for name in ("eager", own):
         assert " is off by " in kernels.fault(case, name, bent, 24, "cpu")
 
 
@@ -119,46 +125,55 @@ def test_every_kernel_is_measured():
 
 
 @pytest.mark.parametrize("kernel", CASES)
-def test_measuring(kernel, monkeypatch, tmp_path):
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_measuring(kernel, device, monkeypatch, tmp_path):
     """All of a run but the clock and the GPU: every implementation is called in both modes, and one that fails is a line."""
     case = CASES[kernel]
+    own = "triton" if device == "cuda" else "cpu"
+    on_cpu = dataclasses.replace(case, problem=lambda _, tokens: case.problem("cpu", tokens))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(kernels, "DEVICE", "cpu")
-    monkeypatch.setattr(kernels, "TOKENS", 24)
+    monkeypatch.setattr(kernel_cases, "ours", lambda _: own)
+    monkeypatch.setattr(kernels, "TOKENS", {device: 24})
     monkeypatch.setattr(kernels, "CHECK_TOKENS", 24)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: "not here")  # a minute each
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a CPU")
-    monkeypatch.setattr(kernels, "measure_ceilings", lambda: {"GB/s": 10.0, "TFLOP/s": 1.0})
-    monkeypatch.setattr(kernels, "provenance", lambda: record()["provenance"])
+    monkeypatch.setattr(kernels, "measure_ceilings", lambda _: {"GB/s": 10.0, "TFLOP/s": 1.0})
+    monkeypatch.setattr(kernels, "provenance", lambda _: record()["provenance"])
     times = {"eager": 2.0, "reference": 4.0, "sdpa": 1.0, "cpu": 1.5}
 
-    def in_turns(calls, seconds):
-        return {(name, mode): [call() or times[name]] * 5 for (name, mode), call in calls.items()}
+    def in_turns(calls, seconds, device):
+        return {(name, mode): [call() or times.get(name, 1.0)] * 5 for (name, mode), call in calls.items()}
 
     monkeypatch.setattr(kernels, "time_in_turns", in_turns)
-    assert kernels.measure_all([case], 60, tmp_path) == 1, "ours cannot run here"
+    fails = build.refusal() is not None or own == "triton"
+    assert kernels.measure_all([on_cpu], 60, tmp_path, device) == int(fails), "Triton's cannot run here"
     stored = json.loads(next(tmp_path.glob("*.json")).read_text())["rows"]
     eager = {r["mode"]: r for r in stored if r["implementation"] == "eager"}
-    assert set(eager) == {"forward", "both"} and all(
-        r["p50_ms"] == 2.0 and r["triton_is"] is None for r in eager.values()
-    )
+    assert set(eager) == {"forward", "both"} and all(r["p50_ms"] == 2.0 for r in eager.values())
+    assert all(r["ours_is"] == (None if fails else pytest.approx(2.0 / 1.5)) for r in eager.values())
     problem = case.problem("cpu", 24)
     per_second = problem.total_work / 2e-3 / (1e9 if case.unit == "GB/s" else 1e12)
     assert eager["both"]["rate"] == pytest.approx(per_second)
-    ours = [r for r in stored if r["implementation"] == "triton"]
-    assert len(ours) == 1 and "needs a CUDA GPU" in ours[0]["problem"]
+    if own == "triton":
+        ours = [r for r in stored if r["implementation"] == "triton"]
+        assert len(ours) == 1 and "needs a CUDA GPU" in ours[0]["problem"]
     # and when the time is over, a line says what was not measured, which is no failure
-    assert kernels.measure_all([case], -1, tmp_path) == 0
+    assert kernels.measure_all([on_cpu], -1, tmp_path, device) == 0
     assert "not measured: -1 s were over" in next(tmp_path.glob("*.txt")).read_text()
 
 
+def test_the_clock_of_a_cpu():
+    times = kernels.time_in_turns({"short": lambda: time.sleep(0.001), "long": lambda: time.sleep(0.02)}, 0.0, "cpu")
+    assert all(len(values) == kernels.LEAST_ROUNDS for values in times.values())
+    assert 1 <= min(times["short"]) < 20 <= min(times["long"])
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_refused_without_a_gpu(capsys, monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    for words in ([], ["--check"], ["--only", "glu"]):
-        assert kernels.main(words) == 2
-        out, err = capsys.readouterr()
-        assert out == "" and err == "error: benchmarks.kernels needs a CUDA GPU, and torch sees none here\n"
+def test_an_interpreter_is_not_timed(capsys, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(SystemExit) as left:
+        kernels.main(["--only", "glu"])
+    assert left.value.code == 2 and "an interpreter's speed is nobody's" in capsys.readouterr().err
 
 
 def test_needs_little():
