@@ -49,9 +49,15 @@ def table(rows: list[dict[str, Any]]) -> str:
         share = f"{r['of_ceiling']:.0%}" if r["of_ceiling"] else ""
         ratio = f"{r['ours_is']:.2f} x" if r["ours_is"] else ""
         lines.append(
-            _line((r["implementation"], MODES[r["mode"]], *times, f"{r['rate']:.0f} {r['unit']}", share, ratio))
+            _line(
+                (r["implementation"], MODES[r["mode"]], *times, f"{_three_digits(r['rate'])} {r['unit']}", share, ratio)
+            )
         )
     return "\n".join(lines)
+
+
+def _three_digits(rate: float) -> str:
+    return f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _line(cells: tuple[str, ...]) -> str:
@@ -85,7 +91,7 @@ def write(record: dict[str, Any], out: Path) -> list[Path]:
     about = (
         f"{made['device']}, torch {made['torch']}, triton {made['triton']}, commit {made['commit']}"
         f"{' with changes' if made['dirty'] else ''}, {made['started']}\n"
-        f"ceilings: {record['ceilings']['GB/s']:.0f} GB/s copied, {record['ceilings']['TFLOP/s']:.0f} TFLOP/s bf16 product\n"
+        f"ceilings: {_three_digits(record['ceilings']['GB/s'])} GB/s copied, {_three_digits(record['ceilings']['TFLOP/s'])} TFLOP/s bf16 product\n"
         f"{record['tokens']} tokens a case; C4-like lengths: {record['lengths']}\n"
     )
     text.write_text(about + table(record["rows"]) + "\n")

@@ -46,7 +46,8 @@ static void forward(const T *x, const R *residual, const float *weight, const fl
         T *to = out + r * columns;
 #pragma omp simd
         for (int32_t c = 0; c < count; c++)
-            store(&to[c], (sum[c] - middle) * scale * weight[c] + bias[c]);
+            sum[c] = (sum[c] - middle) * scale * weight[c] + bias[c];
+        store_row(to, sum, count);
     }
 }
 
@@ -82,19 +83,14 @@ static void backward(const T *dout, const T *x, const R *residual, const float *
 #pragma omp simd
             for (int32_t c = 0; c < count; c++)
                 normal[c] = scale * (load(from[c]) * weight[c] - weighted - normal[c] * projected);
-            if (also) {
-#pragma omp simd
-                for (int32_t c = 0; c < count; c++)
-                    store(&also[c], normal[c]);
-            }
+            if (also)
+                store_row(also, normal, count);
             if (dropout.dropped) {
 #pragma omp simd
                 for (int32_t c = 0; c < count; c++)
                     normal[c] *= kept.factor(c);
             }
-#pragma omp simd
-            for (int32_t c = 0; c < count; c++)
-                store(&to[c], normal[c]);
+            store_row(to, normal, count);
         }
     }
 }
