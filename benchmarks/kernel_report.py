@@ -62,7 +62,7 @@ def _three_digits(rate: float) -> str:
 
 def _line(cells: tuple[str, ...]) -> str:
     name, mode, *rest = cells
-    return f"  {name:<18} {mode:<20}" + "".join(f"{cell:>13}" for cell in rest)
+    return f"  {name:<18} {mode:<20}" + "".join(f"{cell:>15}" for cell in rest)
 
 
 def code_provenance() -> dict[str, Any]:
@@ -88,10 +88,11 @@ def write(record: dict[str, Any], out: Path) -> list[Path]:
     name = "-".join([*re.sub(r"nvidia|\(\w+\)", "", made["device"].lower()).split(), day])
     data, text, plot = (out / f"{name}.{ending}" for ending in ("json", "txt", "png"))
     data.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    copied, multiplied = (_three_digits(record["ceilings"][unit]) for unit in ("GB/s", "TFLOP/s"))
     about = (
         f"{made['device']}, torch {made['torch']}, triton {made['triton']}, commit {made['commit']}"
         f"{' with changes' if made['dirty'] else ''}, {made['started']}\n"
-        f"ceilings: {_three_digits(record['ceilings']['GB/s'])} GB/s copied, {_three_digits(record['ceilings']['TFLOP/s'])} TFLOP/s bf16 product\n"
+        f"ceilings: {copied} GB/s copied, {multiplied} TFLOP/s bf16 product\n"
         f"{record['tokens']} tokens a case; C4-like lengths: {record['lengths']}\n"
     )
     text.write_text(about + table(record["rows"]) + "\n")
