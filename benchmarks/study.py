@@ -298,9 +298,11 @@ def findings(study: Study) -> list[str]:
 
 
 def _saving(saving: Saving, study: Study) -> str:
-    axis = study.axis
-    there = frontier.score_at(study.fronts[saving.dearer], axis, saving.cheaper_cost)
-    doubt = "" if there is None else _doubt(saving.score - there, (saving.cheaper, saving.dearer), study)
+    axis, front = study.axis, study.fronts[saving.dearer]
+    there = frontier.score_at(front, axis, saving.cheaper_cost)
+    if there is None:  # the dearer one has no run as cheap: for less than its cheapest it would have scored no more
+        there = front[0].score
+    doubt = _doubt(saving.score - there, (saving.cheaper, saving.dearer), study)
     return (
         f"At score {saving.score:.2f}, the highest that both reach: "
         f"{saving.cheaper} {amount(saving.cheaper_cost, axis)}, {saving.dearer} {amount(saving.dearer_cost, axis)}, "

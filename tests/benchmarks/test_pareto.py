@@ -364,3 +364,15 @@ def test_a_gain_of_single_runs_is_called_what_it_is(runs, tmp_path, capsys):
     folder, _ = runs
     assert main([str(folder), "--out", str(tmp_path / "out")]) == 0
     assert "; one seed a point, so no telling it from chance." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("lead", "says"), [(0.5, "not told from chance"), (9.0, "beyond chance")])
+def test_a_saving_against_runs_none_of_which_is_as_cheap(tmp_path, capsys, lead, says):
+    """It is held against the cheapest of them, which scored what less money would not have bettered."""
+    for model, usd, score in (("mosaic_bert", 1.0, 50.0), ("hf_bert", 2.0, 50.0 - lead), ("hf_bert", 8.0, 51.0)):
+        for seed in range(3):
+            config = {"seed": seed, "model": {"name": model}, "duration": f"{usd}"}
+            run(tmp_path / "runs", f"{model}-{usd}-s{seed}", model, usd, {"CoLA": score - 1 + seed}, config=config)
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("At score"))
+    assert "mosaic_bert saves" in line and says in line
