@@ -125,7 +125,7 @@ def _record(config: TrainConfig, run: dict[str, Any], watch: Watch, ceilings: Ce
         parts.append({"part": part, "ms": ms, "share": ms / whole_ms, "floor_ms": floor, "bound": bound})
     return {
         "provenance": provenance(),
-        "config": run["config"],
+        "config": {**run["config"], "out": None},  # a folder that is gone
         "device": run["device"],
         "backends": run["backends"],
         "microbatch": run["microbatch"],

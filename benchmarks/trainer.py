@@ -226,7 +226,7 @@ def _run(words: argparse.Namespace) -> None:
         ours = plan.config.model.name == "mosaic_bert"
         record = {
             "provenance": records.provenance(),
-            "config": train.to_dict(plan.config),
+            "config": {**train.to_dict(plan.config), "out": None},  # a folder that is gone
             "device": records.device(plan.hardware.kind, plan.hardware.name, plan.hardware.count, plan.price),
             "threads": torch.get_num_threads(),
             "trainer": compare(plan, words.rounds),
