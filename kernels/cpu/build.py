@@ -69,6 +69,10 @@ def _library() -> ctypes.CDLL:
         if not file.exists():
             _compile([compiler, *flags], file)
         return ctypes.CDLL(str(file))
+    except OSError as error:  # damaged, or where nothing may be run
+        raise Unbuilt(
+            f"{file} cannot be loaded ({error}); remove it, or set XDG_CACHE_HOME to another folder"
+        ) from None
     finally:
         if cache is None:
             shutil.rmtree(folder)  # what is loaded stays
@@ -95,11 +99,11 @@ def _processor() -> str:
 
 def _cache() -> Path | None:
     """Where compiled loops are kept; None where nothing can be."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bert_kernels"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bert_kernels"
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError:
+    except (OSError, RuntimeError):  # the latter where there is no home
         return None
     return folder
 

@@ -73,6 +73,14 @@ def test_a_cache_that_cannot_be_written(monkeypatch, anew):
 
 
 @needs_compiler
+def test_a_damaged_library(monkeypatch, anew):
+    monkeypatch.setattr(build, "_compile", lambda command, file: file.write_bytes(b"half"))
+    reason = build.refusal()
+    (file,) = (anew / "cache" / "bert_kernels").iterdir()
+    assert f"{file} cannot be loaded" in reason and "remove it" in reason
+
+
+@needs_compiler
 def test_several_processes_at_once(anew):
     """Each may compile; none loads half a library."""
     code = "from kernels.cpu import build; assert build.refusal() is None"
