@@ -51,6 +51,7 @@ def test_compiled_once(anew):
 
 def test_no_compiler(monkeypatch, anew):
     monkeypatch.setattr(build, "COMPILERS", ("no-such-compiler",))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     needs = Requirements("cpu", torch.float32, 64)
     for kind, instead in (("kernels", "reference"), ("attention", "sdpa")):
         chosen = resolve(kind, "auto", needs)
