@@ -50,7 +50,7 @@ RECORDED = [
     (place, record)
     for place in ("demo", "books", "books-trunk")
     for file in sorted((ROOT / "benchmarks" / "results" / place).rglob(records.FILE_NAME))
-    if (record := records.read_record(file))["kind"] == "pretrain" and record["cost"]["seconds"] >= 10
+    if (record := records.read_record(file))["kind"] == "pretrain" and record["cost"]["seconds"] >= 5
 ]
 
 
