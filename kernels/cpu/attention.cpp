@@ -35,7 +35,7 @@ struct Stream {
     const int64_t *strides;
     const int32_t *bounds;
 
-    int64_t length(int64_t s) const { return bounds[s + 1] - bounds[s]; }
+    int64_t length(int64_t s) const { return std::max(0, bounds[s + 1] - bounds[s]); }
     int64_t longest(int64_t sequences) const {
         int64_t most = 0;
         for (int64_t s = 0; s < sequences; s++)

@@ -54,7 +54,8 @@ static void losses(T *logits, const float *bias, const int64_t *labels, float *s
         std::vector<float> wide(columns);
         for (int64_t r = rows * part / threads; r < rows * (part + 1) / threads; r++) {
             T *row = logits + r * columns;
-            if (labels[r] != ignored)
+            // One outside the vocabulary, which only a compiled graph lets through, counts as none.
+            if (labels[r] != ignored && labels[r] >= 0 && labels[r] < columns)
                 row_loss(row, bias, labels[r], int32_t(columns), loss, wide.data(),
                          dbias ? dbias + part * columns : dbias, sums + 2 * r);
             else if (dbias)

@@ -164,6 +164,19 @@ def test_custom_ops():
     torch.library.opcheck(ops.masked_cross_entropy, arguments)
 
 
+def test_values_that_were_not_checked_reach_nothing_outside():
+    """As in a compiled graph, which looks at none: the ops themselves, with bounds and labels that are wrong."""
+    ops = torch.ops.bert_kernels
+    qkv = torch.randn(12, 3, 2, 16)
+    bounds = torch.tensor([-5, 4, 2, 9999], dtype=torch.int32)
+    out, lse = ops.attention_packed(qkv, bounds, 12, None, None, "cpu")
+    assert ops.attention_packed_backward(out, qkv, out, lse, bounds, 12, None, None, "cpu").shape == qkv.shape
+    hidden, decoder, bias = torch.randn(3, 8), torch.randn(5, 8), torch.zeros(5)
+    labels = torch.tensor([10**9, 2, -7])
+    _, _, dhidden, dweight, _ = ops.masked_cross_entropy(hidden, decoder, bias, labels, 0.0, 0.0, 4, True, "cpu")
+    assert not dhidden[[0, 2]].any() and dhidden[1].any() and dweight.isfinite().all()
+
+
 def test_refusals():
     needs = Requirements("cuda", torch.bfloat16, 64)
     for kind in ("attention", "kernels"):
