@@ -25,6 +25,7 @@ from recipe import glue, plan, train
 from recipe.config import GlueConfig, SweepConfig, TrainConfig, load, to_dict
 from recipe.cost import prices, records
 from recipe.errors import UserError
+from recipe.settings import check_values
 from recipe.training.hardware import find_hardware
 from recipe.training.quiet import quiet_libraries
 
@@ -51,6 +52,7 @@ def points_of(config: SweepConfig) -> list[Point]:
     Raises:
         UserError: an empty list, a budget that is none, or two models of one name.
     """
+    check_values(config)
     for key in ("models", "budgets", "seeds"):
         values = getattr(config, key)
         if not values or len(set(values)) < len(values):
@@ -108,12 +110,10 @@ def trunk(config: SweepConfig) -> list[Path]:
     """A trunk a model and seed, a branch a budget; returns the branches' folders.
 
     Raises:
-        UserError: a budget that is no number of batches, or a `decay` outside (0, 1); at the end, for points that failed.
+        UserError: a budget that is no number of batches, or at the end, for points that failed.
     """
     # Beside the runs of a sweep in one figure, a name must say which of the two it is.
     points = [replace(point, name=f"trunk-{point.name}") for point in points_of(config)]
-    if not 0 < config.decay < 1:
-        raise UserError(f"decay={config.decay}: give a share between 0 and 1")
     for point in points:
         if point.config(Path(config.out)).data.mask_rate_end is not None:
             raise UserError(

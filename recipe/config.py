@@ -10,14 +10,15 @@ import dataclasses
 import difflib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, TypeVar, get_args, get_origin, get_type_hints
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from recipe.errors import UserError
+from recipe.settings import MISSING, check_values, describe, setting
 
 C = TypeVar("C")
 
@@ -29,165 +30,241 @@ C = TypeVar("C")
 class Source:
     """Where documents come from: exactly one of `files`, `dataset`, `embedded`."""
 
-    files: list[str] = field(default_factory=list)  # globs: .txt .jsonl .json .csv .parquet, also .gz .zst
-    text_key: str = "text"  # the field, or column, that holds a document
-    dataset: Optional[str] = None  # a Hugging Face dataset, such as allenai/c4
-    subset: Optional[str] = None  # its configuration, such as en
-    split: str = "train"  # its split
-    embedded: Optional[str] = None  # "docstrings": the documentation of the installed packages
-    max_documents: Optional[int] = None  # stop after so many
+    files: list[str] = setting(
+        [],
+        "globs of .txt (documents separated by blank lines), .jsonl, .json, .csv or .parquet files; "
+        "all but .parquet also .gz and .zst",
+    )
+    text_key: str = setting("text", "the field, or column, that holds a document")
+    dataset: Optional[str] = setting(None, "a Hugging Face dataset, such as allenai/c4")
+    subset: Optional[str] = setting(None, "the configuration of that dataset, such as en")
+    split: str = setting("train", "the split of that dataset")
+    embedded: Optional[str] = setting(None, "the documentation of the installed packages", choices=("docstrings",))
+    max_documents: Optional[int] = setting(None, "stop after so many documents", least=1)
 
 
 @dataclass
 class Tokenizer:
     """An existing vocabulary (`vocab_file`), a hub name or folder (`name`), or one trained here on the training split."""
 
-    vocab_file: Optional[str] = None
-    name: Optional[str] = None
-    vocab_size: int = 30522
-    lowercase: bool = True
-    sample_documents: int = 200_000  # documents that training of a tokenizer looks at
+    vocab_file: Optional[str] = setting(None, "a WordPiece vocabulary, one entry a line")
+    name: Optional[str] = setting(None, "a tokenizer's name on the Hugging Face hub, or its folder")
+    vocab_size: int = setting(30522, "entries of a vocabulary that is trained here", least=256, most=2**16)
+    lowercase: bool = setting(
+        True, "of a vocabulary file or one that is trained here: text is lowercased, accents removed"
+    )
+    sample_documents: int = setting(200_000, "documents that the training of a vocabulary reads", least=1)
 
 
 @dataclass
 class PrepareConfig:
     """`python -m recipe.prepare`: text to a tokenizer and MDS shards."""
 
-    out: str = MISSING  # a folder, or s3://BUCKET/FOLDER (gs, oci, azure, azure-dl)
-    work: Optional[str] = None  # with such an `out`, a local folder for parts not yet uploaded; absent: FOLDER.partial
-    train: Source = field(default_factory=Source)
-    validation: Optional[Source] = None  # absent: `validation_fraction` of the training documents
-    validation_fraction: float = 0.01
-    tokenizer: Tokenizer = field(default_factory=Tokenizer)
-    max_tokens: int = 1022  # of a record, before [CLS] and [SEP]; training cuts again to its own length
-    long_documents: str = "truncate"  # truncate: what is beyond `max_tokens` is lost | split: into several records
-    drop_duplicates: bool = False  # keep the first of equal documents, over all files; reads the text twice
-    processes: int = 0  # 0: one a core
-    shard_of: Optional[str] = None  # "2/4": every fourth part, from the second; run without it to merge
-    shard_mib: int = 64  # before compression
-    seed: int = 17
+    out: str = setting(
+        MISSING,
+        "the dataset's folder, here or in an object store (s3://BUCKET/FOLDER, gs, oci, azure, azure-dl)",
+        result=False,
+    )
+    work: Optional[str] = setting(
+        None,
+        "with `out` in an object store, the local folder for parts not yet uploaded; none: FOLDER.partial",
+        result=False,
+    )
+    train: Source = setting(Source, "the training text")
+    validation: Optional[Source] = setting(
+        None, "text for evaluation; absent: `validation_fraction` of the training documents"
+    )
+    validation_fraction: float = setting(
+        0.01, "share of the training documents held out where there is no `validation`", above=0, below=1
+    )
+    tokenizer: Tokenizer = setting(Tokenizer, "the vocabulary")
+    max_tokens: int = setting(
+        1022, "longest record, without [CLS] and [SEP]; training cuts again to its own length", least=1, most=2**16 - 1
+    )
+    long_documents: str = setting(
+        "truncate",
+        "a document beyond `max_tokens` loses its end, or becomes several records",
+        choices=("truncate", "split"),
+    )
+    drop_duplicates: bool = setting(False, "keep the first of equal documents, over all files; reads the text twice")
+    processes: int = setting(0, "processes that tokenize", least=0, special="0 for one per core", result=False)
+    shard_of: Optional[str] = setting(
+        None, "2/4: write every fourth part, from the second; run without it to merge", result=False
+    )
+    shard_mib: int = setting(64, "size of a shard before compression, in MiB", least=1, below=4096)
+    seed: int = setting(17, "of the held-out documents and of the vocabulary's sample")
 
 
 @dataclass
 class Data:
-    path: str = MISSING  # the folder that `recipe.prepare` wrote, here or in an object store
-    cache: Optional[str] = None  # of one in an object store: the local folder for what is read of it
-    cache_gib: float = 0.0  # beyond it, the unpacked shards that have been read make way; 0: all are kept
-    train_split: str = "train"
-    eval_split: str = "validation"
-    sequence_length: int = 128
-    batching: str = "auto"  # sequences | tokens (packed) | padded; auto: padded for hf_bert, else sequences
-    masking: str = "token"  # token | word | span
-    mask_rate: float = 0.30
-    mask_rate_end: Optional[float] = None  # linearly from `mask_rate` to it over the run; absent: constant
-    eval_mask_rate: float = 0.15
-    eval_documents: int = 0  # 0: the whole split
-    workers: int = -1  # processes that read and mask; -1: 0 on a CPU, 8 a GPU
-    shuffle_seed: int = 9176
+    """Shards to batches."""
+
+    path: str = setting(MISSING, "the folder that recipe.prepare wrote, here or in an object store")
+    cache: Optional[str] = setting(
+        None, "with `path` in an object store, the local folder for what is read of it", result=False
+    )
+    cache_gib: float = setting(
+        0.0,
+        "size of the cache in GiB, beyond which shards that have been read make way",
+        least=0,
+        special="0 to keep all",
+        result=False,
+    )
+    train_split: str = setting("train", "the split to train on")
+    eval_split: str = setting("validation", "the split to evaluate on")
+    sequence_length: int = setting(
+        128, "tokens of a sequence, [CLS] and [SEP] included; documents are cut to it", least=3
+    )
+    batching: str = setting(
+        "auto",
+        "sequences: so many documents per batch, without padding; tokens: documents packed into a "
+        "fixed number of tokens; padded: for hf_bert; auto: padded for hf_bert, else sequences",
+        choices=("auto", "sequences", "tokens", "padded"),
+    )
+    masking: str = setting(
+        "token", "what is masked: single tokens, whole words or spans of tokens", choices=("token", "word", "span")
+    )
+    mask_rate: float = setting(0.30, "share of tokens that training predicts", above=0, below=1)
+    mask_rate_end: Optional[float] = setting(
+        None, "share that `mask_rate` reaches at the end of the run, linearly; none: constant", above=0, below=1
+    )
+    eval_mask_rate: float = setting(0.15, "share of tokens that evaluation predicts", above=0, below=1)
+    eval_documents: int = setting(0, "documents to evaluate on", least=0, special="0 for the whole split")
+    workers: int = setting(
+        -1,
+        "processes that read and mask, per rank",
+        least=-1,
+        special="-1 for the default: 0 on a CPU, 8 per GPU",
+        result=False,
+    )
+    shuffle_seed: int = setting(9176, "of the order of documents")
 
 
 @dataclass
 class Model:
     """The encoder. The defaults are MosaicBERT-Base; `hf_bert` is the baseline at the same sizes."""
 
-    name: str = "mosaic_bert"  # mosaic_bert | hf_bert
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    vocab_size: Optional[int] = None  # the shards'; stated here, it is checked against them
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.0
-    attention: str = "auto"  # a name that `python -m kernels.backends` prints
-    kernels: str = "auto"
-    compile: bool = False  # the training step by torch.compile; the first step then takes a minute
+    name: str = setting("mosaic_bert", "the architecture", choices=("mosaic_bert", "hf_bert"))
+    hidden_size: int = setting(768, "width of the encoder, a multiple of `num_attention_heads`", least=1)
+    num_hidden_layers: int = setting(12, "layers", least=1)
+    num_attention_heads: int = setting(12, "attention heads per layer", least=1)
+    intermediate_size: int = setting(3072, "width of the feed-forward layers", least=1)
+    vocab_size: Optional[int] = setting(None, "stated here, it is checked against the shards' vocabulary", least=1)
+    hidden_dropout_prob: float = setting(0.1, "dropout of embeddings and of each layer's outputs", least=0, below=1)
+    attention_probs_dropout_prob: float = setting(0.0, "dropout of attention probabilities", least=0, below=1)
+    attention: str = setting("auto", "attention backend, a name that `python -m kernels.backends` prints")
+    kernels: str = setting("auto", "backend of the other kernels, likewise")
+    compile: bool = setting(False, "run the training step through torch.compile; its first step takes up to a minute")
 
 
 @dataclass
 class Optimizer:
     """AdamW as the paper's DecoupledAdamW has it: decay is `weight_decay` x lr / initial lr, on every parameter."""
 
-    lr: float = 5e-4
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    eps: float = 1e-6
-    weight_decay: float = 1e-5
+    lr: float = setting(5e-4, "peak learning rate", above=0)
+    betas: list[float] = setting([0.9, 0.98], "decay rates of Adam's two moments", least=0, below=1)
+    eps: float = setting(1e-6, "added to the denominator of Adam's step", above=0)
+    weight_decay: float = setting(1e-5, "per step at the peak learning rate", least=0)
 
 
 @dataclass
 class Schedule:
     """Linear warm-up, then a decay; all as fractions of `duration` and of the learning rate."""
 
-    warmup: float = 0.06
-    final_lr: float = 0.02
-    shape: str = "linear"  # linear: decays all the time | wsd: warm-up, stable, then 1-sqrt over the last `decay`
-    decay: float = 0.1  # of wsd; 0: none
+    warmup: float = setting(0.06, "share of the run that the learning rate rises", least=0, most=1)
+    final_lr: float = setting(0.02, "learning rate at the end, as a share of the peak", least=0, most=1)
+    shape: str = setting(
+        "linear",
+        "linear: decays until the end; wsd: constant, then 1-sqrt over the last `decay`",
+        choices=("linear", "wsd"),
+    )
+    decay: float = setting(0.1, "share of the run in which wsd decays", least=0, most=1, special="0 for no decay")
 
 
 @dataclass
 class Cost:
-    prices: str = "yamls/prices.yaml"
-    usd_per_hour: Optional[float] = None  # of one device; absent: from the table, by the device's name
+    """What an hour costs."""
+
+    prices: str = setting("yamls/prices.yaml", "the price table", result=False)
+    usd_per_hour: Optional[float] = setting(
+        None,
+        "dollars per hour of one GPU, or of one CPU core; none: from the table, by the device's name",
+        above=0,
+        result=False,
+    )
 
 
 @dataclass
 class TrainConfig:
     """`python -m recipe.train`: shards to an encoder and its bill."""
 
-    out: str = MISSING
-    init_from: Optional[str] = (
-        None  # a finished run of the same model, or its encoder folder: its weights, nothing else
+    out: str = setting(MISSING, "the run's folder: encoder/, checkpoints/, run.json", result=False)
+    init_from: Optional[str] = setting(
+        None, "start from the encoder of this finished run of the same model, or encoder folder"
     )
-    data: Data = field(default_factory=Data)
-    model: Model = field(default_factory=Model)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    schedule: Schedule = field(default_factory=Schedule)
-    cost: Cost = field(default_factory=Cost)
-    duration: str = "70000ba"  # batches (ba), sequences (sp), real tokens (tok) or epochs (ep)
-    batch_size: int = 4096  # sequences, over all ranks; with data.batching=tokens as many full-length ones' tokens
-    microbatch_size: int = 0  # sequences a rank at a time; 0: as many of its share of the batch as fit into memory
-    precision: str = "auto"  # auto | amp_bf16 | fp32
-    device: str = "auto"  # auto | gpu | cpu
-    seed: int = 17
-    log_every: int = 20  # batches
-    eval_every: str = "0ba"  # 0ba: at the end only
-    checkpoint_every: str = "0ba"  # 0ba: at the end only
-    checkpoint_at: list[int] = field(default_factory=list)  # at these batches instead, and at the end
-    keep_checkpoints: int = 2
-    autoresume: bool = False
+    data: Data = setting(Data, "the shards, and how batches are made of them")
+    model: Model = setting(Model, "the encoder")
+    optimizer: Optimizer = setting(Optimizer, "AdamW")
+    schedule: Schedule = setting(Schedule, "the learning rate over the run")
+    cost: Cost = setting(Cost, "the bill")
+    duration: str = setting(
+        "70000ba", "length of the run in batches (ba), sequences (sp), real tokens (tok) or epochs (ep)"
+    )
+    batch_size: int = setting(
+        4096, "sequences per step over all ranks; with data.batching=tokens the tokens of as many full ones", least=1
+    )
+    microbatch_size: int = setting(
+        0, "sequences that a rank takes at a time", least=0, special="0 for as many as fit into memory", result=False
+    )
+    precision: str = setting("auto", "auto: bf16 where the device computes in it", choices=("auto", "amp_bf16", "fp32"))
+    device: str = setting("auto", "auto: the GPUs where there are some", choices=("auto", "gpu", "cpu"), result=False)
+    seed: int = setting(17, "of the initial weights, the masks and dropout", least=0, most=2**32 - 1)
+    log_every: int = setting(20, "batches between two lines of progress", least=1, result=False)
+    eval_every: str = setting("0ba", "time between two evaluations; 0ba: at the end only", result=False)
+    checkpoint_every: str = setting("0ba", "time between two checkpoints; 0ba: at the end only", result=False)
+    checkpoint_at: list[int] = setting(
+        [], "checkpoints after these batches instead, and at the end", least=1, result=False
+    )
+    keep_checkpoints: int = setting(2, "checkpoints that are kept, the newest", least=1, result=False)
+    autoresume: bool = setting(False, "continue the run that `out` holds", result=False)
 
 
 @dataclass
 class GlueConfig:
     """`python -m recipe.glue`: one checkpoint, fine-tuned on every task that is there."""
 
-    checkpoint: str = MISSING  # a run folder, one of its checkpoints, or an encoder's folder, Hugging Face's too
-    data: str = MISSING  # a folder in the official TSV layout, or hub
-    tasks: list[str] = field(default_factory=list)  # empty: every task of the benchmark
-    out: Optional[str] = None  # absent: `glue` inside the checkpoint's run folder
-    max_length: int = 256
-    max_tokens: int = 16_384  # that run at a time; a batch keeps the table's number of examples, in microbatches
-    seeds: int = 0  # seeds a task; 0: the table's own list
-    epochs: Optional[float] = None  # absent: the table's
-    max_train_examples: int = 0  # 0: all
-    lr_scale: float = 1.0  # multiplies the table's learning rates, for encoders far smaller than Base
-    from_mnli: bool = True  # RTE, MRPC and STS-B start from MNLI's checkpoint when MNLI was trained
-    processes: int = 1  # jobs (a task with a seed each) at a time: CPU processes, or GPUs
-    precision: str = "auto"
-    device: str = "auto"
-    cost: Cost = field(default_factory=Cost)
+    checkpoint: str = setting(
+        MISSING, "a run's folder, one of its checkpoints, or an encoder's folder, Hugging Face's too"
+    )
+    data: str = setting(MISSING, "a folder with a subfolder of train.tsv and dev.tsv per task, or hub")
+    tasks: list[str] = setting([], "names of tasks; empty: all that `data` has")
+    out: Optional[str] = setting(None, "the scores' folder; none: `glue` inside the checkpoint's run", result=False)
+    max_length: int = setting(256, "tokens of an example, beyond which it is cut", least=8)
+    max_tokens: int = setting(16_384, "tokens that run at a time: larger batches run in pieces", least=8, result=False)
+    seeds: int = setting(0, "seeds per task", least=0, special="0 for the table's own list")
+    epochs: Optional[float] = setting(None, "epochs of every task; none: the table's", above=0)
+    max_train_examples: int = setting(0, "training examples per task", least=0, special="0 for all")
+    lr_scale: float = setting(1.0, "multiplies the table's learning rates, for encoders far smaller than Base", above=0)
+    from_mnli: bool = setting(True, "RTE, MRPC and STS-B start from MNLI's encoder when MNLI was trained")
+    processes: int = setting(
+        1, "jobs (a task with a seed each) at a time: CPU processes, or GPUs", least=1, result=False
+    )
+    precision: str = setting("auto", "auto: bf16 where the device computes in it", choices=("auto", "amp_bf16", "fp32"))
+    device: str = setting("auto", "auto: a GPU where there is one", choices=("auto", "gpu", "cpu"), result=False)
+    cost: Cost = setting(Cost, "the bill")
 
 
 @dataclass
 class SweepConfig:
     """`python -m benchmarks.pareto sweep` and `trunk`: models x budgets x seeds, each pretrained and scored."""
 
-    out: str = MISSING
-    models: list[str] = MISSING  # training YAMLs, each with its key=value words behind it
-    budgets: list[str] = MISSING  # 300ba, 2000000tok, 100000sp, 1ep, 0.5h (device-hours) or 20usd
-    glue: str = MISSING  # the YAML of the fine-tuning, with its key=value words behind it
-    seeds: list[int] = field(default_factory=lambda: [17])
-    speed: Optional[str] = None  # a run of the same kind, by whose speed hours and dollars become batches
-    decay: float = 0.1  # of a trunk's branches: the share of each that its decay takes
+    out: str = setting(MISSING, "the folder of all runs")
+    models: list[str] = setting(MISSING, "training YAMLs, each with its key=value words behind it")
+    budgets: list[str] = setting(MISSING, "300ba, 2000000tok, 100000sp, 1ep, 0.5h (device-hours) or 20usd")
+    glue: str = setting(MISSING, "the YAML of the fine-tuning, with its key=value words behind it")
+    seeds: list[int] = setting([17], "of the pretraining runs", least=0, most=2**32 - 1)
+    speed: Optional[str] = setting(None, "a run of the same kind, by whose speed hours and dollars become batches")
+    decay: float = setting(0.1, "of a trunk's branches: the share of each that its decay takes", above=0, below=1)
 
 
 def load(schema: type[C], path: str, overrides: Sequence[str] = ()) -> C:
@@ -223,9 +300,11 @@ def load(schema: type[C], path: str, overrides: Sequence[str] = ()) -> C:
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
             raise UserError(f"{path}: `{missing[0]}` has no value; add it to the file or say {missing[0]}=...")
-        return OmegaConf.to_object(merged)
+        config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise _refused(error, path) from None
+    check_values(config)
+    return config
 
 
 def _refused(error: OmegaConfBaseException, where: str) -> UserError:
@@ -273,8 +352,7 @@ def run_main(schema: type[C], main: Callable[[C], object], argv: Sequence[str] |
     """The command line of an entry point: `YAML [key=value ...]`. Returns the exit status, 2 for a user's mistake."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
-        print(f"usage: YAML [key=value ...]\n\n{schema.__doc__}\n\nkeys and defaults:\n")
-        print(OmegaConf.to_yaml(OmegaConf.structured(schema)))
+        print(f"usage: YAML [key=value ...]\n\n{schema.__doc__}\n\n{describe(schema)}")
         return 0 if words else 2
     return exit_status(lambda: main(load(schema, words[0], words[1:])))
 

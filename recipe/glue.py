@@ -19,6 +19,7 @@ from recipe.config import GlueConfig, run_main, to_dict
 from recipe.cost import prices, records, scores
 from recipe.data.glue_tasks import SEEDS, TASKS, Task, choose_tasks, read_task
 from recipe.errors import UserError
+from recipe.settings import as_word, check_values, what_changed
 from recipe.training.board import Board
 from recipe.training.callbacks import clock
 from recipe.training.checkpoint import Checkpoint, find_checkpoint
@@ -26,8 +27,6 @@ from recipe.training.glue_jobs import ENCODER, Job, Worker, run_jobs
 from recipe.training.hardware import Hardware, find_hardware
 from recipe.training.predictions import read_test_sets, submission_name
 from recipe.training.quiet import quiet_libraries
-
-MAY_CHANGE = ("out", "processes", "max_tokens")  # between a run and its continuation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,20 +102,13 @@ def make_plan(config: GlueConfig) -> Plan:
 
 
 def check_numbers(config: GlueConfig) -> None:
-    if config.max_length < 8:
-        raise UserError(f"max_length={config.max_length}: two sentences, [CLS] and two [SEP] need more; set at least 8")
+    check_values(config)
     if config.max_tokens < config.max_length:
         raise UserError(
             f"max_tokens={config.max_tokens}: a text of max_length={config.max_length} has more; set at least that"
         )
-    if not 0 <= config.seeds <= len(SEEDS):
+    if config.seeds > len(SEEDS):
         raise UserError(f"seeds={config.seeds}: give 1 to {len(SEEDS)}, or 0 for each task's own")
-    if config.epochs is not None and config.epochs <= 0:
-        raise UserError(f"epochs={config.epochs}: give a number above 0, or leave it out for each task's own")
-    if config.max_train_examples < 0:
-        raise UserError(f"max_train_examples={config.max_train_examples}: give a number of examples, or 0 for all")
-    if config.lr_scale <= 0:
-        raise UserError(f"lr_scale={config.lr_scale}: give a factor above 0")
 
 
 def check_processes(config: GlueConfig, hardware: Hardware) -> None:
@@ -147,13 +139,11 @@ def find_record(plan: Plan) -> dict[str, Any] | None:
     record = records.read_record(plan.out)
     if record["kind"] != "glue":
         raise UserError(f"out={plan.out} holds a run of kind `{record['kind']}`; choose another folder")
-    now = to_dict(plan.config)
-    for key in now:
-        if key not in MAY_CHANGE and record["config"].get(key) != now[key]:
-            raise UserError(
-                f"out={plan.out} holds scores with {key}={record['config'].get(key)}, and now {key}={now[key]}; "
-                "choose another folder with out=..., or remove that one"
-            )
+    for key, (before, now) in what_changed(GlueConfig, record["config"], to_dict(plan.config)).items():
+        raise UserError(
+            f"out={plan.out} holds scores with {key}={as_word(before)}, and now {key}={as_word(now)}; "
+            "choose another folder with out=..., or remove that one"
+        )
     return record
 
 

@@ -33,12 +33,12 @@ from recipe.data.shards import DatasetInfo, Lengths, SourceInfo, Vocabulary
 from recipe.data.sources import Part, Rejected
 from recipe.data.storage import Mirror
 from recipe.errors import UserError
+from recipe.settings import check_values
 
 if TYPE_CHECKING:
     from transformers import BertTokenizerFast
 
 TRAIN, VALIDATION = "train", "validation"
-MAX_LENGTH = 2**16 - 1  # tokens of a record
 
 
 def prepare(config: PrepareConfig) -> DatasetInfo | None:
@@ -117,27 +117,15 @@ def _sources(config: PrepareConfig) -> dict[str, Any]:
 
 def _check(config: PrepareConfig) -> None:
     """Every mistake that can be found without reading the text."""
-    for key, least in (("max_tokens", 1), ("processes", 0), ("shard_mib", 1)):
-        if getattr(config, key) < least:
-            raise UserError(f"`{key}` is {getattr(config, key)}; give at least {least}")
-    if config.shard_mib >= 4096:
-        raise UserError(f"`shard_mib` is {config.shard_mib}; a shard is below 4096 MiB, 64 is a good size")
+    check_values(config)
     if not storage.is_remote(config.out) and set(config.out) & set("#?"):
         raise UserError(f"`out: {config.out}`: give a folder without # and ?")
     if config.work and not storage.is_remote(config.out):
         raise UserError(
             f"`work` is {config.work}: it is for an `out` in an object store; a local one is made beside itself"
         )
-    if config.validation is None and not 0 < config.validation_fraction < 1:
-        raise UserError(
-            f"`validation_fraction` is {config.validation_fraction}; give a share between 0 and 1, or `validation`"
-        )
     if config.validation == config.train:
         raise UserError("`validation` is the same text as `train`; leave it out to hold out `validation_fraction`")
-    if config.max_tokens > MAX_LENGTH:
-        raise UserError(f"`max_tokens` is {config.max_tokens}; at most {MAX_LENGTH:,}, lengths are stored as uint16")
-    if config.long_documents not in ("truncate", "split"):
-        raise UserError(f"`long_documents` is {config.long_documents}; give truncate or split")
     if config.shard_of is not None:
         match = re.fullmatch(r"(\d+)/(\d+)", config.shard_of)
         if not match or not 1 <= int(match[1]) <= int(match[2]):

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from recipe.__main__ import COMMANDS
 from recipe.config import GlueConfig, PrepareConfig, SweepConfig, TrainConfig, load, run_main, to_dict
 from recipe.errors import UserError
+from recipe.settings import describe
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMAS = {"data": PrepareConfig, "pretrain": TrainConfig, "glue": GlueConfig, "sweep": SweepConfig}
@@ -267,7 +269,7 @@ def test_usage(schema, capsys):
         assert run_main(schema, never, argv) == status
         out = capsys.readouterr().out
         assert out.startswith("usage: ")
-        assert all(f"{field.name}:" in out for field in dataclasses.fields(schema))
+        assert out.endswith(describe(schema) + "\n")
 
 
 def test_the_command_line_itself(write, tmp_path):
@@ -279,6 +281,24 @@ def test_the_command_line_itself(write, tmp_path):
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == f"error: {path}: unknown key `tokenizer.vocabsize`; did you mean `tokenizer.vocab_size`?\n"
     assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_the_commands_are_listed_a_line_each():
+    done = subprocess.run([sys.executable, "-m", "recipe"], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()[2:]
+    assert [line.split()[0] for line in lines] == list(COMMANDS)
+    for line in lines:
+        module, text = line.split(maxsplit=1)
+        file = ROOT / f"{module.replace('.', '/')}.py"
+        assert '__name__ == "__main__"' in file.read_text() and len(text) > 20
+    entry_points = {
+        f"{file.parent.name}.{file.stem}"
+        for folder in ("recipe", "benchmarks", "kernels")
+        for file in (ROOT / folder).glob("*.py")
+        if '__name__ == "__main__"' in file.read_text() and file.stem != "__main__"
+    }
+    assert set(COMMANDS) <= entry_points
+    assert {name for name in entry_points if name.startswith("recipe.")} <= set(COMMANDS)
 
 
 def yaml_files() -> list[Path]:

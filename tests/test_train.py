@@ -16,7 +16,7 @@ import torch
 
 from recipe import train
 from recipe.config import TrainConfig, load
-from recipe.cost.records import read_record
+from recipe.cost.records import read_record, write_record
 from recipe.errors import UserError
 from recipe.training.checkpoint import find_checkpoint
 from recipe.training.hardware import find_hardware
@@ -169,41 +169,41 @@ MISTAKES = {
     "batch_size=100000": "lower it",
     "data.eval_split=test": "has train, validation",
     "data.path=nowhere": "recipe.prepare",
-    "data.mask_rate=1.5": "between 0 and 1",
-    "data.mask_rate_end=0": "between 0 and 1",
+    "data.mask_rate=1.5": "above 0 and below 1",
+    "data.mask_rate_end=0": "above 0 and below 1",
     "data.mask_rate_end=0.15 duration=900tok": "give `duration` in sp, ba or ep",
     "data.mask_rate_end=0.15 data.batching=tokens": "give `duration` in sp",
-    "data.masking=letter": "token, word, span",
-    "data.batching=rows": "known are auto, sequences, tokens, padded",
+    "data.masking=letter": "one of token, word, span",
+    "data.batching=rows": "must be one of auto, sequences, tokens, padded",
     "data.batching=padded": "mosaic_bert takes sequences or tokens",
     "data.batching=tokens model.name=hf_bert": "hf_bert takes padded",
     "data.batching=tokens batch_size=12": "a multiple of 8",
     "data.batching=tokens microbatch_size=4": "a multiple of 8",
     "data.batching=tokens duration=1ep": "give sp",
-    "data.sequence_length=2": "need 3",
+    "data.sequence_length=2": "must be at least 3",
     "duration=5": "1000ba",
     "duration=0ba": "at least 1ba",
     "model.name=roberta": "mosaic_bert, hf_bert",
     "model.vocab_size=30522": "prepare the shards again",
     "model.hidden_size=33": "not a multiple",
     "model.attention=flash": "known are auto",
-    "precision=int8": "known are auto, amp_bf16, fp32",
-    "device=tpu": "known are auto, gpu, cpu",
+    "precision=int8": "must be one of auto, amp_bf16, fp32",
+    "device=tpu": "must be one of auto, gpu, cpu",
     "microbatch_size=-1": "0 for as many as fit",
     "cost.prices=nowhere.yaml": "nowhere.yaml",
     "model.num_attention_heads=0": "at least 1",
     "model.hidden_dropout_prob=1.0": "below 1",
     "optimizer.lr=0": "above 0",
     "optimizer.betas=[0.9]": "two numbers",
-    "optimizer.weight_decay=-1": "0 or more",
-    "schedule.warmup=2": "from 0 to 1",
-    "schedule.final_lr=-0.1": "from 0 to 1",
+    "optimizer.weight_decay=-1": "must be at least 0",
+    "schedule.warmup=2": "at least 0 and at most 1",
+    "schedule.final_lr=-0.1": "at least 0 and at most 1",
     "data.eval_documents=-1": "0 for the whole split",
     "data.workers=-2": "-1 for the default",
-    "log_every=0": "at least 1 batch",
-    "keep_checkpoints=0": "at least 1 checkpoint",
+    "log_every=0": "must be at least 1",
+    "keep_checkpoints=0": "must be at least 1",
     "eval_every=-3ba": "number with a unit",
-    "seed=-1": "from 0 to",
+    "seed=-1": "must be at least 0 and at most 4294967295",
 }
 
 
@@ -244,6 +244,18 @@ def test_a_folder_that_holds_another_run_is_left_alone(yaml, tmp_path):
     (other / "notes.txt").write_text("not a run")
     with pytest.raises(UserError, match="holds no run"):
         run(yaml, f"out={other}")
+
+
+def test_a_run_from_before_a_key_existed_is_continued_with_its_default(yaml, tmp_path):
+    run(yaml, "duration=2ba")
+    record = read_record(tmp_path / "run")
+    for group, key in ((None, "init_from"), ("data", "masking"), ("model", "compile"), ("schedule", "decay")):
+        del (record["config"][group] if group else record["config"])[key]
+    write_record(tmp_path / "run", record)
+    again = ("duration=2ba", "autoresume=true", "microbatch_size=2", "data.workers=1", "checkpoint_at=[1]")
+    assert run(yaml, *again)["status"] == "finished"
+    with pytest.raises(UserError, match="holds a run with data.masking=token, and now data.masking=word; resume"):
+        run(yaml, *again, "data.masking=word")
 
 
 def test_the_command_prints_one_line_and_exits_with_2(yaml, tmp_path):

@@ -13,20 +13,9 @@ from typing import Any
 
 from scipy.special import stdtrit
 
+from recipe.config import TrainConfig
 from recipe.cost.frontier import Point
-
-# Settings in which two runs of one model and budget may differ, beside their seed.
-FREE = (
-    "out",
-    "seed",
-    "autoresume",
-    "log_every",
-    "eval_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "cost",
-    "device",
-)
+from recipe.settings import result_settings
 
 
 def interval(values: Sequence[float]) -> float | None:
@@ -37,17 +26,21 @@ def interval(values: Sequence[float]) -> float | None:
 
 
 def alike(records: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """The records' positions, those together that are one model, one budget and one device with different seeds."""
+    """The records' positions, those together that are one model, one budget and one device with different seeds.
+
+    Settings that do not change a result (`recipe.settings`) may differ.
+    """
     groups: dict[str, list[int]] = {}
     for place, record in enumerate(records):
         config = record["config"]
         key = f"{place}"
         if "seed" in config:
-            same = {name: value for name, value in config.items() if name not in FREE}
+            settings = result_settings(TrainConfig, config)
+            seed = settings.pop("seed")
             key = json.dumps(
-                [record["model"], record["device"]["name"], record["device"]["count"], same], sort_keys=True
+                [record["model"], record["device"]["name"], record["device"]["count"], settings], sort_keys=True
             )
-            if config["seed"] in [records[other]["config"]["seed"] for other in groups.get(key, [])]:
+            if seed in [records[other]["config"]["seed"] for other in groups.get(key, [])]:
                 key = f"{place}"  # the same run again is not another sample
         groups.setdefault(key, []).append(place)
     return list(groups.values())

@@ -22,9 +22,9 @@ from recipe.data.parts import STATE, write_whole
 from recipe.data.shards import DatasetInfo
 from recipe.data.storage import Mirror
 from recipe.errors import UserError
+from recipe.settings import what_changed
 
 _PACKAGES = ("tokenizers", "transformers", "mosaicml-streaming", "datasets", "pyarrow", "numpy")
-_ELSEWHERE = ("out", "work", "processes", "shard_of")  # keys that the bytes of a dataset do not depend on
 INFO, PLAN = "dataset.json", f"{STATE}/plan.json"
 
 
@@ -39,9 +39,7 @@ def finished(config: PrepareConfig, origins: dict[str, Any]) -> DatasetInfo | No
     if info is None:
         return None
     out, remedy = config.out, f"choose another `out`, or remove {config.out}"
-    # a key that is newer than the dataset had its default's meaning then
-    wanted, found = _identity(to_dict(config)), _identity(to_dict(PrepareConfig()) | info.config)
-    different = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+    different = sorted(what_changed(PrepareConfig, info.config, to_dict(config)))
     if different:
         raise UserError(f"{out}: holds a dataset of another configuration (`{'`, `'.join(different)}`); {remedy}")
     if {key: source.origin for key, source in info.sources.items()} != origins:
@@ -64,13 +62,10 @@ def _read_remote(out: str) -> DatasetInfo | None:
         return shards.read_info(folder) if Mirror(Path(folder), out).pull(INFO) else None
 
 
-def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in _ELSEWHERE}
-
-
 def plan(config: PrepareConfig, origins: dict[str, Any]) -> dict[str, Any]:
-    """What the bytes of the parts depend on. A part knows its own file's size; where it depends on every file, all count."""
-    found = _identity(to_dict(config)) | {"packages": packages(), "text": origins}
+    """The config, and what else the bytes of the parts depend on: a part knows its own file's size; where it depends on every
+    file, all count."""
+    found = to_dict(config) | {"packages": packages(), "text": origins}
     given = config.tokenizer.vocab_file or config.tokenizer.name
     if given and not config.drop_duplicates:
         found["text"] = {
@@ -140,10 +135,12 @@ def _compare(mirror: Mirror, plan: dict[str, Any]) -> None:
         mirror.push(PLAN)
         return
     found = json.loads(file.read_text("utf-8"))
-    different = sorted(key for key in plan if plan[key] != found.get(key))
+    settings = ({key: value for key, value in of.items() if key not in ("packages", "text")} for of in (found, plan))
+    different = [*what_changed(PrepareConfig, *settings)]
+    different += [key for key in ("packages", "text") if plan[key] != found.get(key)]
     if different:
         raise UserError(
-            f"{mirror}: holds an unfinished preparation of other settings or text (`{'`, `'.join(different)}`"
+            f"{mirror}: holds an unfinished preparation of other settings or text (`{'`, `'.join(sorted(different))}`"
             f"{_other_file(plan, found)}); remove {mirror}, or choose another `out`"
         )
 

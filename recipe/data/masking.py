@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 MASK_SHARE, RANDOM_SHARE = 0.8, 0.1  # of the chosen tokens; the rest stay as they are
 
-KINDS = ("token", "word", "span")
 # of spans, by how many tokens they go on: the share that is longer than k = 0, 1, ...
 _LONGER = 1 - np.cumsum([0, *(0.8**k for k in range(10))])[:-1] / sum(0.8**k for k in range(10))
 
@@ -47,7 +46,7 @@ class Masker:
     mask_id: int
     ordinary_ids: NDArray[np.int64]  # the vocabulary without its special tokens: what a replacement is drawn from
     seed: int
-    kind: str = "token"  # one of KINDS
+    kind: str = "token"  # token, word or span
     continues: NDArray[np.bool_] | None = None  # (65536,) by token id, for words: joined to the token before it
 
     @cached_property

@@ -204,8 +204,11 @@ def read_info(path: str | Path) -> DatasetInfo:
         raise UserError(f"{path}: {what}; python -m recipe.prepare YAML writes a dataset there")
     try:
         raw = json.loads(file.read_text("utf-8"))
-        if raw["format"] != FORMAT:
-            raise UserError(f"{file}: format {raw['format']}, this version reads {FORMAT}; prepare the dataset again")
+        if raw["format"] > FORMAT:
+            raise UserError(
+                f"{file}: format {raw['format']}, written by a newer version; this one reads {FORMAT}: update it, or prepare the "
+                "text again"
+            )
         raw["vocabulary"] = Vocabulary(**raw["vocabulary"])
         raw["splits"] = {name: SplitInfo(**split) for name, split in raw["splits"].items()}
         raw["sources"] = {name: SourceInfo(**source) for name, source in raw["sources"].items()}

@@ -93,11 +93,7 @@ def check(source: Source, where: str) -> None:
     if len(given) != 1:
         found = f"has {' and '.join(given)}" if given else "has none"
         raise UserError(f"`{where}` {found}: give exactly one of {where}.files, {where}.dataset, {where}.embedded")
-    if source.max_documents is not None and source.max_documents < 1:
-        raise UserError(f"`{where}.max_documents` is {source.max_documents}; give at least 1, or leave it out")
     if source.embedded:
-        if source.embedded != "docstrings":
-            raise UserError(f"`{where}.embedded: {source.embedded}` is unknown; there is `docstrings`")
         docstrings.versions()
     elif source.dataset:
         hub.check(source)

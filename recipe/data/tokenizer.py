@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json")  # of a saved one
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_VOCABULARY = 65_536  # token ids are stored as uint16
-MIN_VOCABULARY = 256  # to train: the special tokens, an alphabet and some words
 
 
 def check(settings: Settings) -> None:
@@ -35,12 +34,6 @@ def check(settings: Settings) -> None:
         raise UserError(
             "`tokenizer.vocab_file` and `tokenizer.name` are both set; give one of them, or none to train one"
         )
-    if settings.vocab_file or settings.name:
-        return
-    if not MIN_VOCABULARY <= settings.vocab_size <= MAX_VOCABULARY:
-        raise UserError(f"`tokenizer.vocab_size` is {settings.vocab_size}; give {MIN_VOCABULARY} to {MAX_VOCABULARY}")
-    if settings.sample_documents < 1:
-        raise UserError(f"`tokenizer.sample_documents` is {settings.sample_documents}; give at least 1")
 
 
 def load(settings: Settings) -> BertTokenizerFast | None:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
-
 from composer import Time
 from composer.core import TimeUnit
 
 from recipe.config import TrainConfig
 from recipe.data.batch import BIN_SEQUENCES
-from recipe.data.masking import KINDS
 from recipe.data.shards import DatasetInfo
 from recipe.errors import UserError
-from recipe.training.schedule import SHAPES
+from recipe.settings import check_values
 
 _UNITS = (TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN, TimeUnit.EPOCH)
 
 
 def check_numbers(config: TrainConfig, info: DatasetInfo, ranks: int) -> None:
     """Raise a `UserError` for the first number that cannot work with these shards on so many ranks."""
+    check_values(config)
     _check_batches(config, info, ranks)
     _check_data(config, info)
     _check_batching(config, info, ranks)
@@ -27,11 +25,6 @@ def check_numbers(config: TrainConfig, info: DatasetInfo, ranks: int) -> None:
         parse_time(key, getattr(config, key))
     if parse_time("duration", config.duration).value < 1:
         raise UserError(f"duration={config.duration}: give at least 1ba")
-    for batch in config.checkpoint_at:
-        _at_least("checkpoint_at", batch, 1, "batch")
-    _at_least("log_every", config.log_every, 1, "batch")
-    _at_least("keep_checkpoints", config.keep_checkpoints, 1, "checkpoint")
-    _between("seed", config.seed, 0, 2**32 - 1)
 
 
 def parse_time(key: str, text: str) -> Time:
@@ -46,13 +39,9 @@ def parse_time(key: str, text: str) -> Time:
 
 
 def _check_batches(config: TrainConfig, info: DatasetInfo, ranks: int) -> None:
-    if config.batch_size < 1 or config.batch_size % ranks:
+    if config.batch_size % ranks:
         lower = max(config.batch_size - config.batch_size % ranks, ranks)
         raise UserError(f"batch_size={config.batch_size} is not divisible by the {ranks} ranks; set batch_size={lower}")
-    if config.microbatch_size < 0:
-        raise UserError(
-            f"microbatch_size={config.microbatch_size}: give a number of sequences, or 0 for as many as fit"
-        )
     documents = info.split(config.data.train_split).documents
     if documents < config.batch_size:
         raise UserError(
@@ -62,28 +51,17 @@ def _check_batches(config: TrainConfig, info: DatasetInfo, ranks: int) -> None:
 
 def _check_data(config: TrainConfig, info: DatasetInfo) -> None:
     data = config.data
-    if data.sequence_length < 3:
-        raise UserError(f"data.sequence_length={data.sequence_length}: [CLS], one token and [SEP] need 3")
     longest = info.max_tokens + 2
     if data.sequence_length > longest and info.split(data.train_split).truncated:
         raise UserError(
             f"data.sequence_length={data.sequence_length}, but the documents in {data.path} were cut for {longest}; set "
             f"data.sequence_length={longest}, or prepare them again with max_tokens={data.sequence_length - 2}"
         )
-    if data.masking not in KINDS:
-        raise UserError(f"data.masking={data.masking}: known are {', '.join(KINDS)}")
-    for key in ("mask_rate", "eval_mask_rate", "mask_rate_end"):
-        if getattr(data, key) is not None and not 0 < getattr(data, key) < 1:
-            raise UserError(f"data.{key}={getattr(data, key)}: give a share between 0 and 1")
-    _at_least("data.eval_documents", data.eval_documents, 0, "document, or 0 for the whole split")
-    _at_least("data.workers", data.workers, -1, "process, or -1 for the default")
 
 
 def batching_of(config: TrainConfig) -> str:
     """sequences, tokens or padded; a `UserError` where the model cannot take it."""
     wanted, baseline = config.data.batching, config.model.name == "hf_bert"
-    if wanted not in ("auto", "sequences", "tokens", "padded"):
-        raise UserError(f"data.batching={wanted}: known are auto, sequences, tokens, padded")
     if wanted == "auto":
         return "padded" if baseline else "sequences"
     if (wanted == "padded") != baseline:
@@ -125,32 +103,9 @@ def _check_batching(config: TrainConfig, info: DatasetInfo, ranks: int) -> None:
 
 def _check_optimizer(config: TrainConfig) -> None:
     optimizer, schedule = config.optimizer, config.schedule
-    for key in ("lr", "eps"):
-        value = getattr(optimizer, key)
-        if not 0 < value < math.inf:
-            raise UserError(f"optimizer.{key}={value}: give a number above 0")
-    if len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas):
-        raise UserError(f"optimizer.betas={optimizer.betas}: give two numbers from 0 to below 1, such as [0.9,0.98]")
-    if not 0 <= optimizer.weight_decay < math.inf:
-        raise UserError(f"optimizer.weight_decay={optimizer.weight_decay}: give 0 or more")
-    _between("schedule.warmup", schedule.warmup, 0, 1)
-    _between("schedule.final_lr", schedule.final_lr, 0, 1)
-    if schedule.shape not in SHAPES:
-        raise UserError(f"schedule.shape={schedule.shape}: known are {', '.join(SHAPES)}")
-    _between("schedule.decay", schedule.decay, 0, 1)
+    if len(optimizer.betas) != 2:
+        raise UserError(f"optimizer.betas={optimizer.betas}: give two numbers, such as [0.9,0.98]")
     if schedule.shape == "wsd" and schedule.warmup + schedule.decay > 1:
         raise UserError(
             f"schedule.warmup={schedule.warmup} and schedule.decay={schedule.decay} are more than the run; lower one"
         )
-
-
-def _at_least(key: str, value: int, least: int, what: str) -> None:
-    if value < least:
-        raise UserError(
-            f"{key}={value}: give at least {least} {what}" if least > 0 else f"{key}={value}: give 1 {what}"
-        )
-
-
-def _between(key: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise UserError(f"{key}={value}: give a number from {low} to {high}")

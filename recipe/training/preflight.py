@@ -23,25 +23,13 @@ from recipe.data.stream import check_vocabulary
 from recipe.errors import UserError
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends
+from recipe.settings import as_word, what_changed
 from recipe.training import memory
 from recipe.training.checks import batching_of, check_numbers
 from recipe.training.compiled import check_compiles
 from recipe.training.hardware import Hardware, find_hardware
 
-MODELS = ("mosaic_bert", "hf_bert")
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-MAY_CHANGE_ON_RESUME = (
-    "autoresume",
-    "log_every",
-    "eval_every",
-    "checkpoint_every",
-    "checkpoint_at",
-    "keep_checkpoints",
-    "microbatch_size",
-    "cost",
-    "device",
-)
-DATA_MAY_CHANGE_ON_RESUME = ("workers", "cache", "cache_gib")  # the batches do not depend on them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +103,6 @@ def choose_microbatch(
 
 def encoder_config(config: TrainConfig, info: DatasetInfo) -> EncoderConfig:
     model = config.model
-    if model.name not in MODELS:
-        raise UserError(f"model.name={model.name}: known are {', '.join(MODELS)}")
     if model.vocab_size is not None and model.vocab_size != info.vocabulary.size:
         raise UserError(
             f"model.vocab_size={model.vocab_size}, but the shards in {config.data.path} were made with a vocabulary of "
@@ -180,14 +166,9 @@ def resumes(config: TrainConfig) -> bool:
         raise UserError(f"out={out} is not empty and holds no run; choose another folder")
     if not config.autoresume:
         raise UserError(f"out={out} holds a run already; choose another folder, or continue it with autoresume=true")
-    before, now = records.read_record(out)["config"], to_dict(config)
-    before["model"].setdefault("compile", False)  # a record from before there was the key
-    for of_run in (before, now):
-        of_run["data"] = {key: value for key, value in of_run["data"].items() if key not in DATA_MAY_CHANGE_ON_RESUME}
-    for key in now:
-        if key not in MAY_CHANGE_ON_RESUME and before.get(key) != now[key]:
-            raise UserError(
-                f"out={out} holds a run with {key}={before.get(key)}, and now {key}={now[key]}; "
-                "resume with the same settings, or choose another folder"
-            )
+    for key, (before, now) in what_changed(TrainConfig, records.read_record(out)["config"], to_dict(config)).items():
+        raise UserError(
+            f"out={out} holds a run with {key}={as_word(before)}, and now {key}={as_word(now)}; "
+            "resume with the same settings, or choose another folder"
+        )
     return True

@@ -9,8 +9,6 @@ from composer.optim import ComposerScheduler
 
 from recipe.config import Schedule
 
-SHAPES = ("linear", "wsd")
-
 
 def linear_with_warmup(progress: float, warmup: float, final: float) -> float:
     """The factor on the learning rate at `progress` in [0, 1]: up from 0 over `warmup`, then in a line down to `final`."""

@@ -22,6 +22,19 @@ def test_runs_that_differ_in_their_seed_alone_belong_together():
     assert alike(runs) == [[0, 1, 5], [2], [3], [4]]
 
 
+def test_settings_that_do_not_change_a_result_may_differ_between_seeds():
+    data = {"path": "d", "workers": 0}
+    runs = [
+        record(1, data=data),
+        record(2, data=data | {"cache": "/fast", "cache_gib": 3.0, "workers": 8}, microbatch_size=4),
+        record(3, data=data, checkpoint_at=[5], eval_every="5ba", cost={"usd_per_hour": 2.0}),
+        record(4, data=data, model={"compile": False}),  # a key that older records lack, at its default
+        record(5, data=data, batch_size=8),
+        record(6, data=data | {"mask_rate": 0.15}),
+    ]
+    assert alike(runs) == [[0, 1, 2, 3], [4], [5]]
+
+
 def test_the_same_seed_again_is_no_other_sample():
     assert alike([record(1), record(1), record(2)]) == [[0, 2], [1]]
     assert alike([{**record(1), "config": {}}, {**record(1), "config": {}}]) == [[0], [1]]

@@ -1,0 +1,41 @@
+"""`python -m recipe`: the commands of this project, a line each, as the first line of each module's docstring has it."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+
+COMMANDS = (
+    "recipe.prepare",
+    "recipe.train",
+    "recipe.glue",
+    "recipe.plan",
+    "benchmarks.pareto",
+    "benchmarks.demo",
+    "benchmarks.profile",
+    "benchmarks.throughput",
+    "benchmarks.trainer",
+    "benchmarks.kernels",
+    "benchmarks.data",
+    "kernels.backends",
+)
+
+
+def summary(module: str) -> str:
+    """What a command is for, read from its source: importing them all would take half a minute."""
+    source = Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8")
+    first = ast.get_docstring(ast.parse(source)).splitlines()[0]
+    text = re.sub(r"^`[^`]*`: ", "", first).rstrip(".")
+    return text[0].lower() + text[1:]
+
+
+def main() -> None:
+    print("usage: python -m COMMAND --help\n")
+    for module in COMMANDS:
+        print(f"  {module:<22} {summary(module)}")
+
+
+if __name__ == "__main__":
+    main()
