@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import kernel_cases
+from benchmarks import kernel_cases, roofline
 from benchmarks import kernel_report as report
 from benchmarks.kernel_cases import CHECK_TOKENS, COMPILED, TOKENS, Case, Implementation, Problem, ours
 from kernels.checks import interpreting
@@ -152,15 +152,9 @@ def provenance(device: str) -> dict[str, Any]:
 
 
 def measure_ceilings(device: str) -> dict[str, float]:
-    """What this device reaches at best: bytes read and written by a copy of 2 GiB (a CPU: 256 MiB), operations of a bf16 product
-    of 8192 cubed (a CPU: 2048)."""
-    size, count = (8192, 2 << 30) if device == "cuda" else (2048, 256 << 20)
-    source = torch.ones(count, dtype=torch.int8, device=device)
-    target = torch.empty_like(source)
-    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    times = time_in_turns({"copy": lambda: target.copy_(source), "product": lambda: a @ b}, 3.0, device)
-    best = {name: min(values) for name, values in times.items()}
-    return {"GB/s": 2 * count / best["copy"] / 1e6, "TFLOP/s": 2 * size**3 / best["product"] / 1e9}
+    """What this device reaches at best: bytes read and written by a large copy, operations of a bf16 matrix product."""
+    found = roofline.measure_ceilings(device, torch.bfloat16)
+    return {"GB/s": found.bytes_per_s / 1e9, "TFLOP/s": found.flops_per_s / 1e12}
 
 
 def measure(case: Case, ceilings: dict[str, float], device: str) -> list[dict[str, Any]]:

@@ -105,8 +105,8 @@ def measure(config: TrainConfig, steps: int, trace: str | None = None) -> dict[s
         watch = Watch(steps, config.device != "cpu" and torch.cuda.is_available(), trace)
         with profile_parts.ranges():
             run = train.train(config, [AfterBatch(watch)])
-    ceilings = roofline.measure_ceilings("cuda" if watch.on_gpu else "cpu", getattr(torch, run["precision"]))
-    return _record(config, run, watch, ceilings)
+    measured = roofline.measure_ceilings("cuda" if watch.on_gpu else "cpu", getattr(torch, run["precision"]))
+    return _record(config, run, watch, measured)
 
 
 def _record(config: TrainConfig, run: dict[str, Any], watch: Watch, ceilings: Ceilings) -> dict[str, Any]:

@@ -7,16 +7,15 @@ where it is made, forward and backward, activations kept and not computed again.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from recipe.model.flops import BACKWARD, attention_flops, head_flops_per_position, layer_flops_per_token
+from recipe.training.ceilings import best_seconds, matmul_flops
 
-SIZES = {"cpu": (2048, 256 << 20), "cuda": (8192, 2 << 30)}  # side of the product, bytes of the copy
+COPY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 OPTIMIZER_BYTES = 28  # of a parameter: gradient, weight and two moments read, the last three written, float32
 
 
@@ -36,27 +35,11 @@ class Counts:
 
 
 def measure_ceilings(device: str, dtype: torch.dtype, seconds: float = 1.0) -> Ceilings:
-    side, size = SIZES[device]
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    size = COPY_BYTES[device]
     source = torch.ones(size, dtype=torch.int8, device=device)
     target = torch.empty_like(source)
-    return Ceilings(
-        2 * side**3 / _best(lambda: a @ b, device, seconds),
-        2 * size / _best(lambda: target.copy_(source), device, seconds),
-    )
-
-
-def _best(action: Callable[[], Any], device: str, seconds: float) -> float:
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    action()
-    best, times, start = float("inf"), 0, time.perf_counter()
-    while times < 3 or time.perf_counter() - start < seconds:
-        wait()
-        before = time.perf_counter()
-        action()
-        wait()
-        best, times = min(best, time.perf_counter() - before), times + 1
-    return best
+    copy_s = best_seconds(lambda: target.copy_(source), device, seconds)
+    return Ceilings(matmul_flops(device, dtype, seconds / 3), 2 * size / copy_s)
 
 
 def floors(

@@ -28,6 +28,7 @@ import torch
 from benchmarks import peers, throughput_batches
 from benchmarks import throughput_report as report
 from benchmarks.peers import Absent
+from recipe.training import ceilings
 
 SIZES = {
     "small": (256, 4, 4, 1024),
@@ -46,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; the exit status is 1 where a loss did not fall."""
     words = arguments(argv)
     on_gpu, start = torch.cuda.is_available(), time.perf_counter()
-    ceiling = report.matmul_ceiling(on_gpu)
+    device = "cuda" if on_gpu else "cpu"
+    ceiling = ceilings.matmul_flops(device, torch.bfloat16, 1.0)
     print(f"{report.device_name(on_gpu)}: {ceiling / 1e12:.3g} TFLOP/s bf16 matrix product, measured", flush=True)
     cases = []
     for name, sizes, settings in models(words, on_gpu):
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"{name} at {length}: left out, {words.seconds:.0f} s are over", flush=True)
                 continue
             case = measure(words, name, sizes, settings, length, on_gpu)
-            report.finish(case, ceiling)
+            ceiling = ceilings.keep(device, torch.bfloat16, report.finish(case, ceiling))
             cases.append(case)
             print(report.table(case), flush=True)
             report.write(cases, words.out, ceiling, on_gpu)  # after each, so that a run cut short leaves what it has

@@ -12,26 +12,10 @@ import numpy as np
 import torch
 
 from recipe.model.flops import training_flops
-from recipe.training.hardware import cpu_name, measured_cpu_peak
+from recipe.training.hardware import cpu_name
 
 OURS = "this"
 COLUMNS = ("", "tokens/s", "MFU", "p20 ms", "p50 ms", "p80 ms", "GiB", "first s", "loss", "this is")
-
-
-def matmul_ceiling(on_gpu: bool) -> float:
-    """FLOP/s of the best bf16 matrix product that this device does."""
-    if not on_gpu:
-        return max(measured_cpu_peak(torch.bfloat16, size, 1.0) for size in (1024, 2048))
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    best = float("inf")
-    for _ in range(30):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        a @ b
-        end.record()
-        torch.cuda.synchronize()
-        best = min(best, begin.elapsed_time(end) / 1e3)
-    return 2 * 8192**3 / best
 
 
 def device_name(on_gpu: bool) -> str:
@@ -43,8 +27,9 @@ def counts(batch: dict[str, Any]) -> dict[str, int]:
     return {"tokens": int(lengths.sum()), "squared": int(lengths.square().sum()), "masked": len(batch["labels"])}
 
 
-def finish(case: dict[str, Any], ceiling: float) -> None:
-    """Adds to each row its rate, MFU, percentiles, whether its loss fell, and how many times faster than it ours is."""
+def finish(case: dict[str, Any], ceiling: float) -> float:
+    """Adds to each row its rate, MFU, percentiles, whether its loss fell, and how many times faster than it ours is. Returns the
+    ceiling, raised to what the fastest row reached if that is more."""
     work = case["work"]
     for row in case["rows"]:
         row.update(tokens_per_s=None, mfu=None, step_ms=None, this_is=None, this_is_by_turn=None, fell=None)
@@ -53,17 +38,22 @@ def finish(case: dict[str, Any], ceiling: float) -> None:
         seconds = row["seconds"]
         done = work[: len(seconds)]
         row["tokens_per_s"] = sum(w["tokens"] for w in done) / sum(seconds)
-        row["mfu"] = sum(flops(case, row, w) for w in done) / sum(seconds) / ceiling
+        row["flops_per_s"] = sum(flops(case, row, w) for w in done) / sum(seconds)
         row["step_ms"] = dict(
             zip(("p20", "p50", "p80"), np.percentile(seconds, (20, 50, 80)).round(6) * 1e3, strict=True)
         )
         third = max(1, len(row["loss"]) // 3)
         row["fell"] = bool(mean(row["loss"][-third:]) < mean(row["loss"][:third]))
-    ours = next((row for row in case["rows"] if row["name"] == OURS and not row["problem"]), None)
-    for row in case["rows"]:
-        if ours and row is not ours and not row["problem"]:
+    measured = [row for row in case["rows"] if not row["problem"]]
+    ceiling = max([ceiling, *(row["flops_per_s"] for row in measured)])
+    for row in measured:
+        row["mfu"] = row["flops_per_s"] / ceiling
+    ours = next((row for row in measured if row["name"] == OURS), None)
+    for row in measured:
+        if ours and row is not ours:
             row["this_is_by_turn"] = ratios(row["seconds"], ours["seconds"], case["turns"])
             row["this_is"] = median(row["this_is_by_turn"])
+    return ceiling
 
 
 def ratios(theirs: list[float], ours: list[float], turns: int) -> list[float]:

@@ -26,12 +26,12 @@ from recipe.errors import UserError
 from recipe.model.flops import training_flops
 from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.model.huggingface import HFBertForMaskedLM
-from recipe.training import memory
+from recipe.training import ceilings, memory
 from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, clock, limit_of, say
 from recipe.training.checks import batching_of, parse_time, planned_documents
 from recipe.training.compiled import compiled_loss
 from recipe.training.composer_model import MaskedLM
-from recipe.training.hardware import Hardware, keep_freed_memory, measured_cpu_peak
+from recipe.training.hardware import Hardware, keep_freed_memory
 from recipe.training.optimizer import build_optimizer
 from recipe.training.preflight import Plan, make_plan
 from recipe.training.quiet import quiet_libraries
@@ -94,7 +94,7 @@ def with_measured_peak(hardware: Hardware) -> Hardware:
     """A CPU's ceiling is measured: all ranks at once, each on its own threads."""
     if hardware.kind == "gpu":
         return hardware
-    peak = torch.tensor(measured_cpu_peak(hardware.autocast))
+    peak = torch.tensor(ceilings.matmul_flops("cpu", hardware.activation_dtype))
     dist.all_reduce(peak)
     return dataclasses.replace(hardware, peak_flops=float(peak))
 

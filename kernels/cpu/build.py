@@ -62,7 +62,7 @@ def _library() -> ctypes.CDLL:
     if compiler is None:
         raise Unbuilt(f"no C++ compiler found ({', '.join(COMPILERS)}); install one, such as the package g++")
     flags = [*FLAGS, *(WIDE if "avx512f" in _processor() else ())]
-    cache = _cache()
+    cache = cache_folder()
     folder = cache or Path(tempfile.mkdtemp(prefix="bert_kernels-"))
     file = folder / f"{_key(compiler, flags)}.so"
     try:
@@ -97,7 +97,7 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
 
 
-def _cache() -> Path | None:
+def cache_folder() -> Path | None:
     """Where compiled loops are kept; None where nothing can be."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bert_kernels"

@@ -14,6 +14,7 @@ from composer.utils import dist, reproducibility
 
 from recipe.cost.prices import Price, bill
 from recipe.data.batch import count_sequences, count_tokens, sequence_lengths
+from recipe.training import ceilings
 from recipe.training.hardware import Hardware
 from recipe.training.schedule import elapsed
 
@@ -65,6 +66,7 @@ class Meter(Callback):
     ) -> None:
         """`flops_of` gives the operations that training on the counted tokens needs."""
         self.hardware = hardware
+        self.peak_flops = hardware.peak_flops  # what MFU is a share of; raised by a run that is faster
         self.price = price
         self.flops_of = flops_of
         self.log_every = log_every
@@ -157,7 +159,7 @@ class Meter(Callback):
         self._gather()
         line, total = self._line, self.progress.total
         self._line = Sums()
-        peak, masked = self.hardware.peak_flops, max(line.masked, 1)
+        masked = max(line.masked, 1)
         row = {
             "batch": total.batches,
             "tokens": total.tokens,
@@ -166,7 +168,7 @@ class Meter(Callback):
             "loss": line.loss / masked,
             "masked_accuracy": line.masked_accuracy / masked,
             "tokens_per_s": line.tokens / line.seconds,
-            "mfu": self.flops_of(line) / line.seconds / peak if peak else None,
+            "mfu": self._mfu(line),
             "waiting": line.waiting / line.seconds,
         }
         self.progress.loss_curve.append(row)
@@ -181,6 +183,17 @@ class Meter(Callback):
             f"  lr {row['lr']:.1e}  {row['tokens_per_s']:,.0f} tokens/s{mfu}{waiting}  ${usd:,.4f}  ETA {clock(eta)}"
         )
         self.on_line(self.progress)
+
+    def _mfu(self, line: Sums) -> float | None:
+        """Of the ceiling, which a line that is faster replaces; None where none is known."""
+        if not self.peak_flops:
+            return None
+        reached = self.flops_of(line) / line.seconds
+        if reached > self.peak_flops:
+            self.peak_flops = reached
+            if self.hardware.kind == "cpu" and dist.get_global_rank() == 0:
+                ceilings.keep("cpu", self.hardware.activation_dtype, reached / dist.get_world_size())
+        return reached / self.peak_flops
 
 
 class AfterBatch(Callback):

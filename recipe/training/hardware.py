@@ -6,7 +6,6 @@ import ctypes
 import os
 import platform
 import re
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,17 +92,6 @@ def data_sheet_flops(name: str) -> float | None:
     """Dense bf16 FLOP/s of one GPU of this name, or None where it is not in the table."""
     key = max((key for key in _PEAK_TFLOPS if re.search(rf"\b{key}\b", name)), key=len, default=None)
     return _PEAK_TFLOPS[key] * 1e12 if key else None
-
-
-def measured_cpu_peak(autocast: torch.dtype | None, size: int = 1024, seconds: float = 0.3) -> float:
-    """FLOP/s of a square matrix product on all threads: the ceiling that a CPU's MFU is measured against."""
-    a = torch.randn(size, size, dtype=autocast or torch.float32)
-    best, start = float("inf"), time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        before = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - before)
-    return 2 * size**3 / best
 
 
 def _bf16_problem(kind: str) -> str | None:

@@ -11,6 +11,7 @@ import kernels
 from benchmarks import profile, roofline, trainer
 from benchmarks.profile_parts import PARTS
 from recipe.model.flops import training_flops
+from recipe.training import ceilings
 from tests.tiny_run import write_yaml
 
 
@@ -66,7 +67,8 @@ def test_the_floors_count_every_product_of_the_model():
 
 
 def test_ceilings_are_measured(monkeypatch):
-    monkeypatch.setitem(roofline.SIZES, "cpu", (128, 1 << 20))
+    monkeypatch.setitem(roofline.COPY_BYTES, "cpu", 1 << 20)
+    monkeypatch.setitem(ceilings.SIDES, "cpu", (128,))
     found = roofline.measure_ceilings("cpu", torch.float32, seconds=0.05)
     assert found.flops_per_s > 1e7 and found.bytes_per_s > 1e7
 

@@ -41,7 +41,7 @@ def test_figures(tmp_path):
             "rows": [a_row("this", [0.1] * 6, [9, 8, 7, 6, 5, 4], "this"),
                      a_row("hf eager", [0.2] * 3 + [0.3] * 3, [9, 8, 7, 9, 9, 9]),
                      {**a_row("peer", [], []), "problem": "einops is not installed"}]}  # fmt: skip
-    throughput_report.finish(case, ceiling=1e9)
+    assert throughput_report.finish(case, ceiling=1e9) == 1e9
     ours, theirs, absent = case["rows"]
     assert ours["tokens_per_s"] == pytest.approx(300) and theirs["tokens_per_s"] == pytest.approx(120)
     assert theirs["this_is_by_turn"] == pytest.approx([2, 3]) and theirs["this_is"] == pytest.approx(2.5)

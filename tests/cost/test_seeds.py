@@ -28,7 +28,7 @@ def test_settings_that_do_not_change_a_result_may_differ_between_seeds():
         record(1, data=data),
         record(2, data=data | {"cache": "/fast", "cache_gib": 3.0, "workers": 8}, microbatch_size=4),
         record(3, data=data, checkpoint_at=[5], eval_every="5ba", cost={"usd_per_hour": 2.0}),
-        record(4, data=data, model={"compile": False}),  # a key that older records lack, at its default
+        record(4, data=data, init_from=None),  # a key that older records lack, at its default
         record(5, data=data, batch_size=8),
         record(6, data=data | {"mask_rate": 0.15}),
     ]

@@ -151,9 +151,6 @@ def test_unusable_vocabularies(tmp_path, entries, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (Settings(vocab_size=70_000), "65536"),
-        (Settings(vocab_size=10), "give 256"),
-        (Settings(sample_documents=0), "at least 1"),
         (Settings(vocab_file="a", name="b"), "both set"),
         (Settings(vocab_file="no-such-file"), "no-such-file cannot be read"),
         (Settings(name="./no-such-folder"), "cannot be loaded"),
