@@ -163,7 +163,10 @@ class GlueConfig:
     checkpoint: str = MISSING  # a run folder, one of its checkpoints, or an encoder's folder, Hugging Face's too
     data: str = MISSING  # a folder in the official TSV layout, or hub
     tasks: list[str] = field(default_factory=list)  # empty: every task of the benchmark
-    out: Optional[str] = None  # absent: `glue` inside the checkpoint's run folder
+    split: str = (
+        "dev"  # dev: the development sets | tuning: a tenth of each training set, kept out of it, to choose settings by
+    )
+    out: Optional[str] = None  # absent: `glue` (with split=tuning `glue-tuning`) inside the checkpoint's run folder
     max_length: int = 256
     max_tokens: int = 16_384  # that run at a time; a batch keeps the table's number of examples, in microbatches
     seeds: int = 0  # seeds a task; 0: the table's own list

@@ -17,7 +17,7 @@ from composer.utils import dist
 
 from recipe.config import GlueConfig, run_main, to_dict
 from recipe.cost import prices, records, scores
-from recipe.data.glue_tasks import SEEDS, TASKS, Task, choose_tasks, read_task
+from recipe.data.glue_tasks import DEV, SEEDS, TASKS, TUNING, Task, choose_tasks, read_task
 from recipe.errors import UserError
 from recipe.training.board import Board
 from recipe.training.callbacks import clock
@@ -44,8 +44,8 @@ class Plan:
 
     @property
     def scores_run(self) -> bool:
-        """Whether these are the scores of the pretraining run, not of a checkpoint on its way."""
-        if self.checkpoint.run is None:
+        """Whether these are the scores of the pretraining run, not of a checkpoint on its way or of a tuning split."""
+        if self.checkpoint.run is None or self.config.split != DEV:
             return False
         run = records.read_record(self.checkpoint.run)
         return run["status"] == "finished" and self.checkpoint.batch in (None, run.get("batches"))
@@ -115,6 +115,8 @@ def check_numbers(config: GlueConfig) -> None:
         raise UserError(f"epochs={config.epochs}: give a number above 0, or leave it out for each task's own")
     if config.max_train_examples < 0:
         raise UserError(f"max_train_examples={config.max_train_examples}: give a number of examples, or 0 for all")
+    if config.split not in (DEV, TUNING):
+        raise UserError(f"split={config.split}: known are {DEV}, {TUNING}")
     if config.lr_scale <= 0:
         raise UserError(f"lr_scale={config.lr_scale}: give a factor above 0")
 
@@ -131,7 +133,8 @@ def choose_folder(config: GlueConfig, checkpoint: Checkpoint) -> Path:
         return Path(config.out)
     if checkpoint.run is None:
         raise UserError(f"checkpoint={config.checkpoint} belongs to no run of this project; say where with out=FOLDER")
-    return checkpoint.run / ("glue" if checkpoint.batch is None else f"glue-ba{checkpoint.batch}")
+    kind = "glue" if config.split == DEV else f"glue-{config.split}"
+    return checkpoint.run / (kind if checkpoint.batch is None else f"{kind}-ba{checkpoint.batch}")
 
 
 def find_record(plan: Plan) -> dict[str, Any] | None:
@@ -149,9 +152,10 @@ def find_record(plan: Plan) -> dict[str, Any] | None:
         raise UserError(f"out={plan.out} holds a run of kind `{record['kind']}`; choose another folder")
     now = to_dict(plan.config)
     for key in now:
-        if key not in MAY_CHANGE and record["config"].get(key) != now[key]:
+        was = record["config"].get(key, getattr(GlueConfig, key, None))  # the default, where the key is newer
+        if key not in MAY_CHANGE and was != now[key]:
             raise UserError(
-                f"out={plan.out} holds scores with {key}={record['config'].get(key)}, and now {key}={now[key]}; "
+                f"out={plan.out} holds scores with {key}={was}, and now {key}={now[key]}; "
                 "choose another folder with out=..., or remove that one"
             )
     return record
@@ -162,7 +166,7 @@ def check_tasks(plan: Plan) -> tuple[dict[str, tuple[int, int]], dict[str, str]]
     sizes, failed = {}, {}
     for task in plan.tasks:
         try:
-            data = read_task(plan.config.data, task, plan.config.max_train_examples)
+            data = read_task(plan.config.data, task, plan.config.max_train_examples, plan.config.split)
             read_test_sets(plan.config.data, task)
         except UserError as error:
             failed[task.name] = error
@@ -237,6 +241,8 @@ def start_record(
             "max_train_examples": config.max_train_examples,
             "lr_scale": config.lr_scale,
             "from_mnli": config.from_mnli,
+            # Absent for the development sets, as in every record from before there was a choice.
+            **({} if config.split == DEV else {"split": config.split}),
         },
         "absent": plan.absent,
         "of": sum(task.benchmark == benchmark for task in TASKS),
@@ -303,7 +309,8 @@ def publish(plan: Plan, record: dict[str, Any]) -> dict[str, Any]:
     if run is None:
         return record
     if not plan.scores_run:
-        print(f"not the final encoder of {run}, so its {records.FILE_NAME} stays as it is; see {plan.out}", flush=True)
+        why = "not the final encoder" if plan.config.split == DEV else f"scores of split={plan.config.split}, not those"
+        print(f"{why} of {run}, so its {records.FILE_NAME} stays as it is; see {plan.out}", flush=True)
         return record
     pretraining = records.read_record(run)
     if pretraining["glue"] not in (None, record["glue"]):
