@@ -1,7 +1,8 @@
 """The schema of every YAML file, and the only place that reads YAML or the command line.
 
-One dataclass an entry point: `PrepareConfig`, `TrainConfig`, `GlueConfig`, `SweepConfig`. `load` merges a file and words
-`key=value` into one of them, closed: an unknown key, a wrong type or a missing value is a `UserError`, one line with its remedy.
+One dataclass an entry point: `PrepareConfig`, `TrainConfig`, `GlueConfig`, `PairsConfig`, `SweepConfig`. `load` merges a file
+and words `key=value` into one of them, closed: an unknown key, a wrong type or a missing value is a `UserError`, one line with
+its remedy.
 """
 
 from __future__ import annotations
@@ -176,6 +177,23 @@ class GlueConfig:
     from_mnli: bool = True  # RTE, MRPC and STS-B start from MNLI's checkpoint when MNLI was trained
     processes: int = 1  # jobs (a task with a seed each) at a time: CPU processes, or GPUs
     precision: str = "auto"
+    device: str = "auto"
+    cost: Cost = field(default_factory=Cost)
+
+
+@dataclass
+class PairsConfig:
+    """`python -m recipe.pairs`: one checkpoint's own head on minimal pairs of sentences, without any training."""
+
+    checkpoint: str = (
+        MISSING  # a run folder, one of its checkpoints, or a masked-language model's folder, Hugging Face's too
+    )
+    data: str = MISSING  # a .jsonl or .jsonl.gz file in BLiMP's form, or a folder of them
+    part: str = "reported"  # tuning: the first 40 pairs of each paradigm, to choose settings by | reported: the others
+    max_pairs: int = 0  # of each paradigm, the first of that part; 0: all
+    out: Optional[str] = None  # absent: `pairs` (of tuning `pairs-tuning`) inside the checkpoint's run folder
+    max_tokens: int = 8192  # that run at a time, 8 or more
+    precision: str = "fp32"  # auto | amp_bf16 | fp32; bf16 rounds the log-probabilities that are compared
     device: str = "auto"
     cost: Cost = field(default_factory=Cost)
 

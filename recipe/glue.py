@@ -26,6 +26,7 @@ from recipe.training.glue_jobs import ENCODER, Job, Worker, run_jobs
 from recipe.training.hardware import Hardware, find_hardware
 from recipe.training.predictions import read_test_sets, submission_name
 from recipe.training.quiet import quiet_libraries
+from recipe.training.results import choose_folder, find_record, of_final_encoder
 
 MAY_CHANGE = ("out", "processes", "max_tokens")  # between a run and its continuation
 
@@ -45,10 +46,7 @@ class Plan:
     @property
     def scores_run(self) -> bool:
         """Whether these are the scores of the pretraining run, not of a checkpoint on its way or of a tuning split."""
-        if self.checkpoint.run is None or self.config.split != DEV:
-            return False
-        run = records.read_record(self.checkpoint.run)
-        return run["status"] == "finished" and self.checkpoint.batch in (None, run.get("batches"))
+        return self.config.split == DEV and of_final_encoder(self.checkpoint)
 
 
 def glue(config: GlueConfig) -> dict[str, Any]:
@@ -59,7 +57,7 @@ def glue(config: GlueConfig) -> dict[str, Any]:
             tasks whose files are broken or whose loss ran away.
     """
     plan = make_plan(config)
-    found = find_record(plan)
+    found = find_record(plan.out, "glue", config, MAY_CHANGE)
     if found is not None and found["status"] == "finished":
         print(f"{plan.out} holds these scores already; nothing to do", flush=True)
         return publish(plan, found)
@@ -98,7 +96,7 @@ def make_plan(config: GlueConfig) -> Plan:
         raise UserError(
             f"max_length={config.max_length}, but the model has {limit} position embeddings; set max_length={limit}"
         )
-    out = choose_folder(config, checkpoint)
+    out = choose_folder(config.out, checkpoint, "glue" if config.split == DEV else f"glue-{config.split}")
     return Plan(config, checkpoint, out, tasks, absent, hardware, Worker(config, checkpoint, hardware))
 
 
@@ -125,40 +123,6 @@ def check_processes(config: GlueConfig, hardware: Hardware) -> None:
     unit, most = ("cores", hardware.count) if hardware.kind == "cpu" else ("GPUs", torch.cuda.device_count())
     if not 1 <= config.processes <= most:
         raise UserError(f"processes={config.processes}: give 1 to {most}, as many as there are {unit}")
-
-
-def choose_folder(config: GlueConfig, checkpoint: Checkpoint) -> Path:
-    """`out`, or a folder inside the pretraining run's."""
-    if config.out is not None:
-        return Path(config.out)
-    if checkpoint.run is None:
-        raise UserError(f"checkpoint={config.checkpoint} belongs to no run of this project; say where with out=FOLDER")
-    kind = "glue" if config.split == DEV else f"glue-{config.split}"
-    return checkpoint.run / (kind if checkpoint.batch is None else f"{kind}-ba{checkpoint.batch}")
-
-
-def find_record(plan: Plan) -> dict[str, Any] | None:
-    """The record that the output folder holds of this very run; a folder that holds another is refused."""
-    if not plan.out.exists():
-        return None
-    if plan.out.is_file():
-        raise UserError(f"out={plan.out} is a file; choose a folder")
-    if not (plan.out / records.FILE_NAME).is_file():
-        if any(plan.out.iterdir()):
-            raise UserError(f"out={plan.out} is not empty and holds no scores; choose another folder")
-        return None
-    record = records.read_record(plan.out)
-    if record["kind"] != "glue":
-        raise UserError(f"out={plan.out} holds a run of kind `{record['kind']}`; choose another folder")
-    now = to_dict(plan.config)
-    for key in now:
-        was = record["config"].get(key, getattr(GlueConfig, key, None))  # the default, where the key is newer
-        if key not in MAY_CHANGE and was != now[key]:
-            raise UserError(
-                f"out={plan.out} holds scores with {key}={was}, and now {key}={now[key]}; "
-                "choose another folder with out=..., or remove that one"
-            )
-    return record
 
 
 def check_tasks(plan: Plan) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
