@@ -23,6 +23,7 @@ from recipe.training.checkpoint import find_checkpoint
 from recipe.training.hardware import find_hardware
 from tests.tiny_encoder import write_encoder, write_pairs, write_run
 from tests.training.test_checkpoint import composer_checkpoint
+from tests.training.test_families import FAMILIES, write_family
 
 HARDWARE = find_hardware("cpu", "fp32", 1)
 TEXTS = ["the red horse", "a tree near the very old house", "white", "of of of of", "the old red tiger under the house"]
@@ -61,6 +62,15 @@ def test_batches_give_what_one_token_at_a_time_gives(tmp_path, kind, max_tokens)
     expected = [by_hand(tmp_path, text) for text in TEXTS]
     np.testing.assert_allclose(found, expected, rtol=2e-5)
     assert len(set(np.round(expected, 3))) == len(TEXTS)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FAMILIES if kind != "bert"])
+def test_every_family_gives_what_one_token_at_a_time_gives(tmp_path, kind):
+    checkpoint = find_checkpoint(str(write_family(tmp_path / kind, kind)))
+    copies, which = mask_each(checkpoint.tokenizer, TEXTS[:2], checkpoint.mask_id)
+    model = checkpoint.masked_lm(checkpoint.resolve_backends(HARDWARE)).eval()
+    found = pseudo_log_likelihoods(model, copies, Form(60, checkpoint.pad_id), HARDWARE)[which]
+    np.testing.assert_allclose(found, [by_hand(tmp_path / kind, text) for text in TEXTS[:2]], rtol=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["mosaic_bert", "hf_bert"])
