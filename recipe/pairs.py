@@ -52,9 +52,7 @@ class Plan:
     hardware: Hardware
     price: prices.Price
     paradigms: list[Paradigm]
-    copies: list[
-        tuple[MaskedCopies, np.ndarray]
-    ]  # of each paradigm: the good and the bad sentence of each pair in turn
+    copies: list[tuple[MaskedCopies, np.ndarray]]  # of each paradigm; good and bad sentence of each pair in turn
 
     @property
     def form(self) -> Form:
@@ -69,7 +67,7 @@ def pairs(config: PairsConfig) -> dict[str, Any]:
     """
     plan = make_plan(config)
     found = find_record(plan.out, "pairs", config, MAY_CHANGE)
-    if found is not None:
+    if found is not None and found["pairs"]["inputs"] == inputs(plan):
         print(f"{plan.out} holds these scores already; nothing to do", flush=True)
         return publish(plan, found)
     backends = plan.checkpoint.resolve_backends(plan.hardware)

@@ -129,6 +129,9 @@ def test_scores_are_recorded_in_the_run(tmp_path, run, capsys):
     assert score(tmp_path, "max_tokens=64") == 0
     out = capsys.readouterr().out
     assert "holds these scores already; nothing to do" in out and "32 pairs of 3 paradigms" in out
+    write_pairs(tmp_path / "pairs.jsonl", {"one": 42})  # other pairs: the scores that are there are of no use
+    assert score(tmp_path) == 0
+    assert list(records.read_record(run)["pairs"]["paradigms"]) == ["one"]
 
 
 def test_the_tuning_part_stays_out_of_the_runs_record(tmp_path, run, capsys):
