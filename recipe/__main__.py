@@ -11,6 +11,7 @@ COMMANDS = (
     "recipe.prepare",
     "recipe.train",
     "recipe.glue",
+    "recipe.pairs",
     "recipe.plan",
     "benchmarks.pareto",
     "benchmarks.demo",

@@ -17,9 +17,9 @@ from composer.utils import dist
 
 from recipe.config import GlueConfig, run_main, to_dict
 from recipe.cost import prices, records, scores
-from recipe.data.glue_tasks import SEEDS, TASKS, Task, choose_tasks, read_task
+from recipe.data.glue_tasks import DEV, SEEDS, TASKS, Task, choose_tasks, read_task
 from recipe.errors import UserError
-from recipe.settings import as_word, check_values, what_changed
+from recipe.settings import check_values
 from recipe.training.board import Board
 from recipe.training.callbacks import clock
 from recipe.training.checkpoint import Checkpoint, find_checkpoint
@@ -27,6 +27,7 @@ from recipe.training.glue_jobs import ENCODER, Job, Worker, run_jobs
 from recipe.training.hardware import Hardware, find_hardware
 from recipe.training.predictions import read_test_sets, submission_name
 from recipe.training.quiet import quiet_libraries
+from recipe.training.results import choose_folder, find_record, of_final_encoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +44,8 @@ class Plan:
 
     @property
     def scores_run(self) -> bool:
-        """Whether these are the scores of the pretraining run, not of a checkpoint on its way."""
-        if self.checkpoint.run is None:
-            return False
-        run = records.read_record(self.checkpoint.run)
-        return run["status"] == "finished" and self.checkpoint.batch in (None, run.get("batches"))
+        """Whether these are the scores of the pretraining run, not of a checkpoint on its way or of a tuning split."""
+        return self.config.split == DEV and of_final_encoder(self.checkpoint)
 
 
 def glue(config: GlueConfig) -> dict[str, Any]:
@@ -58,7 +56,7 @@ def glue(config: GlueConfig) -> dict[str, Any]:
             tasks whose files are broken or whose loss ran away.
     """
     plan = make_plan(config)
-    found = find_record(plan)
+    found = find_record(plan.out, "glue", config)
     if found is not None and found["status"] == "finished":
         print(f"{plan.out} holds these scores already; nothing to do", flush=True)
         return publish(plan, found)
@@ -97,7 +95,7 @@ def make_plan(config: GlueConfig) -> Plan:
         raise UserError(
             f"max_length={config.max_length}, but the model has {limit} position embeddings; set max_length={limit}"
         )
-    out = choose_folder(config, checkpoint)
+    out = choose_folder(config.out, checkpoint, "glue" if config.split == DEV else f"glue-{config.split}")
     return Plan(config, checkpoint, out, tasks, absent, hardware, Worker(config, checkpoint, hardware))
 
 
@@ -117,42 +115,12 @@ def check_processes(config: GlueConfig, hardware: Hardware) -> None:
         raise UserError(f"processes={config.processes}: give 1 to {most}, as many as there are {unit}")
 
 
-def choose_folder(config: GlueConfig, checkpoint: Checkpoint) -> Path:
-    """`out`, or a folder inside the pretraining run's."""
-    if config.out is not None:
-        return Path(config.out)
-    if checkpoint.run is None:
-        raise UserError(f"checkpoint={config.checkpoint} belongs to no run of this project; say where with out=FOLDER")
-    return checkpoint.run / ("glue" if checkpoint.batch is None else f"glue-ba{checkpoint.batch}")
-
-
-def find_record(plan: Plan) -> dict[str, Any] | None:
-    """The record that the output folder holds of this very run; a folder that holds another is refused."""
-    if not plan.out.exists():
-        return None
-    if plan.out.is_file():
-        raise UserError(f"out={plan.out} is a file; choose a folder")
-    if not (plan.out / records.FILE_NAME).is_file():
-        if any(plan.out.iterdir()):
-            raise UserError(f"out={plan.out} is not empty and holds no scores; choose another folder")
-        return None
-    record = records.read_record(plan.out)
-    if record["kind"] != "glue":
-        raise UserError(f"out={plan.out} holds a run of kind `{record['kind']}`; choose another folder")
-    for key, (before, now) in what_changed(GlueConfig, record["config"], to_dict(plan.config)).items():
-        raise UserError(
-            f"out={plan.out} holds scores with {key}={as_word(before)}, and now {key}={as_word(now)}; "
-            "choose another folder with out=..., or remove that one"
-        )
-    return record
-
-
 def check_tasks(plan: Plan) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
     """(training examples, outputs of the classifier) of each task that can be read; and why the others cannot."""
     sizes, failed = {}, {}
     for task in plan.tasks:
         try:
-            data = read_task(plan.config.data, task, plan.config.max_train_examples)
+            data = read_task(plan.config.data, task, plan.config.max_train_examples, plan.config.split)
             read_test_sets(plan.config.data, task)
         except UserError as error:
             failed[task.name] = error
@@ -227,6 +195,8 @@ def start_record(
             "max_train_examples": config.max_train_examples,
             "lr_scale": config.lr_scale,
             "from_mnli": config.from_mnli,
+            # Absent for the development sets, as in every record from before there was a choice.
+            **({} if config.split == DEV else {"split": config.split}),
         },
         "absent": plan.absent,
         "of": sum(task.benchmark == benchmark for task in TASKS),
@@ -293,7 +263,8 @@ def publish(plan: Plan, record: dict[str, Any]) -> dict[str, Any]:
     if run is None:
         return record
     if not plan.scores_run:
-        print(f"not the final encoder of {run}, so its {records.FILE_NAME} stays as it is; see {plan.out}", flush=True)
+        why = "not the final encoder" if plan.config.split == DEV else f"scores of split={plan.config.split}, not those"
+        print(f"{why} of {run}, so its {records.FILE_NAME} stays as it is; see {plan.out}", flush=True)
         return record
     pretraining = records.read_record(run)
     if pretraining["glue"] not in (None, record["glue"]):

@@ -11,12 +11,18 @@ from pathlib import Path
 import pytest
 
 from recipe.__main__ import COMMANDS
-from recipe.config import GlueConfig, PrepareConfig, SweepConfig, TrainConfig, load, run_main, to_dict
+from recipe.config import GlueConfig, PairsConfig, PrepareConfig, SweepConfig, TrainConfig, load, run_main, to_dict
 from recipe.errors import UserError
 from recipe.settings import describe
 
 ROOT = Path(__file__).resolve().parents[1]
-SCHEMAS = {"data": PrepareConfig, "pretrain": TrainConfig, "glue": GlueConfig, "sweep": SweepConfig}
+SCHEMAS = {
+    "data": PrepareConfig,
+    "pretrain": TrainConfig,
+    "glue": GlueConfig,
+    "pairs": PairsConfig,
+    "sweep": SweepConfig,
+}
 TRAIN = "out: runs/x\ndata:\n  path: data/y\n"
 PREPARE = "out: data/y\ntrain:\n  files: [a.txt]\n"
 
@@ -310,7 +316,9 @@ def yaml_files() -> list[Path]:
 )
 def test_every_yaml_loads(file):
     schema = SCHEMAS[file.parent.name]
-    words = ["checkpoint=runs/x"] if schema is GlueConfig else []  # given on the command line, as the files say
+    words = (
+        ["checkpoint=runs/x"] if schema in (GlueConfig, PairsConfig) else []
+    )  # given on the command line, as the files say
     config = load(schema, str(file), words)
     assert isinstance(config, schema)
     assert "#" in file.read_text().splitlines()[0], "the first line says what the file is for"
@@ -323,7 +331,7 @@ def test_no_yaml_is_left_out():
 
 
 @pytest.mark.parametrize(
-    "file", [f for f in yaml_files() if f.parent.name in ("pretrain", "glue")], ids=lambda f: f.name
+    "file", [f for f in yaml_files() if f.parent.name in ("pretrain", "glue", "pairs")], ids=lambda f: f.name
 )
 def test_a_yaml_shows_only_what_differs_from_the_defaults(file):
     from omegaconf import OmegaConf

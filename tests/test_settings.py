@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from recipe.config import GlueConfig, PrepareConfig, SweepConfig, TrainConfig, to_dict
+from recipe.config import GlueConfig, PairsConfig, PrepareConfig, SweepConfig, TrainConfig, to_dict
 from recipe.errors import UserError
 from recipe.settings import MISSING, check_values, default, describe, leaves, of, what_changed
 
-SCHEMAS = (PrepareConfig, TrainConfig, GlueConfig, SweepConfig)
+SCHEMAS = (PrepareConfig, TrainConfig, GlueConfig, PairsConfig, SweepConfig)
 FIELDS = [
     pytest.param(schema, key, field, id=f"{schema.__name__}.{key}")
     for schema in SCHEMAS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -100,3 +101,22 @@ def write_inference(data: Path, task: str, train: int = 240, dev: int = 16) -> N
             second = chance.choice((COLOURS, ANIMALS, FILLERS)[label])
             rows.append((number, sentence("red", chance), sentence(second, chance), labels[label]))
         write_tsv(data / task / f"{split}.tsv", [("index", "sentence1", "sentence2", column), *rows])
+
+
+def write_pairs(
+    file: Path,
+    paradigms: dict[str, int],
+    terms: list[str] = (),
+    field: str = "syntax",
+    rows: list[tuple[str, str]] = (),
+) -> None:
+    """Minimal pairs in BLiMP's form, so many of each paradigm; `rows` instead of random sentences."""
+    chance = random.Random(8)
+    lines = []
+    for place, (name, count) in enumerate(paradigms.items()):
+        for number in range(count):
+            good, bad = rows[number] if rows else [sentence(chance.choice(COLOURS), chance) for _ in range(2)]
+            term = terms[place] if terms else "term"
+            lines.append({"sentence_good": good, "sentence_bad": bad, "field": field, "linguistics_term": term, "UID": name,
+                          "pairID": str(number)})  # fmt: skip
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")

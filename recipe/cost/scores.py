@@ -80,10 +80,11 @@ def _rows(glue: Record) -> list[tuple[str, ...]]:
 def _totals(glue: Record) -> list[str]:
     bill = glue["cost"]
     present = f"{len(glue['tasks'])} of {glue['of']} {glue['benchmark']} tasks{absence(glue['absent'])}"
+    split = f"; on the {glue['protocol']['split']} split" if "split" in glue["protocol"] else ""
     score = "none" if glue["score"] is None else f"{glue['score']:.2f}"
     failed = [f"failed: {reason}" for reason in glue.get("failed", {}).values()]
     return [
-        f"score {score} ({CONVENTION}; {present})",
+        f"score {score} ({CONVENTION}; {present}{split})",
         f"{bill['seconds']:,.0f} s, {bill['device_hours']:.3f} device-hours, ${bill['usd']:.4f}",
         *failed,
     ]

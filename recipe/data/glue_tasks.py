@@ -5,6 +5,7 @@ The hyperparameters are MosaicBERT's (arXiv 2312.17482, appendix); the documenta
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Iterator, Sequence
@@ -14,9 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from recipe.data.examples import Examples
+from recipe.data.tuning_split import tuning_split
 from recipe.errors import UserError
 
 HUB = "hub"  # instead of a folder
+DEV, TUNING = "dev", "tuning"  # the splits to score on
 HUB_DATASET = "nyu-mll/glue"
 SUBSET_SEED = 0  # draws the examples that `max_train_examples` keeps, the same for every run
 SEEDS = (19, 8364, 717, 10536, 90166)
@@ -72,17 +76,6 @@ TASKS = (
 
 
 @dataclass(frozen=True)
-class Examples:
-    """`sentences[i]` holds one text or two; `labels[i]` an id, or a number where the task is one of numbers."""
-
-    sentences: list[tuple[str, ...]]
-    labels: list[int] | list[float]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True)
 class TaskData:
     task: Task
     labels: tuple[str, ...]  # empty where numbers are predicted
@@ -128,18 +121,31 @@ def choose_tasks(data: str, asked: Sequence[str]) -> tuple[list[Task], list[str]
     return chosen, [task.name for task in TASKS if task.benchmark == benchmarks[0] and task not in chosen]
 
 
-def read_task(data: str, task: Task, max_train_examples: int = 0) -> TaskData:
+def read_task(data: str, task: Task, max_train_examples: int = 0, split: str = DEV) -> TaskData:
     """A task's examples from its folder in `data`, or from the hub.
+
+    Args:
+        max_train_examples: of the training set, drawn at random; 0 for all.
+        split: what the task is scored on: `dev`, its development sets, or `tuning`, a part of the training set, which is then
+            left out of it; the development sets are not read.
 
     Raises:
         UserError: a missing file, text that is not UTF-8, a row with a column too many or too few, an unknown label, no
-            example.
+            example, too few for a tuning split.
     """
+    if split == TUNING:
+        task = dataclasses.replace(task, dev=())
     found = _from_hub(task) if data == HUB else _from_folder(Path(data) / task.name, task)
+    if split == TUNING:
+        train, tuning = tuning_split(found.train)
+        if not len(tuning):
+            raise UserError(
+                f"{task.name}: {len(train)} training examples are too few for a tuning split; set split=dev"
+            )
+        found = dataclasses.replace(found, train=train, dev={TUNING: tuning})
     if max_train_examples and max_train_examples < len(found.train):
         chosen = np.random.default_rng(SUBSET_SEED).choice(len(found.train), max_train_examples, replace=False)
-        train = Examples([found.train.sentences[i] for i in chosen], [found.train.labels[i] for i in chosen])
-        return TaskData(task, found.labels, train, found.dev, found.torn_rows)
+        return dataclasses.replace(found, train=found.train.only(chosen))
     return found
 
 

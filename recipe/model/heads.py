@@ -68,6 +68,15 @@ class MosaicBertForMaskedLM(nn.Module):
             backend=self.backends.kernels.name,
         )
 
+    def masked_logits(self, batch: dict) -> Tensor:
+        """(M, V) of a stream at its tokens `masked_indices` (M,) int64: input_ids (T,), cu_seqlens (S + 1,) int32, max_seqlen."""
+        keep_M = batch["masked_indices"]
+        wanted = len(keep_M)
+        if self.encoder.few_shapes:
+            keep_M, _ = round_predictions(keep_M, keep_M)
+        hidden_MD = self.encoder(batch["input_ids"], batch["cu_seqlens"], batch["max_seqlen"], keep=keep_M)
+        return F.linear(self.head(hidden_MD), self.encoder.embeddings.word.weight, self.head.bias)[:wanted]
+
     def forward(
         self,
         input_ids: Tensor,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
@@ -91,9 +92,7 @@ class HFForSequenceClassification(nn.Module):
         self.model, info = AutoModelForSequenceClassification.from_pretrained(
             folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
         )
-        # Of another shape: names, or, in some of the library's versions, names with both shapes.
-        mismatched = {one if isinstance(one, str) else one[0] for one in info["mismatched_keys"]}
-        unloaded = {*info["missing_keys"], *mismatched}
+        unloaded = unloaded_names(info)
         encoder = f"{self.model.base_model_prefix}."
         inner = {name.removeprefix(encoder) for name in unloaded if name.startswith(encoder)}
         self.unloaded = sorted(name for name in inner if not name.startswith(POOLER))
@@ -106,6 +105,41 @@ class HFForSequenceClassification(nn.Module):
         """(S, C) of input_ids, attention_mask and, where the model has token types, token_type_ids, all (S, L)."""
         keys = ("input_ids", "attention_mask", "token_type_ids")[: 3 if self.token_types else 2]
         return self.model(**{key: batch[key] for key in keys}).logits
+
+
+class HFForMaskedLM(nn.Module):
+    """Any BERT-family folder with its own masked-language-model head, on padded batches.
+
+    Without `pretrained` the folder gives the sizes alone, and the caller the weights.
+    """
+
+    def __init__(self, folder: Path, pretrained: bool = True) -> None:
+        super().__init__()
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        self.unloaded: list[str] = []  # weights that the folder does not have, or not in this shape
+        if pretrained:
+            self.model, info = AutoModelForMaskedLM.from_pretrained(
+                folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+            self.unloaded = unloaded_names(info)
+        else:
+            self.model = AutoModelForMaskedLM.from_config(config)
+
+    def masked_logits(self, batch: dict) -> Tensor:
+        """(M, V) at `masked_indices` (M,) int64, places in the flattened (S, L) of input_ids and attention_mask."""
+        masked_M = batch["masked_indices"]
+
+        def keep_masked(decoder: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (inputs[0].flatten(0, 1)[masked_M], *inputs[1:])
+
+        # The decoder is most of the work where one token in ten is asked for.
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(keep_masked)
+        try:
+            logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        finally:
+            hook.remove()
+        # Some models multiply by the decoder's matrix without calling the decoder.
+        return logits if logits.dim() == 2 else logits.flatten(0, 1)[masked_M]
 
 
 @dataclass(frozen=True)
@@ -151,12 +185,19 @@ def has_token_types(config: PretrainedConfig) -> bool:
     return (getattr(config, "type_vocab_size", None) or 0) > 1
 
 
+def unloaded_names(info: dict) -> list[str]:
+    """Of what `from_pretrained` says it loaded: the weights that were not there, or not in the model's shape."""
+    # Of another shape: names, or, in some of the library's versions, names with both shapes.
+    mismatched = {one if isinstance(one, str) else one[0] for one in info["mismatched_keys"]}
+    return sorted({*info["missing_keys"], *mismatched})
+
+
 def is_classifier(parameter: str) -> bool:
     return "classifier" in parameter.split(".")
 
 
-def load_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
-    """The folder's tokenizer for raw text, with the model's own special tokens around it, and the id of its padding.
+def load_tokenizer(folder: Path) -> tuple[Tokenizer, int, int | None]:
+    """The folder's tokenizer for raw text, with the model's own special tokens around it, and the ids of padding and mask.
 
     A literal `[MASK]` in a text is plain text.
 
@@ -172,4 +213,4 @@ def load_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True
-    return backend, found.pad_token_id
+    return backend, found.pad_token_id, found.mask_token_id

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tokenizers import Tokenizer
@@ -21,12 +22,15 @@ from recipe.data import tokenizer
 from recipe.errors import UserError
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends
-from recipe.model.heads import MosaicBertForSequenceClassification
-from recipe.model.huggingface import POOLER, HFForSequenceClassification, load_tokenizer, read_family
+from recipe.model.heads import MosaicBertForMaskedLM, MosaicBertForSequenceClassification
+from recipe.model.huggingface import POOLER, HFForMaskedLM, HFForSequenceClassification, load_tokenizer, read_family
 from recipe.training.hardware import Hardware
 
+Loaded = TypeVar("Loaded", HFForMaskedLM, HFForSequenceClassification)
+
 FORMS = "give a run's folder, an encoder's folder (config.json, model.safetensors, tokenizer), or RUN/checkpoints/*.pt"
-HF_PREFIX = "bert.bert."  # of its encoder inside `recipe.model.huggingface.HFBertForMaskedLM`
+HF_MODEL = "bert."  # of BertForMaskedLM inside `recipe.model.huggingface.HFBertForMaskedLM`, and
+HF_PREFIX = "bert.bert."  # of its encoder
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin")  # the first that is there
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "spm.model")
 
@@ -45,6 +49,7 @@ class Checkpoint:
     weights: dict[str, Tensor] | None  # of a .pt file, under this project's names
     tokenizer: Tokenizer
     pad_id: int
+    mask_id: int | None  # None for a tokenizer that has no mask
     max_length: int | None  # the longest input that the model can take; None where it is not limited
 
     @property
@@ -71,18 +76,35 @@ class Checkpoint:
         """
         if self.sizes is None:
             return self._hf_classifier(outputs)
-        weights = self.weights
-        if weights is None:
-            _, weights = convert.read_encoder(self.folder)
         model = MosaicBertForSequenceClassification(self.sizes, outputs, chosen)
-        convert.load_classification_weights(model, weights, str(self.folder))
+        convert.load_classification_weights(model, self._own_weights(), str(self.folder))
         return model
 
-    def _hf_classifier(self, outputs: int) -> nn.Module:
+    def masked_lm(self, chosen: Backends) -> nn.Module:
+        """A model with `masked_logits`, every weight as pretrained.
+
+        Raises:
+            UserError: a weight is missing, as the head's are in an encoder that was trained for something else.
+        """
+        if self.sizes is None:
+            model = self._from_hf(lambda: HFForMaskedLM(self.folder, pretrained=self.weights is None))
+            if self.weights is not None:
+                weights = {n.removeprefix(HF_MODEL): t for n, t in self.weights.items() if n.startswith(HF_MODEL)}
+                convert.load_weights(model.model, weights, str(self.folder))
+            return model
+        model = MosaicBertForMaskedLM(self.sizes, chosen)
+        convert.load_weights(model, self._own_weights(), str(self.folder))
+        return model
+
+    def _own_weights(self) -> dict[str, Tensor]:
+        return convert.read_encoder(self.folder)[1] if self.weights is None else self.weights
+
+    def _from_hf(self, build: Callable[[], Loaded]) -> Loaded:
+        """What `build` returns, every weight of it loaded, or a UserError."""
         # The library's own list of new weights is checked here, as an error and not a line to overlook.
         logging.getLogger("transformers").setLevel(logging.ERROR)
         try:
-            model = HFForSequenceClassification(self.folder, outputs, pretrained=self.weights is None)
+            model = build()
         except (
             Exception
         ) as error:  # the library raises OSError, RuntimeError, ValueError, and safetensors' and pickle's own
@@ -92,6 +114,12 @@ class Checkpoint:
                 f"{self.folder}: no weights for `{model.unloaded[0]}` in the shape that config.json says "
                 f"({len(model.unloaded)} missing); not a {self.model} under Hugging Face's names"
             )
+        return model
+
+    def _hf_classifier(self, outputs: int) -> nn.Module:
+        model = self._from_hf(
+            lambda: HFForSequenceClassification(self.folder, outputs, pretrained=self.weights is None)
+        )
         if self.weights is not None:
             encoder = model.model.base_model
             pooler = {name: tensor for name, tensor in encoder.state_dict().items() if name.startswith(POOLER)}
@@ -169,8 +197,9 @@ def _ours(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
     # The embedding has the vocabulary's size, rounded up; any other tokenizer is another model's.
     if padded_vocab_size(found.get_vocab_size()) != sizes.vocab_size:
         raise _mismatch(folder, found, sizes.vocab_size)
-    pad_id = found.token_to_id("[PAD]")
-    return {"model": "mosaic_bert", "sizes": sizes, "tokenizer": found, "pad_id": pad_id, "max_length": None}
+    pad_id, mask_id = found.token_to_id("[PAD]"), found.token_to_id("[MASK]")
+    common = {"tokenizer": found, "pad_id": pad_id, "mask_id": mask_id}
+    return {"model": "mosaic_bert", "sizes": sizes, "max_length": None, **common}
 
 
 def _theirs(folder: Path) -> dict[str, Any]:
@@ -180,7 +209,7 @@ def _theirs(folder: Path) -> dict[str, Any]:
     except Exception as error:  # a config.json may hold anything
         raise UserError(f"{folder / 'config.json'}: not the configuration of an encoder ({_one_line(error)})") from None
     try:
-        found, pad_id = load_tokenizer(folder)
+        found, pad_id, mask_id = load_tokenizer(folder)
     except Exception as error:  # the libraries raise bare exceptions
         raise UserError(f"{folder}: its tokenizer cannot be loaded ({_one_line(error)})") from None
     if found.get_vocab_size() > family.vocab_size:
@@ -191,7 +220,8 @@ def _theirs(folder: Path) -> dict[str, Any]:
             "tokenizer that it was trained with"
         )
     model = "hf_bert" if family.model_type == "bert" else family.model_type
-    return {"model": model, "sizes": None, "tokenizer": found, "pad_id": pad_id, "max_length": family.longest}
+    common = {"tokenizer": found, "pad_id": pad_id, "mask_id": mask_id}
+    return {"model": model, "sizes": None, "max_length": family.longest, **common}
 
 
 def _mismatch(folder: Path, found: Tokenizer, rows: int) -> UserError:

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 
 from recipe.config import GlueConfig, to_dict
 from recipe.cost import prices, records
-from recipe.data.glue_tasks import HUB, Task, TaskData, read_task
+from recipe.data.glue_tasks import DEV, HUB, TUNING, Task, TaskData, read_task
 from recipe.data.sequence_batch import EncodedExamples, Form, encode
 from recipe.errors import UserError
 from recipe.model.huggingface import is_classifier
@@ -129,7 +129,7 @@ class Worker:
     def _record(self, job: Job, found: Encoded, outcome: Any, parameters: int) -> dict[str, Any]:
         metrics = {}
         for split, examples in found.dev.items():
-            suffix = split.removeprefix("dev")  # "", or "_matched" and "_mismatched"
+            suffix = "" if split == TUNING else split.removeprefix(DEV)  # "", or "_matched" and "_mismatched"
             measured = measure(job.task.metrics, examples.labels, outcome.logits[split])
             metrics |= {name + suffix: value for name, value in measured.items()}
         hardware = self.hardware
@@ -165,8 +165,8 @@ class Worker:
     def _encode(self, task: Task) -> Encoded:
         if self._last is None or self._last.data.task.name != task.name:
             tokenizer, length = self.checkpoint.tokenizer, self.config.max_length
-            data = read_task(self.config.data, task, self.config.max_train_examples)
-            tests = read_test_sets(self.config.data, task)
+            data = read_task(self.config.data, task, self.config.max_train_examples, self.config.split)
+            tests = read_test_sets(self.config.data, task) if self.config.split == DEV else {}
             self._last = Encoded(
                 data,
                 encode(tokenizer, data.train, length),

@@ -1,0 +1,22 @@
+"""Labelled texts, as a task's files have them and before they are tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Examples:
+    """`sentences[i]` holds one text or two; `labels[i]` an id, or a number where the task is one of numbers."""
+
+    sentences: list[tuple[str, ...]]
+    labels: list[int] | list[float]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def only(self, indices: Iterable[int]) -> Examples:
+        """Those at `indices`, in their order."""
+        chosen = list(indices)
+        return Examples([self.sentences[i] for i in chosen], [self.labels[i] for i in chosen])
