@@ -26,6 +26,7 @@ from recipe.config import GlueConfig, SweepConfig, TrainConfig, load, to_dict
 from recipe.cost import prices, records
 from recipe.errors import UserError
 from recipe.settings import check_values
+from recipe.training.checkpoint_files import read_checkpoint
 from recipe.training.hardware import find_hardware
 from recipe.training.quiet import quiet_libraries
 
@@ -190,8 +191,7 @@ def begin(config: TrainConfig, out: Path, trunk_folder: Path, stem: dict[str, An
     checkpoints = sorted((trunk_folder / "checkpoints").glob(f"ba{batch}-rank*.pt"))
     if not checkpoints:
         raise UserError(f"{trunk_folder}: no checkpoint at batch {batch} any more; remove the folder to train it again")
-    # Composer's checkpoints hold more than tensors, so this unpickles: files that this program wrote.
-    state = torch.load(checkpoints[0], map_location="cpu", weights_only=False)["state"]
+    state = read_checkpoint(checkpoints[0])["state"]
     total = dict(state["callbacks"])["Meter"]["progress"]["total"]
     device = stem["device"]
     price = prices.Price(device["usd_per_hour"], device["price_source"])

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends
 from recipe.model.heads import MosaicBertForMaskedLM, MosaicBertForSequenceClassification
 from recipe.model.huggingface import POOLER, HFForMaskedLM, HFForSequenceClassification, load_tokenizer, read_family
+from recipe.training.checkpoint_files import read_checkpoint
 from recipe.training.hardware import Hardware
 
 Loaded = TypeVar("Loaded", HFForMaskedLM, HFForSequenceClassification)
@@ -238,11 +238,10 @@ def _from_file(file: Path) -> Checkpoint:
     if not (run / "encoder" / "config.json").is_file():
         raise UserError(f"checkpoint={file}: {run / 'encoder'} does not hold the run's sizes and tokenizer any more")
     try:
-        # Composer's checkpoints hold clocks and random states beside the tensors, so this unpickles: a user's own file.
-        state = torch.load(file, map_location="cpu", weights_only=False)["state"]
+        state = read_checkpoint(file)["state"]
         batch = state["timestamp"]["Timestamp"]["batch"]
         named = {name.removeprefix("model."): tensor for name, tensor in state["model"].items()}
-    except Exception as error:  # pickle raises whatever the bytes lead it to
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"checkpoint={file}: not a Composer checkpoint ({_one_line(error)})") from None
     return _from_folder(run / "encoder", run, batch, named, file)
 

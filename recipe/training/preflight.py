@@ -24,7 +24,7 @@ from recipe.errors import UserError
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends
 from recipe.settings import as_word, what_changed
-from recipe.training import memory
+from recipe.training import checkpoint_files, memory
 from recipe.training.checks import batching_of, check_numbers
 from recipe.training.compiled import check_compiles
 from recipe.training.hardware import Hardware, find_hardware
@@ -171,4 +171,7 @@ def resumes(config: TrainConfig) -> bool:
             f"out={out} holds a run with {key}={as_word(before)}, and now {key}={as_word(now)}; "
             "resume with the same settings, or choose another folder"
         )
+    for file in (out / "checkpoints").glob("latest-rank*.pt"):
+        if file.exists():
+            checkpoint_files.check(file)
     return True

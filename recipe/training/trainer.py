@@ -21,6 +21,8 @@ from composer.trainer.trainer import TrainerMode
 from composer.utils import dist
 from torch import Tensor
 
+from recipe.training.checkpoint_files import composer_reads_safely
+
 
 class OnDevice(dict):
     """A microbatch on the device, with the tokens in it as they were counted on the host.
@@ -43,7 +45,8 @@ class Trainer(composer.Trainer):
         self._host = None  # the ranks' group for numbers on the host; None: the default one
         if dist.get_world_size() > 1 and torch.distributed.get_backend() != "gloo":
             self._host = torch.distributed.new_group(backend="gloo")
-        super().__init__(**arguments)
+        with composer_reads_safely():  # of a run that is continued
+            super().__init__(**arguments)
 
     def _iter_dataloader(self, trainer_mode: TrainerMode) -> Iterator[Batch]:
         """Batches until the first rank has none left, or until as many as an epoch is to have."""
