@@ -5,15 +5,16 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 BIN := .venv/bin
 LATEST := .venv-latest
 
-.PHONY: setup demo test test-kernels-latest lock clean
+.PHONY: setup demo test test-kernels-latest test-transformers-latest lock clean
 
 setup: .venv/.installed
 
-.venv/.installed: requirements.txt
+.venv/.installed: requirements.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found; install one, or say make PYTHON=..."; exit 2; }
 	$(PYTHON) -m venv .venv
-	@echo "installing $$(grep -c '^[a-z].*==' requirements.txt) pinned packages into .venv: a few minutes, 6 GB"
+	@echo "installing $$(grep -c '^[a-z].*==' requirements.txt) pinned packages into .venv: a few minutes, 9 GB"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: setup
@@ -35,6 +36,16 @@ test-kernels-latest:
 	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade triton
 	@$(LATEST)/bin/python -c 'import torch, triton; print(f"torch {torch.__version__}, triton {triton.__version__}")'
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(LATEST)/bin/python -m pytest --confcutdir=tests/kernels tests/kernels
+
+# The newest transformers beside everything else of the lock: it must not take this project's `kernels` for Hugging Face's.
+test-transformers-latest: setup
+	rm -rf $(LATEST)
+	$(PYTHON) -m venv $(LATEST)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >$$(echo $(LATEST)/lib/python3*/site-packages)/locked.pth
+	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade transformers
+	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@$(LATEST)/bin/python -c 'import transformers; print(f"transformers {transformers.__version__}")'
+	$(LATEST)/bin/python -m pytest -q tests/test_packaging.py -k transformers
 
 # The lock, for every supported Python at once; overrides.txt says which declared pin is overridden and why.
 lock: setup

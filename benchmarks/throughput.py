@@ -28,6 +28,7 @@ import torch
 from benchmarks import peers, throughput_batches
 from benchmarks import throughput_report as report
 from benchmarks.peers import Absent
+from recipe import shipped
 from recipe.training import ceilings
 
 SIZES = {
@@ -88,6 +89,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     on_gpu = torch.cuda.is_available()
     words.data = words.data and str(Path(words.data).resolve())
     words.out = words.out or Path(f"benchmarks/results/throughput-{'gpu' if on_gpu else 'cpu'}.json")
+    words.yamls = [str(shipped.find(path)) for path in words.yamls]
     if missing := [path for path in words.yamls if not Path(path).is_file()]:
         parser.error(f"{missing[0]}: no such file; see yamls/pretrain/")
     return words

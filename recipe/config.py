@@ -12,12 +12,12 @@ import difflib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Optional, TypeVar, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from recipe import shipped
 from recipe.errors import UserError
 from recipe.settings import MISSING, check_values, describe, setting
 
@@ -308,7 +308,7 @@ def load(schema: type[C], path: str, overrides: Sequence[str] = ()) -> C:
     Raises:
         UserError: for a missing file, bad YAML, an unknown key, a wrong type or a missing value.
     """
-    file = Path(path)
+    file = shipped.find(path)
     if not file.is_file():
         raise UserError(f"{path}: no such file; the first argument is a YAML file, see yamls/")
     try:

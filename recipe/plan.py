@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import yaml
 
+from recipe import shipped
 from recipe.config import TrainConfig, load, to_dict
 from recipe.cost import frontier, prices, records, seeds
 from recipe.errors import UserError
@@ -237,7 +238,7 @@ def as_yaml(found: Forecast) -> str:
 
 
 def recorded(places: Sequence[str]) -> list[dict[str, Any]]:
-    files = [file for place in places for file in sorted(Path(place).rglob(records.FILE_NAME))]
+    files = [file for place in places for file in sorted(shipped.find(place).rglob(records.FILE_NAME))]
     found = [records.read_record(file) for file in files]
     return [record for record in found if record["kind"] == "pretrain"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from recipe import shipped
 from recipe.errors import UserError
 
 ROW_KEYS = ("name", "match", "usd_per_hour", "source")
@@ -97,7 +97,7 @@ def load(path: str) -> list[Row]:
         UserError: for a missing file, bad YAML, or a row that lacks a key or holds a wrong value.
     """
     try:
-        rows = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        rows = yaml.safe_load(shipped.find(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot read the price table ({error.strerror}); set cost.prices=FILE") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
