@@ -13,49 +13,55 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from benchmarks import study
+from benchmarks import study, words
 from benchmarks.study import Study
+from recipe.cost.frontier import Curve
 
 WIDTH_INCHES, HEIGHT_INCHES, DPI = 8.0, 5.2, 160
 MARKER_POINTS = 7
+# Where a point's label may stand, nearest first: points to the right, points up, and which of its edges is there.
+PLACES = ((-6, 7, "right"), (6, -14, "left"), (-6, -14, "right"), (6, 7, "left"), (-6, -24, "right"), (6, -24, "left"))
 
 
 def write(found: Study, folder: Path) -> tuple[Path, Path]:
-    """pareto.png and pareto.svg: a colour a model, its frontier as a line, dominated runs hollow, intervals as bars."""
-    footnote = "\n".join(line for note in study.notes(found) for line in textwrap.wrap(note, 150))
+    """The figure as .png and .svg: a colour per curve, its frontier as a line, dominated runs hollow, intervals as bars."""
+    headline, subtitle = words.title(found)
+    subtitle = textwrap.fill(subtitle, 95)
+    footnote = "\n".join(line for note in words.notes(found) for line in textwrap.wrap(note, 150))
     below = 0.62 + 0.15 * (footnote.count("\n") + 1)  # inches: the axis' own labels, then the footnote
+    above = 0.75 + 0.18 * subtitle.count("\n")
     figure = Figure((WIDTH_INCHES, HEIGHT_INCHES), dpi=DPI)
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.09, below / HEIGHT_INCHES, 0.88, 1 - (below + 0.75) / HEIGHT_INCHES))
-    for model, (color, marker) in study.styles(found).items():
-        _draw_model(axes, found, model, color, marker)
+    axes = figure.add_axes((0.09, below / HEIGHT_INCHES, 0.88, 1 - (below + above) / HEIGHT_INCHES))
+    for curve, (color, marker) in study.styles(found).items():
+        _draw_curve(axes, found, curve, color, marker)
     _draw_others(axes, found)
     _style_axes(axes, found)
-    _label_scores(figure, axes, found)
-    headline, subtitle = study.title(found)
+    _label_values(figure, axes, found)
     figure.text(0.09, 1 - 0.32 / HEIGHT_INCHES, headline, fontsize=13, fontweight="bold", parse_math=False)
-    figure.text(0.09, 1 - 0.56 / HEIGHT_INCHES, subtitle, fontsize=9.5, color="#444444", parse_math=False)
+    figure.text(0.09, 1 - 0.44 / HEIGHT_INCHES, subtitle, fontsize=9.5, color="#444444", va="top", parse_math=False)
     figure.text(0.012, 0.1 / HEIGHT_INCHES, footnote, fontsize=7.5, color="#555555", linespacing=1.35, parse_math=False)
-    figure.savefig(folder / "pareto.png")
+    picture, vector = (folder / f"{found.measure.file}.{ending}" for ending in ("png", "svg"))
+    figure.savefig(picture)
     # Names and dates of the machine's own would make every drawing of the same runs another file.
     with rc_context({"svg.hashsalt": "pareto"}):
-        figure.savefig(folder / "pareto.svg", metadata={"Date": None})
-    return folder / "pareto.png", folder / "pareto.svg"
+        figure.savefig(vector, metadata={"Date": None})
+    return picture, vector
 
 
-def _draw_model(axes: Axes, found: Study, model: str, color: str, marker: str) -> None:
-    front = found.fronts[model]
+def _draw_curve(axes: Axes, found: Study, curve: Curve, color: str, marker: str) -> None:
+    front = found.fronts[curve]
     axes.plot(*study.line_of(front, found.axis), color=color, linewidth=1.8, zorder=2)
-    hollow = [point for point in found.points if point.curve == model and point not in front]
+    hollow = [point for point in found.points if point.curve == curve and point not in front]
     for point in (point for point in (*front, *hollow) if point.half_width is not None):
-        low, high, x = point.score - point.half_width, point.score + point.half_width, point.cost(found.axis)
+        low, high, x = point.value - point.half_width, point.value + point.half_width, point.cost(found.axis)
         axes.plot([x, x], [low, high], color=color, linewidth=1.2, marker="_", markersize=MARKER_POINTS, zorder=2)
-    for points, fill, label in ((front, color, model), (hollow, "white", None)):
+    for points, fill, label in ((front, color, curve.label), (hollow, "white", None)):
         if not points:
             continue
         axes.plot(
             [point.cost(found.axis) for point in points],
-            [point.score for point in points],
+            [point.value for point in points],
             linestyle="",
             marker=marker,
             markersize=MARKER_POINTS,
@@ -86,30 +92,28 @@ def _style_axes(axes: Axes, found: Study) -> None:
     else:
         axes.margins(x=0.1)
         axes.xaxis.set_major_locator(MaxNLocator(7))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: study.tick_text(x, found.axis)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: words.tick_text(x, found.axis)))
     axes.margins(y=0.14)
-    axes.set_xlabel(study.axis_label(found))
-    axes.set_ylabel(
-        f"score, 0 to 100 ({len(found.tasks)} tasks)" if len(found.tasks) > 1 else f"{found.tasks[0]} score"
-    )
+    axes.set_xlabel(words.axis_label(found))
+    axes.set_ylabel(words.words_of(found).axis)
     axes.grid(color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="#DDDDDD")
 
 
-def _label_scores(figure: Figure, axes: Axes, found: Study) -> None:
-    """Write each frontier point's score beside it where that hides nothing; else it is left to the table."""
+def _label_values(figure: Figure, axes: Axes, found: Study) -> None:
+    """Write each frontier point's value beside it where that hides nothing; else it is left to the table."""
     figure.draw_without_rendering()  # settles the limits, on which every position depends
     taken = [axes.get_legend().get_window_extent()]
     obstacles = _ink(axes)
     inside = axes.get_window_extent()
-    for model, (color, _) in study.styles(found).items():
-        for point in found.fronts[model]:
-            for dx, dy, across in ((-6, 7, "right"), (6, -14, "left"), (-6, -14, "right"), (6, 7, "left")):
+    for curve, (color, _) in study.styles(found).items():
+        for point in found.fronts[curve]:
+            for dx, dy, across in PLACES:
                 label = axes.annotate(
-                    f"{point.score:.1f}",
-                    (point.cost(found.axis), point.score),
+                    f"{point.value:#.3g}".rstrip("."),
+                    (point.cost(found.axis), point.value),
                     (dx, dy),
                     textcoords="offset points",
                     ha=across,
@@ -129,10 +133,10 @@ def _ink(axes: Axes) -> np.ndarray:
     pixels = []
     for line in axes.lines:
         path = axes.transData.transform_path(line.get_path())
-        if line.get_linestyle() == "None":
+        if line.get_marker() != "None":
             reach = MARKER_POINTS * DPI / 72 / 2
             corners = np.array([(x, y) for x in (-reach, 0, reach) for y in (-reach, 0, reach)])
             pixels.append((path.vertices[:, None] + corners).reshape(-1, 2))
-        else:
+        if line.get_linestyle() != "None":
             pixels.append(path.interpolated(100).vertices)
     return np.concatenate(pixels)

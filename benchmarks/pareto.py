@@ -1,6 +1,7 @@
-"""What a dollar of pretraining bought: points of cost and score, each model's frontier, as PNG, SVG, CSV and HTML.
+"""What a dollar of pretraining bought: points of cost and score or loss, each model's frontier, as PNG, SVG, CSV and HTML.
 
     python -m benchmarks.pareto plot runs/ --out runs/pareto --axis usd --tasks CoLA,RTE
+    python -m benchmarks.pareto plot runs/ --out runs/pareto --measure loss
 
 Reads run.json records only; needs neither a GPU nor torch.
 """
@@ -14,21 +15,23 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks import figure, report, study
+from benchmarks import figure, report, study, words
 from benchmarks.study import Study
 from recipe.config import SweepConfig, run_main
 from recipe.cost.frontier import AXES
+from recipe.cost.measures import LOSS, MEASURES, SCORE
 from recipe.errors import UserError
 
-TERMINAL_COLUMNS = ("run", "model", "score", "ci95", "usd", "device_hours", "seconds", "tokens", "frontier")
+TERMINAL_COLUMNS = ("run", "model", "way", "protocol", SCORE.column, LOSS.column, "ci95", "usd", "device_hours", "seconds",
+                    "tokens", "frontier")  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status, 2 for a user's mistake."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] in (["sweep"], ["trunk"]):
-        return run_main(SweepConfig, partial(many, words[0]), words[1:])
-    return plot(words[1:] if words[:1] == ["plot"] else words)
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:1] in (["sweep"], ["trunk"]):
+        return run_main(SweepConfig, partial(many, given[0]), given[1:])
+    return plot(given[1:] if given[:1] == ["plot"] else given)
 
 
 def many(way: str, config: SweepConfig) -> None:
@@ -44,8 +47,12 @@ def plot(argv: Sequence[str]) -> int:
     """`plot RUNS...`, the word itself being optional."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pareto plot", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", help="run folders, folders that hold run folders, or globs")
+    parser.add_argument("--out", default="runs/pareto", help="folder for the .png, .svg, .csv and .html (%(default)s)")
     parser.add_argument(
-        "--out", default="runs/pareto", help="folder for pareto.png, .svg, .csv and .html (%(default)s)"
+        "--measure",
+        default=SCORE.name,
+        choices=MEASURES,
+        help="what the y axis shows: the score of fine-tuning, in pareto.*, or the evaluation loss, in loss.* (%(default)s)",
     )
     parser.add_argument("--axis", default="usd", choices=AXES, help="what the x axis counts (%(default)s)")
     parser.add_argument("--tasks", default="", help="score on these tasks only, such as CoLA,RTE")
@@ -53,10 +60,10 @@ def plot(argv: Sequence[str]) -> int:
         "--mixed", action="store_true", help="draw runs of several protocols, labelled, never on one frontier"
     )
     parser.add_argument("--published", action="store_true", help="overlay the points of MosaicBERT's paper")
-    words = parser.parse_args(argv)
-    tasks = [task.strip() for task in words.tasks.split(",") if task.strip()]
+    given = parser.parse_args(argv)
+    tasks = [task.strip() for task in given.tasks.split(",") if task.strip()]
     try:
-        for path in draw(words.runs, words.out, words.axis, tasks, words.mixed, words.published):
+        for path in draw(given.runs, given.out, given.axis, tasks, given.mixed, given.published, given.measure):
             print(path)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -71,8 +78,9 @@ def draw(
     tasks: Sequence[str] = (),
     mixed: bool = False,
     published: bool = False,
+    measure: str = SCORE.name,
 ) -> list[Path]:
-    """Print the table of `runs` and write pareto.png, .csv, .html and .svg into the folder `out`.
+    """Print the table of `runs` and write the figure as .png, .csv, .html and .svg, named by its measure, into the folder `out`.
 
     Args:
         runs: run folders, folders that hold run folders, or globs.
@@ -80,6 +88,7 @@ def draw(
         tasks: score on these only; empty: on all, which must then be the same in every run.
         mixed: let runs of several protocols in, labelled, each protocol with frontiers of its own.
         published: the paper's points as an overlay.
+        measure: `score`, of fine-tuning, or `loss`, of the evaluation.
 
     Returns:
         The files written.
@@ -87,7 +96,7 @@ def draw(
     Raises:
         UserError: see `benchmarks.study.gather`; nothing is written then.
     """
-    found = study.gather(runs, axis, list(dict.fromkeys(tasks)), mixed, published)
+    found = study.gather(runs, axis, list(dict.fromkeys(tasks)), mixed, published, measure)
     print_table(found)
     folder = Path(out)
     try:
@@ -100,36 +109,38 @@ def draw(
 
 def print_table(found: Study) -> None:
     """The points, what follows from them, and the runs left out, on standard output."""
-    print(" - ".join(study.title(found)))
-    rows = [[_cell(name, row[name]) for name in TERMINAL_COLUMNS] for row in study.table(found)]
-    lines = [list(TERMINAL_COLUMNS), *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(TERMINAL_COLUMNS))]
+    print(" - ".join(words.title(found)))
+    rows = study.table(found)
+    columns = [column for column in TERMINAL_COLUMNS if column in rows[0]]
+    lines = [columns, *([_cell(column, row[column], found) for column in columns] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(columns))]
     for line in lines:
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
-    for sentence in (*study.findings(found), *study.notes(found)[:-1]):
+    for sentence in (*words.findings(found), *words.notes(found)[:-1]):
         print(sentence)
     for path, reason in found.left_out.items():
         print(f"left out: {path}: {reason}")
 
 
-def _cell(column: str, value: float | str | None) -> str:
+def _cell(column: str, value: float | str | None, found: Study) -> str:
     if isinstance(value, str):
         return value
     if value is None:
         return "-"
     texts = {
-        "score": f"{value:.2f}",
-        "ci95": f"± {value:.2f}",
-        "usd": study.amount(value, "usd"),
-        "tokens": study.big(value),
+        SCORE.column: f"{value:.{SCORE.decimals}f}",
+        LOSS.column: f"{value:.{LOSS.decimals}f}",
+        "ci95": f"± {value:.{found.measure.decimals}f}",
+        "usd": words.amount(value, "usd"),
+        "tokens": words.big(value),
     }
-    return texts.get(column, study.number(value))
+    return texts.get(column, words.number(value))
 
 
 def write_csv(found: Study, folder: Path) -> Path:
     """Every number of every point at full precision; runs that scored other tasks too have those columns as well."""
     rows = study.table(found)
-    file = folder / "pareto.csv"
+    file = folder / f"{found.measure.file}.csv"
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, dict.fromkeys(key for row in rows for key in row))
         writer.writeheader()

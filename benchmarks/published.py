@@ -27,13 +27,13 @@ HOURS_AND_SCORES = {
 
 
 @dataclass(frozen=True)
-class Curve:
+class Published:
     name: str
     xs: list[float]
     scores: list[float]
 
 
-def curves(axis: str, prices_path: str) -> list[Curve]:
+def curves(axis: str, prices_path: str) -> list[Published]:
     """The published points on `axis`.
 
     Raises:
@@ -44,6 +44,6 @@ def curves(axis: str, prices_path: str) -> list[Curve]:
     price = prices.row_named(ROW, prices_path).usd_per_hour
     of_an_hour = {"usd": GPUS * price, "gpu_hours": float(GPUS), "seconds": 3600.0}[axis]
     return [
-        Curve(name, [hours * of_an_hour for hours, _ in points], [score for _, score in points])
+        Published(name, [hours * of_an_hour for hours, _ in points], [score for _, score in points])
         for name, points in HOURS_AND_SCORES.items()
     ]

@@ -10,7 +10,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from benchmarks import study
+from benchmarks import study, words
 from benchmarks.published import SOURCE
 from benchmarks.study import Run, Study
 from recipe.cost.frontier import Point
@@ -39,23 +39,23 @@ pre { background: #f6f6f6; padding: 1em; overflow-x: auto; font-size: 12px; }
 
 
 def write_html(found: Study, folder: Path) -> Path:
-    """Write pareto.html into `folder` and return its path."""
-    headline, subtitle = (escape(text) for text in study.title(found))
+    """Write the page into `folder` and return its path."""
+    headline, subtitle = (escape(text) for text in words.title(found))
     curve = _curve(found).to_html(full_html=False, include_plotlyjs=True, config=CONFIG)
     left_out = [f"{path}: {reason}" for path, reason in found.left_out.items()]
     parts = [
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{headline}</title>\n<style>{STYLE}</style>',
         f"<h1>{headline}</h1>\n<p>{subtitle}</p>",
         curve,
-        _list(study.notes(found), "note"),
-        _section("What the curves say", _list(study.findings(found))),
+        _list(words.notes(found), "note"),
+        _section("What the curves say", _list(words.findings(found))),
         _section("Every number", _table(found)),
         _section("Left out", _list(left_out)),
         _section("Loss while pretraining", _losses(found)),
         _section("The runs", "\n".join(_details(run) for run in found.runs)),
         "</html>\n",
     ]
-    file = folder / "pareto.html"
+    file = folder / f"{found.measure.file}.html"
     file.write_text("\n".join(part for part in parts if part), encoding="utf-8")
     return file
 
@@ -71,42 +71,48 @@ def _list(sentences: list[str], name: str = "") -> str:
 
 def _curve(found: Study) -> go.Figure:
     figure = go.Figure()
-    for model, (color, marker) in study.styles(found).items():
-        xs, ys = study.line_of(found.fronts[model], found.axis)
+    for curve, (color, marker) in study.styles(found).items():
+        xs, ys = study.line_of(found.fronts[curve], found.axis)
         figure.add_scatter(
-            x=xs, y=ys, mode="lines", line={"color": color}, hoverinfo="skip", showlegend=False, legendgroup=model
+            x=xs,
+            y=ys,
+            mode="lines",
+            line={"color": color},
+            hoverinfo="skip",
+            showlegend=False,
+            legendgroup=escape(curve.label),
         )
-        points = [point for point in found.points if point.curve == model]
+        points = [point for point in found.points if point.curve == curve]
         symbols = [SYMBOLS[marker] + ("" if found.on_frontier(point) else "-open") for point in points]
         halves = [point.half_width for point in points]
         bars = {"array": halves, "color": color, "thickness": 1.2} if any(half is not None for half in halves) else None
         figure.add_scatter(
             x=[point.cost(found.axis) for point in points],
-            y=[point.score for point in points],
+            y=[point.value for point in points],
             mode="markers",
             marker={"color": color, "size": 10, "symbol": symbols, "line": {"width": 2, "color": color}},
             error_y=bars,
             text=[_hover(found, point) for point in points],
             hovertemplate="%{text}<extra></extra>",
-            name=escape(model),
-            legendgroup=model,
+            name=escape(curve.label),
+            legendgroup=escape(curve.label),
         )
     if found.joint:
         xs, ys = study.line_of(found.joint, found.axis)
         line = {"color": "#888888", "dash": "dot", "width": 1.5}
         figure.add_scatter(x=xs, y=ys, mode="lines", line=line, hoverinfo="skip", name="all together")
-    for curve in found.published:
-        text = [f"<b>{curve.name}</b><br>score {score:.1f}<br>{SOURCE}" for score in curve.scores]
+    for paper in found.published:
+        text = [f"<b>{paper.name}</b><br>score {score:.1f}<br>{SOURCE}" for score in paper.scores]
         marker = {"color": "#777777", "symbol": "x-thin-open", "size": 9}
-        figure.add_scatter(x=curve.xs, y=curve.scores, mode="lines+markers", line={"width": 1}, marker=marker, text=text,
-                           hovertemplate="%{text}<extra></extra>", name=curve.name)  # fmt: skip
-    figure.update_xaxes(title=study.axis_label(found), tickprefix="$" if found.axis == "usd" else "")
+        figure.add_scatter(x=paper.xs, y=paper.scores, mode="lines+markers", line={"width": 1}, marker=marker, text=text,
+                           hovertemplate="%{text}<extra></extra>", name=paper.name)  # fmt: skip
+    figure.update_xaxes(title=words.axis_label(found), tickprefix="$" if found.axis == "usd" else "")
     costs = found.xs
     if study.is_logarithmic(costs):
         marks = study.ticks(min(costs) / 2, max(costs) * 2)
-        texts = [study.tick_text(mark, found.axis) for mark in marks]
+        texts = [words.tick_text(mark, found.axis) for mark in marks]
         figure.update_xaxes(type="log", tickprefix="", tickvals=marks, ticktext=texts)
-    figure.update_yaxes(title="score, 0 to 100")
+    figure.update_yaxes(title=words.words_of(found).axis)
     return _styled(figure)
 
 
@@ -116,15 +122,17 @@ def _styled(figure: go.Figure) -> go.Figure:
 
 
 def _hover(found: Study, point: Point) -> str:
-    tasks = found.members[found.points.index(point)][0].record["glue"]["tasks"]
-    spread = "" if point.half_width is None else f" ± {point.half_width:.2f} (95 %, {point.seeds} seeds)"
+    measure, record = found.measure, found.members[found.points.index(point)][0].record
+    half = point.half_width
+    spread = "" if half is None else f" ± {half:.{measure.decimals}f} (95 %, {point.seeds} seeds)"
+    tasks = record["glue"]["tasks"] if found.tasks and point.seeds == 1 else {}
     lines = [
         f"<b>{escape(point.name)}</b>" + ("" if found.on_frontier(point) else " (dominated)"),
-        f"score {point.score:.2f}{spread}",
-        *(f"{escape(task)} {_with_std(tasks[task])}" for task in found.tasks if task in tasks and point.seeds == 1),
-        f"{study.amount(point.usd, 'usd')}, {study.amount(point.device_hours, 'gpu_hours')} of device time, "
-        f"{study.amount(point.seconds, 'seconds')}",
-        study.amount(point.tokens, "tokens"),
+        f"{measure.name} {point.value:.{measure.decimals}f}{spread}{measure.unit}",
+        *(f"{escape(task)} {_with_std(tasks[task])}" for task in found.tasks if task in tasks),
+        f"{words.amount(point.usd, 'usd')}, {words.amount(point.device_hours, 'gpu_hours')} of device time, "
+        f"{words.amount(point.seconds, 'seconds')}",
+        words.amount(point.tokens, "tokens"),
     ]
     return "<br>".join(lines)
 
@@ -137,11 +145,11 @@ def _with_std(task: Mapping[str, Any]) -> str:
 def _table(found: Study) -> str:
     rows = study.table(found)
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    words = {column for column in columns if any(isinstance(row.get(column), str) for row in rows)}
+    left = {column for column in columns if any(isinstance(row.get(column), str) for row in rows)}
 
     def cells(tag: str, texts: Mapping[str, str]) -> str:
         return "".join(
-            f'<{tag} class="text">{texts[column]}</{tag}>' if column in words else f"<{tag}>{texts[column]}</{tag}>"
+            f'<{tag} class="text">{texts[column]}</{tag}>' if column in left else f"<{tag}>{texts[column]}</{tag}>"
             for column in columns
         )
 

@@ -166,7 +166,7 @@ def measured_speed(record: dict[str, Any], where: str) -> Speed:
 
 def find_speed(row: prices.Row, model: str, runs: Sequence[dict[str, Any]]) -> Speed:
     """That of the longest recorded run of `model` on such a device; without one, the published MFU."""
-    mine = [run for run in runs if run["model"] == model and run["device"]["price_source"].endswith(f": {row.name}")]
+    mine = [run for run in runs if run["model"] == model and run["device"]["price_row"] == row.name]
     mine = [run for run in mine if run["tokens"] and "encoder" in run]
     if mine:
         best = max(mine, key=lambda run: run["tokens"])
@@ -185,9 +185,8 @@ def expectation(config: TrainConfig, runs: Sequence[dict[str, Any]], budget_usd:
         points = frontier.points_of(alike)
     except UserError as error:
         return f"no data ({error})"
-    merged = [seeds.merge([points[i] for i in group]) for group in seeds.alike(alike)]
-    front = frontier.frontier(merged, "usd")
-    score = frontier.score_at(front, "usd", budget_usd)
+    front = frontier.frontier([point for point, _ in seeds.merged(alike, points)], "usd")
+    score = frontier.value_at(front, "usd", budget_usd)
     if score is None:
         return f"no data (recorded from ${front[0].usd:.3g} to ${front[-1].usd:.3g})"
     near = [min(front, key=lambda p: abs(p.usd - budget_usd))]

@@ -224,6 +224,8 @@ def start_record(plan: Plan, model: nn.Module) -> dict[str, Any]:
         )
         record["encoder"] = dataclasses.asdict(plan.encoder)
         record["precision"] = str(hardware.activation_dtype).removeprefix("torch.")
+    held_out = plan.info.split(plan.config.data.eval_split)
+    record["dataset"] = records.dataset(plan.info.vocabulary.sha256, held_out.documents, held_out.tokens)
     record["microbatch"] = dataclasses.asdict(plan.microbatch)
     if dist.get_global_rank() == 0:
         records.write_record(plan.out, record)

@@ -150,13 +150,13 @@ def test_the_arithmetic_of_a_stated_mfu(small, capsys, tmp_path):
     assert run(*words, "--out", str(out)) == 2 and "exists" in capsys.readouterr().err
 
 
-def scored(tmp_path, name, usd, score, seed, tasks=("CoLA",), price_source="yamls/prices.yaml: h200"):
+def scored(tmp_path, name, usd, score, seed, tasks=("CoLA",), price_row="h200"):
     model = dataclasses.asdict(TrainConfig().model) | {"hidden_size": 64, "num_hidden_layers": 2,
                                                        "num_attention_heads": 2, "intermediate_size": 128}  # fmt: skip
     record = records.new_record(
         kind="pretrain", name=name, model="mosaic_bert", backends={}, parameters=1,
         config={"seed": seed, "duration": f"{usd}", "model": model, "data": {"mask_rate": 0.3}},
-        device=records.device("gpu", "NVIDIA H200", 1, prices.Price(4.0, price_source)),
+        device=records.device("gpu", "NVIDIA H200", 1, prices.Price(4.0, "my prices", price_row)),
     )  # fmt: skip
     record |= {"status": "finished", "tokens": int(usd * 1e6), "sequences": int(usd * 1e4)}
     record["cost"] = {"usd": usd, "device_hours": usd / 4, "gpu_hours": usd / 4, "seconds": usd * 900}
@@ -182,6 +182,21 @@ def test_the_recorded_frontier_is_asked_with_its_interval(small, tmp_path, capsy
     scored(tmp_path, "other", 2.0, 90.0, 9, tasks=("RTE",))
     assert run(*words, "10") == 0
     assert "no data (these runs cannot share a frontier" in capsys.readouterr().out
+
+
+def test_a_run_is_found_by_the_row_that_it_was_billed_by(small, tmp_path, capsys):
+    """Not by how that row's source is worded, and not where the user's own price was taken."""
+    words = ["--gpu", "h200", "--model", small, "--runs", str(tmp_path / "runs"), "--budget-usd", "10"]
+    scored(tmp_path, "own", 9.0, 70.0, 1, price_row=None)
+    assert run(*words) == 0 and "no run on h200 is recorded" in capsys.readouterr().out
+    scored(tmp_path, "billed", 3.0, 70.0, 2)
+    assert run(*words) == 0 and "measured on NVIDIA H200 by run `billed`" in capsys.readouterr().out
+    old = records.read_record(tmp_path / "runs" / "own")
+    del old["device"]["price_row"], old["trunk"], old["dataset"]
+    old |= {"format": 1, "name": "old", "device": {**old["device"], "price_source": "elsewhere/prices.yaml: h200"}}
+    (tmp_path / "runs" / "old").mkdir()
+    (tmp_path / "runs" / "old" / "run.json").write_text(json.dumps(old))
+    assert run(*words) == 0 and "measured on NVIDIA H200 by run `old`" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from recipe.errors import UserError
 
 ROW_KEYS = ("name", "match", "usd_per_hour", "source")
 MAY_KEYS = ("memory_gib",)
+OWN_PRICE = "config: cost.usd_per_hour"  # the source of a price that the user stated
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Price:
     """Dollars an hour of one device (one GPU, or one CPU core), and where the figure was found."""
 
     usd_per_hour: float
-    source: str  # "yamls/prices.yaml: h200" or "config: cost.usd_per_hour"
+    source: str  # for people: "yamls/prices.yaml: h200", or OWN_PRICE
+    row: str | None = None  # the name of the price table's row; None for a price of the user's own
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,14 @@ def price_of(device_name: str, kind: str, prices_path: str, override: float | No
     if override is not None:
         if not _is_price(override):
             raise UserError(f"cost.usd_per_hour={override}: expected a positive number of US dollars")
-        return Price(float(override), "config: cost.usd_per_hour")
+        return Price(float(override), OWN_PRICE)
     # The longest match wins: "H100 PCIe" is more exact than "H100". The kind is a word too, so a row may match any CPU.
     words = f"{kind} {device_name}"
     found = [(len(text), row) for row in load(prices_path) for text in row.match if _holds(words, text)]
     if not found:
         raise UserError(f"{prices_path}: no price for {kind} `{device_name}`; add a row or say cost.usd_per_hour=...")
     row = max(found, key=lambda pair: pair[0])[1]
-    return Price(row.usd_per_hour, f"{prices_path}: {row.name}")
+    return Price(row.usd_per_hour, f"{prices_path}: {row.name}", row.name)
 
 
 def row_named(name: str, path: str) -> Row:

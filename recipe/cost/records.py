@@ -16,10 +16,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from recipe.cost.prices import Price
+from recipe.cost.prices import OWN_PRICE, Price
 from recipe.errors import UserError
 
-FORMAT = 1
+FORMAT = 2  # 2: device.price_row, trunk and dataset in every record
+PACKAGE = "bert-recipe"  # this project, as pyproject.toml names it
 FILE_NAME = "run.json"
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -57,8 +58,17 @@ REQUIRED: dict[str, type | tuple[type, ...]] = {
     "loss_curve": list,
     "eval": (dict, type(None)),
     "glue": (dict, type(None)),
+    "trunk": (dict, type(None)),
+    "dataset": (dict, type(None)),
 }
-REQUIRED_DEVICE = {"kind": str, "name": str, "count": int, "usd_per_hour": (int, float), "price_source": str}
+REQUIRED_DEVICE = {
+    "kind": str,
+    "name": str,
+    "count": int,
+    "usd_per_hour": (int, float),
+    "price_source": str,
+    "price_row": (str, type(None)),
+}
 REQUIRED_COST = dict.fromkeys(("seconds", "gpu_hours", "device_hours", "usd"), (int, float))
 REQUIRED_GLUE = {"benchmark": str, "protocol": dict, "tasks": dict, "absent": list, "of": int}
 
@@ -92,6 +102,8 @@ def new_record(
         "loss_curve": [],
         "eval": None,
         "glue": None,
+        "trunk": None,  # of a branch: the run whose beginning it shares, how far, and what that part cost
+        "dataset": None,  # of a pretraining run: what `dataset` gives
     }
 
 
@@ -103,6 +115,16 @@ def device(kind: str, name: str, count: int, price: Price) -> dict[str, Any]:
         "count": count,
         "usd_per_hour": price.usd_per_hour,
         "price_source": price.source,
+        "price_row": price.row,
+    }
+
+
+def dataset(vocabulary_sha256: str, eval_documents: int, eval_tokens: int) -> dict[str, Any]:
+    """The `dataset` of a record: what tells the held-out text of one dataset from that of another, wherever it lies."""
+    return {
+        "vocabulary_sha256": vocabulary_sha256,
+        "eval_documents": eval_documents,
+        "eval_tokens": eval_tokens,
     }
 
 
@@ -110,6 +132,7 @@ def provenance(project: Path = PROJECT) -> dict[str, Any]:
     """Which code runs, on which packages, since when; `commit` and `dirty` are null where `project` is no checkout."""
     commit, dirty = _git_state(project)
     return {
+        "version": _version(PACKAGE),
         "commit": commit,
         "dirty": dirty,
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -143,10 +166,10 @@ def write_record(path: str | Path, record: dict[str, Any]) -> Path:
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """The record in `path`, a run.json or the folder that holds it.
+    """The record in `path`, a run.json or the folder that holds it; one of an older format as this format would have it.
 
     Raises:
-        UserError: for a file that is missing, not JSON, of another format, or without a key that readers need.
+        UserError: for a file that is missing, not JSON, of a newer format, or without a key that readers need.
     """
     file = _file_of(path)
     try:
@@ -157,9 +180,23 @@ def read_record(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{file}:{error.lineno}: not valid JSON ({error.msg}); the run must write it again") from None
     except UnicodeDecodeError:
         raise UserError(f"{file}: not UTF-8 text, so not the record of a run") from None
+    record = _upgraded(record)
     problem = _problem(record)
     if problem:
         raise UserError(f"{file}: {problem}")
+    return record
+
+
+def _upgraded(record: Any) -> Any:
+    """A record of format 1 as format 2 would have it; anything else as it is, for `_problem` to judge."""
+    if not isinstance(record, dict) or record.get("format") != 1:
+        return record
+    record = {"trunk": None, "dataset": None, **record, "format": FORMAT}
+    device = record.get("device")
+    if isinstance(device, dict) and isinstance(source := device.get("price_source"), str):
+        # Format 1 had "FILE: ROW", or the config's key for a price of the user's own.
+        file, _, row = source.rpartition(": ")
+        record["device"] = {**device, "price_row": row if file and source != OWN_PRICE else None}
     return record
 
 
@@ -173,13 +210,22 @@ def _problem(record: Any) -> str | None:
     if not isinstance(record, dict) or "format" not in record:
         return "not the record of a run: no `format`"
     if record["format"] != FORMAT:
-        return f"format {record['format']!r}, but this version reads format {FORMAT}; use the version that wrote it"
+        return f"format {record['format']!r}{_writer(record)}, but this version reads formats 1 to {FORMAT}; update it"
     problem = _missing(record, REQUIRED, "")
     problem = problem or _missing(record["device"], REQUIRED_DEVICE, "device.")
     problem = problem or _missing(record["cost"], REQUIRED_COST, "cost.")
     if problem or record["glue"] is None:
         return problem
     return _missing(record["glue"], REQUIRED_GLUE, "glue.") or _task_problem(record["glue"]["tasks"])
+
+
+def _writer(record: dict[str, Any]) -> str:
+    """Which version wrote a record, as far as it says so."""
+    provenance = record.get("provenance")
+    known = provenance if isinstance(provenance, dict) else {}
+    words = [known["version"]] if known.get("version") else []
+    words += [f"commit {known['commit'][:10]}"] if known.get("commit") else []
+    return f", written by {PACKAGE} {' at '.join(words)}" if words else ", of an unnamed version"
 
 
 def _task_problem(tasks: dict[str, Any]) -> str | None:

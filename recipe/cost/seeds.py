@@ -47,17 +47,26 @@ def alike(records: Sequence[Mapping[str, Any]]) -> list[list[int]]:
 
 
 def merge(points: Sequence[Point]) -> Point:
-    """One point at the mean cost and the mean score of several that differ in their seed alone."""
+    """One point at the mean cost and the mean value of several that differ in their seed alone."""
     if len(points) == 1:
         return points[0]
     mean = {
         name: statistics.fmean(getattr(point, name) for point in points)
-        for name in ("score", "usd", "device_hours", "tokens", "seconds")
+        for name in ("value", "usd", "device_hours", "tokens", "seconds")
     }
     common = os.path.commonprefix([point.name for point in points])
     common = re.sub(r"([-_.]s?)?\d*$", "", common) or points[0].name  # of s17 and s18, s1 is no name
     name = f"{common} ({len(points)} seeds)"
-    half = interval([point.score for point in points])
+    half = interval([point.value for point in points])
     return replace(
         points[0], **{**mean, "tokens": round(mean["tokens"])}, name=name, seeds=len(points), half_width=half
     )
+
+
+def merged(records: Sequence[Mapping[str, Any]], points: Sequence[Point]) -> list[tuple[Point, list[int]]]:
+    """`points`, one a record, with those of one curve that differ in their seed alone made one; and the records' positions."""
+    found = []
+    for curve in dict.fromkeys(point.curve for point in points):
+        places = [i for i, point in enumerate(points) if point.curve == curve]
+        found += [[places[i] for i in group] for group in alike([records[i] for i in places])]
+    return [(merge([points[i] for i in places]), places) for places in found]

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -7,6 +8,8 @@ from hypothesis import strategies as st
 
 from recipe.cost.frontier import (
     AXES,
+    BRANCH,
+    Curve,
     Point,
     cost_at,
     frontier,
@@ -14,19 +17,28 @@ from recipe.cost.frontier import (
     gains,
     points_of,
     savings,
-    score_at,
+    value_at,
     why_not,
 )
+from recipe.cost.measures import LOSS, SCORE
 from recipe.errors import UserError
 
+A, B = Curve("a"), Curve("b")
 
-def point(cost, score, model="m", name="", kind="gpu"):
-    return Point(name or f"{model}-{cost}", model, score, cost, cost, int(cost * 1000), cost * 60, kind)
+
+def point(cost, value, model="m", name="", kind="gpu", measure=SCORE):
+    name = name or f"{model}-{cost}"
+    return Point(name, Curve(model), value, cost, cost, int(cost * 1000), cost * 60, kind, measure=measure)
+
+
+def losses(cloud):
+    """The same points as losses: the better score is the lower loss."""
+    return [replace(one, value=-one.value, measure=LOSS) for one in cloud]
 
 
 def dominates(one, other):
-    no_worse = one.usd <= other.usd and one.score >= other.score
-    return no_worse and (one.usd < other.usd or one.score > other.score)
+    no_worse = one.usd <= other.usd and one.value >= other.value
+    return no_worse and (one.usd < other.usd or one.value > other.value)
 
 
 # A small grid, so that ties in cost, in score and in both are common.
@@ -40,32 +52,36 @@ def test_the_frontier_is_what_brute_force_leaves(cloud):
     found = frontier(cloud, "usd")
     assert sorted(found, key=repr) == sorted(expected, key=repr)
     assert [p.usd for p in found] == sorted(p.usd for p in found)
+    assert frontier(losses(cloud), "usd") == losses(found)
 
 
 @settings(deadline=None)
 @given(clouds, st.floats(0.5, 10), st.floats(-1, 9))
 def test_interpolation_stays_inside_what_was_measured(cloud, cost, score):
     front = frontier(cloud, "usd")
-    got = score_at(front, "usd", cost)
+    got = value_at(front, "usd", cost)
     if not front or not front[0].usd <= cost <= front[-1].usd:
         assert got is None
     else:
-        below = max(p.score for p in front if p.usd <= cost)
-        above = min(p.score for p in front if p.usd >= cost)
+        below = max(p.value for p in front if p.usd <= cost)
+        above = min(p.value for p in front if p.usd >= cost)
         assert below - 1e-9 <= got <= above + 1e-9
     price = cost_at(front, "usd", score)
-    if not front or not front[0].score <= score <= front[-1].score:
+    if not front or not front[0].value <= score <= front[-1].value:
         assert price is None
     else:
-        assert score_at(front, "usd", price) == pytest.approx(score)
+        assert value_at(front, "usd", price) == pytest.approx(score)
+    falling = losses(front)
+    assert cost_at(falling, "usd", -score) == (None if price is None else pytest.approx(price))
+    assert value_at(falling, "usd", cost) == (None if got is None else pytest.approx(-got))
 
 
 def test_interpolation_is_linear_in_the_logarithm_of_cost():
     front = [point(1, 70.0), point(100, 80.0)]
-    assert score_at(front, "usd", 10) == pytest.approx(75)
+    assert value_at(front, "usd", 10) == pytest.approx(75)
     assert cost_at(front, "usd", 72.5) == pytest.approx(math.sqrt(10))
-    assert (score_at(front, "usd", 1), cost_at(front, "usd", 80.0)) == (70.0, 100)
-    assert score_at(front, "usd", 100.01) is None and cost_at(front, "usd", 69.99) is None
+    assert (value_at(front, "usd", 1), cost_at(front, "usd", 80.0)) == (70.0, 100)
+    assert value_at(front, "usd", 100.01) is None and cost_at(front, "usd", 69.99) is None
 
 
 def test_two_models_are_compared_where_both_were_measured():
@@ -73,12 +89,32 @@ def test_two_models_are_compared_where_both_were_measured():
         [point(1, 70.0, "a"), point(100, 80.0, "a"), point(10, 70.0, "b"), point(1000, 75.0, "b")], "usd"
     )
     (saving,) = savings(fronts, "usd")
-    assert (saving.score, saving.cheaper, saving.dearer, saving.dearer_cost) == (75.0, "a", "b", 1000)
+    assert (saving.value, saving.cheaper, saving.dearer, saving.dearer_cost) == (75.0, A, B, 1000)
     assert saving.cheaper_cost == pytest.approx(10) and saving.ratio == pytest.approx(100)
     assert saving.fraction == pytest.approx(0.99) and saving.interpolated
     (gain,) = gains(fronts, "usd")
-    assert (gain.cost, gain.better, gain.better_score, gain.worse) == (100, "a", 80.0, "b")
-    assert gain.worse_score == pytest.approx(72.5) and gain.interpolated
+    assert (gain.cost, gain.better, gain.better_value, gain.worse) == (100, A, 80.0, B)
+    assert gain.worse_value == pytest.approx(72.5) and gain.interpolated
+
+
+def test_a_lower_loss_is_the_better_one():
+    fronts = frontiers(
+        [
+            point(1, 8.0, "a", measure=LOSS),
+            point(100, 6.0, "a", measure=LOSS),
+            point(200, 6.5, "a", measure=LOSS),
+            point(10, 8.0, "b", measure=LOSS),
+            point(1000, 7.0, "b", measure=LOSS),
+        ],
+        "usd",
+    )
+    assert [p.value for p in fronts[A]] == [8.0, 6.0]
+    (saving,) = savings(fronts, "usd")
+    assert (saving.value, saving.cheaper, saving.dearer, saving.dearer_cost) == (7.0, A, B, 1000)
+    assert saving.cheaper_cost == pytest.approx(10) and saving.interpolated
+    (gain,) = gains(fronts, "usd")
+    assert (gain.cost, gain.better, gain.better_value, gain.worse) == (100, A, 6.0, B)
+    assert gain.worse_value == pytest.approx(7.5)
 
 
 def test_two_measured_points_are_not_called_interpolated():
@@ -93,7 +129,7 @@ def test_models_that_do_not_overlap_are_not_compared():
 
 
 def test_each_axis_reads_its_own_number():
-    one = Point("n", "m", 1.0, usd=2.0, device_hours=3.0, tokens=4, seconds=5.0, device_kind="gpu")
+    one = Point("n", Curve("m"), 1.0, usd=2.0, device_hours=3.0, tokens=4, seconds=5.0, device_kind="gpu")
     assert [one.cost(axis) for axis in AXES] == [2.0, 3.0, 4.0, 5.0]
 
 
@@ -101,7 +137,16 @@ def test_gpu_hours_and_core_hours_share_no_axis():
     mixed = [point(1, 70.0, "a", kind="cpu"), point(1, 70.0, "b", kind="gpu")]
     with pytest.raises(UserError, match="a-1 ran on a CPU"):
         frontiers(mixed, "gpu_hours")
-    assert set(frontiers(mixed, "usd")) == {"a", "b"}
+    assert set(frontiers(mixed, "usd")) == {A, B}
+
+
+EVALUATION = {
+    "path": "data/books",
+    "eval_split": "validation",
+    "eval_mask_rate": 0.15,
+    "eval_documents": 128,
+    "sequence_length": 128,
+}
 
 
 def record(name, scores, benchmark="GLUE", init="pretrained", **protocol):
@@ -113,6 +158,10 @@ def record(name, scores, benchmark="GLUE", init="pretrained", **protocol):
         "device": {"kind": "cpu"},
         "cost": {"seconds": 60.0, "device_hours": 2.0, "gpu_hours": 0.0, "usd": 0.5},
         "tokens": 1000,
+        "trunk": None,
+        "dataset": None,
+        "eval": {"loss": 5.0},
+        "config": {"data": dict(EVALUATION)},
         "glue": {
             "benchmark": benchmark,
             "protocol": {"max_length": 256, **protocol},
@@ -123,9 +172,21 @@ def record(name, scores, benchmark="GLUE", init="pretrained", **protocol):
 
 def test_a_point_holds_the_records_numbers_and_the_mean_of_its_tasks():
     (found,) = points_of([record("a", {"CoLA": 40.0, "RTE": 60.0})])
-    assert found == Point("a", "m", 50.0, 0.5, 2.0, 1000, 60.0, "cpu")
+    assert found == Point("a", Curve("m"), 50.0, 0.5, 2.0, 1000, 60.0, "cpu")
     (found,) = points_of([record("a", {"CoLA": 40.0, "RTE": 60.0})], ["RTE"])
-    assert found.score == 60.0
+    assert found.value == 60.0
+    (found,) = points_of([record("a", {})], measure=LOSS)
+    assert (found.value, found.measure, found.merit) == (5.0, LOSS, -5.0)
+
+
+def test_a_curve_is_known_by_its_fields():
+    """Whatever a model is called: no sentence of one curve is another's."""
+    branch = {**record("b", BOTH), "trunk": {"run": "runs/trunk"}}
+    named = {**record("c", BOTH), "model": "m, branches of a trunk"}
+    curves = [point.curve for point in points_of([record("a", BOTH), branch, named])]
+    assert curves == [Curve("m"), Curve("m", BRANCH), Curve("m, branches of a trunk")]
+    assert curves[1].label == curves[2].label and curves[1] != curves[2]
+    assert len(frontiers(points_of([record("a", BOTH), branch, named]), "usd")) == 3
 
 
 BOTH = {"CoLA": 40.0, "RTE": 60.0}
@@ -148,9 +209,73 @@ def test_runs_that_were_scored_differently_are_never_mixed(other, says):
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
+def evaluated(name, dataset=None, **data):
+    return {**record(name, {}), "glue": None, "dataset": dataset, "config": {"data": {**EVALUATION, **data}}}
+
+
+DIGEST = {"vocabulary_sha256": "abc", "eval_documents": 9, "eval_tokens": 99}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "says"),
+    [
+        ({}, {"path": "data/other"}, "data.path: data/books in a; data/other in b"),
+        (
+            {},
+            {"eval_mask_rate": 0.3},
+            "data.eval_mask_rate: 0.15 in a; 0.3 in b; evaluate them alike or leave runs out",
+        ),
+        ({}, {"eval_documents": 64}, "data.eval_documents: 128 in a; 64 in b"),
+        ({}, {"eval_split": "test"}, 'data.eval_split: "validation" in a; "test" in b'),
+        ({}, {"sequence_length": 512}, "data.sequence_length: 128 in a; 512 in b"),
+        (
+            {"dataset": DIGEST},
+            {"dataset": {**DIGEST, "vocabulary_sha256": "def"}},
+            "dataset.vocabulary_sha256: abc in a; def in b",
+        ),
+        ({"dataset": DIGEST}, {"dataset": {**DIGEST, "eval_tokens": 98}}, "dataset.eval_tokens: 99 in a; 98 in b"),
+        ({"dataset": DIGEST}, {"path": "elsewhere"}, "data.path: data/books in a; elsewhere in b"),
+    ],
+)
+def test_losses_of_different_evaluations_are_refused_or_labelled(one, other, says):
+    runs = [evaluated("a", **one), evaluated("b", **other)]
+    with pytest.raises(UserError) as error:
+        points_of(runs, measure=LOSS)
+    assert says in str(error.value) and "\n" not in str(error.value)
+    first, second = (point.curve for point in points_of(runs, mixed=True, measure=LOSS))
+    assert first.model == second.model and first.protocol and first != second
+
+
+def test_one_dataset_is_known_wherever_it_lies():
+    runs = [evaluated("a", DIGEST), evaluated("b", DIGEST, path="elsewhere")]
+    assert [point.curve.protocol for point in points_of(runs, measure=LOSS)] == ["", ""]
+    runs = [evaluated("a"), evaluated("b", path="./data//books/")]
+    assert [point.curve.protocol for point in points_of(runs, measure=LOSS)] == ["", ""]
+
+
+def test_a_loss_has_no_tasks():
+    with pytest.raises(UserError, match="--tasks RTE: an evaluation loss has no tasks"):
+        points_of([evaluated("a")], ["RTE"], measure=LOSS)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"eval": None}, "no evaluation loss"),
+        ({"eval": {"loss": None}}, "no token of the evaluation was masked"),
+        ({"eval": {"loss": 5.0, "batch": 100}, "batches": 120}, "its last evaluation is of batch 100 of 120"),
+        ({"status": "running"}, "not finished"),
+        ({"tokens": 0}, "bill is empty"),
+    ],
+)
+def test_a_run_without_a_loss_says_why(change, says):
+    assert why_not(evaluated("a"), LOSS) is None and "no scores" in why_not(evaluated("a"))
+    assert says in why_not({**evaluated("a"), **change}, LOSS)
+
+
 def test_common_tasks_make_runs_comparable_again():
     found = points_of([record("a", BOTH), record("b", {"CoLA": 50.0})], ["CoLA"])
-    assert [p.score for p in found] == [40.0, 50.0]
+    assert [p.value for p in found] == [40.0, 50.0]
     with pytest.raises(UserError, match="run `b` has no RTE; it has CoLA"):
         points_of([record("a", BOTH), record("b", {"CoLA": 50.0})], ["RTE"])
 
@@ -182,4 +307,4 @@ def test_no_axis_or_model_is_forgotten():
     cloud = [point(cost, float(score), model) for cost, score, model in product((1, 2), (3, 4), ("a", "b"))]
     for axis in AXES:
         fronts = frontiers(cloud, axis)
-        assert {model: [p.score for p in front] for model, front in fronts.items()} == {"a": [4.0], "b": [4.0]}
+        assert {curve: [p.value for p in front] for curve, front in fronts.items()} == {A: [4.0], B: [4.0]}

@@ -88,8 +88,15 @@ def test_a_missing_record_is_a_users_mistake(tmp_path):
         (b'{\n "format": 1,\n oops}', "run.json:3: not valid JSON"),
         (b"[1, 2]", "not the record of a run"),
         (b"{}", "no `format`"),
-        (b'{"format": 2}', "format 2, but this version reads format 1"),
+        (b'{"format": 3}', "format 3, of an unnamed version, but this version reads formats 1 to 2; update it"),
+        (
+            b'{"format": 3, "provenance": {"version": "9.9.0", "commit": "0123456789abcdef"}}',
+            "format 3, written by bert-recipe 9.9.0 at commit 0123456789, but this version",
+        ),
+        (b'{"format": "2"}', "format '2'"),
         (b'{"format": 1}', "`kind` is missing"),
+        (b'{"format": 1, "device": 7}', "`kind` is missing"),
+        (b'{"format": 2}', "`kind` is missing"),
         (b"\xff\xfe{", "not UTF-8"),
     ],
 )
@@ -106,6 +113,8 @@ def test_an_invalid_record_is_one_line_with_the_file(tmp_path, content, says):
         (lambda r: r.pop("glue"), "`glue` is missing"),
         (lambda r: r.update(config="a.yaml"), "`config` is a str"),
         (lambda r: r["device"].pop("price_source"), "`device.price_source` is missing"),
+        (lambda r: r["device"].pop("price_row"), "`device.price_row` is missing"),
+        (lambda r: r.pop("trunk"), "`trunk` is missing"),
         (lambda r: r["cost"].update(usd=None), "`cost.usd` is a NoneType"),
         (lambda r: r.update(glue={"benchmark": "GLUE"}), "`glue.protocol` is missing"),
         (
@@ -121,6 +130,51 @@ def test_the_keys_that_readers_need_are_checked(tmp_path, record, change, says):
     (tmp_path / "run.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match=says):
         read_record(tmp_path)
+
+
+def as_format_1(record, price_source):
+    """What the version before this format wrote."""
+    device = {key: value for key, value in record["device"].items() if key != "price_row"}
+    kept = {key: value for key, value in record.items() if key not in ("trunk", "dataset")}
+    return {**kept, "format": 1, "device": {**device, "price_source": price_source}}
+
+
+@pytest.mark.parametrize(
+    ("source", "row"),
+    [
+        ("yamls/prices.yaml: h200", "h200"),
+        ("C: my prices.yaml: a: b", "b"),
+        ("config: cost.usd_per_hour", None),
+        ("test", None),
+    ],
+)
+def test_a_record_of_format_1_is_read_as_one_of_this_format(tmp_path, record, source, row):
+    (tmp_path / "run.json").write_text(json.dumps(as_format_1(record, source)))
+    read = read_record(tmp_path)
+    assert read == {**record, "device": {**record["device"], "price_source": source, "price_row": row}}
+    assert json.loads((tmp_path / "run.json").read_text())["format"] == 1  # reading changes no file
+    write_record(tmp_path, read)
+    assert json.loads((tmp_path / "run.json").read_text())["format"] == records.FORMAT and read_record(tmp_path) == read
+
+
+def test_a_branch_of_format_1_keeps_its_trunk(tmp_path, record):
+    trunk = {"run": "runs/trunk", "batch": 3, "tokens": 9, "cost": record["cost"]}
+    (tmp_path / "run.json").write_text(json.dumps({**as_format_1(record, "test"), "trunk": trunk}))
+    assert read_record(tmp_path)["trunk"] == trunk
+
+
+def test_every_committed_record_is_read_and_keeps_what_it_holds():
+    files = sorted((ROOT / "benchmarks" / "results").rglob(records.FILE_NAME))
+    assert len(files) >= 46
+    for file in files:
+        written, read = json.loads(file.read_text(encoding="utf-8")), read_record(file)
+        assert read["format"] == records.FORMAT and read["device"]["price_row"] == "cpu-core", file
+        assert read | {key: written[key] for key in written} | {"device": read["device"], "format": 2} == read
+        assert read["device"] | written["device"] == read["device"]
+
+
+def test_the_projects_name_is_the_one_that_is_installed():
+    assert f'\nname = "{records.PACKAGE}"\n' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 def git(folder, *words):

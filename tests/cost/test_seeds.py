@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from recipe.cost.frontier import Point
-from recipe.cost.seeds import alike, interval, merge
+from recipe.cost.frontier import BRANCH, Curve, Point
+from recipe.cost.seeds import alike, interval, merge, merged
 
 
 def record(seed, duration="10ba", model="m", device="d", **config):
@@ -41,11 +41,22 @@ def test_the_same_seed_again_is_no_other_sample():
 
 
 def test_a_point_of_several_is_their_mean():
-    points = [Point(f"run-s{i}", "m", 70.0 + i, 1.0 + i, 2.0, 10 + i, 3.0, "gpu") for i in (1, 2, 3)]
+    points = [Point(f"run-s{i}", Curve("m"), 70.0 + i, 1.0 + i, 2.0, 10 + i, 3.0, "gpu") for i in (1, 2, 3)]
     found = merge(points)
-    assert (found.name, found.seeds, found.score, found.usd, found.tokens) == ("run (3 seeds)", 3, 72.0, 3.0, 12)
+    assert (found.name, found.seeds, found.value, found.usd, found.tokens) == ("run (3 seeds)", 3, 72.0, 3.0, 12)
     assert found.half_width == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
     assert merge(points[:1]) is points[0] and points[0].half_width is None
+
+
+def test_branches_and_runs_of_one_config_stay_apart():
+    runs = [record(seed) for seed in (1, 1, 2, 2)]
+    curves = [Curve("m"), Curve("m", BRANCH)] * 2
+    points = [Point(f"run-s{i}", curve, 70.0 + i, 1.0, 2.0, 10, 3.0, "gpu") for i, curve in enumerate(curves)]
+    found = merged(runs, points)
+    assert [(point.curve, point.value, places) for point, places in found] == [
+        (curves[0], 71.0, [0, 2]),
+        (curves[1], 72.0, [1, 3]),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -58,5 +69,5 @@ def test_a_point_of_several_is_their_mean():
     ],
 )
 def test_a_point_of_several_has_the_name_that_they_share(names, common):
-    points = [Point(name, "m", 70.0, 1.0, 2.0, 10, 3.0, "gpu") for name in names]
+    points = [Point(name, Curve("m"), 70.0, 1.0, 2.0, 10, 3.0, "gpu") for name in names]
     assert merge(points).name == f"{common} (2 seeds)"
