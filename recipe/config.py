@@ -142,7 +142,9 @@ class TrainConfig:
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
     cost: Cost = field(default_factory=Cost)
-    duration: str = "70000ba"  # batches (ba), sequences (sp), real tokens (tok) or epochs (ep)
+    duration: str = (
+        "70000ba"  # ba batches, sp sequences, tok real tokens, ep epochs; the batch that reaches it is the last
+    )
     batch_size: int = 4096  # sequences, over all ranks; with data.batching=tokens as many full-length ones' tokens
     microbatch_size: int = 0  # sequences a rank at a time; 0: as many of its share of the batch as fit into memory
     precision: str = "auto"  # auto | amp_bf16 | fp32

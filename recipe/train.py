@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from composer import Callback, Evaluator, Event, State
-from composer.core import DataSpec
+from composer.core import DataSpec, TimeUnit
 from composer.utils import dist, reproducibility
 from torch import nn
 
@@ -292,6 +292,8 @@ def say_start(plan: Plan, record: dict[str, Any], hardware: Hardware) -> None:
     if plan.config.model.compile:
         say("  step: compiled by torch.compile, for which the first one takes longer")
     say(f"  {microbatch_line(plan)}")
+    if parse_time("", plan.config.duration).unit == TimeUnit.TOKEN:
+        say(f"  duration: {plan.config.duration}, ends with the batch that reaches it")
     split = plan.info.split(plan.config.data.train_split)
     say(
         f"  {split.documents:,} documents, {split.tokens:,} tokens in {plan.config.data.path}; ${plan.price.usd_per_hour}"

@@ -82,13 +82,17 @@ def test_microbatches_change_nothing_but_memory(yaml, tmp_path):
 
 
 @pytest.mark.parametrize("duration, batches", [("80sp", 10), ("2000tok", None), ("1ep", None)])
-def test_duration_in_every_unit_decays_the_schedule_to_its_end(yaml, duration, batches, tiny_dataset):
+def test_duration_in_every_unit_decays_the_schedule_to_its_end(yaml, duration, batches, capsys):
     record = run(yaml, f"duration={duration}", "log_every=1", "batch_size=16" if "ep" in duration else "batch_size=8")
     curve = record["loss_curve"]
     assert batches is None or len(curve) == batches
     assert curve[-1]["lr"] < 0.3 * max(row["lr"] for row in curve)
     if "tok" in duration:
         assert curve[-2]["tokens"] < 2000 <= curve[-1]["tokens"]
+    said = capsys.readouterr().out
+    assert ("ends with the batch that reaches it" in said) is ("tok" in duration)
+    lines = [line for line in said.splitlines() if "ETA" in line]
+    assert len(lines) == len(curve) and "(100%)" in lines[-1] and lines[-1].endswith("ETA 0:00")
 
 
 @pytest.mark.parametrize("batching", ["sequences", "tokens"])
