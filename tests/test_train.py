@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kernels.cpu import build
 from recipe import train
 from recipe.config import TrainConfig, load
 from recipe.cost.records import read_record
@@ -68,7 +69,7 @@ def test_a_run_learns_and_its_record_is_whole(yaml, tmp_path, model, capsys):
     for name in ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt"):
         assert (tmp_path / "run" / "encoder" / name).is_file()
     said = capsys.readouterr().out
-    for word in ("attention:", "loss", "accuracy", "lr", "tokens/s", "MFU", "$", "ETA", "evaluation"):
+    for word in ("attention ", "loss", "accuracy", "lr", "tokens/s", "MFU", "$", "ETA", "evaluation"):
         assert word in said
 
 
@@ -144,7 +145,9 @@ def test_two_ranks_train_what_one_trains(yaml, tmp_path, launcher):
         count = ("--standalone", *count)
     both = command(*words, f"out={tmp_path / 'two'}", launcher=(str(program), *count))
     single = run(yaml, *words[1:])
-    assert both.wait(300) == 0, both.stderr.read()
+    said, problems = both.communicate(timeout=300)
+    assert both.returncode == 0, problems
+    assert "Gloo" not in said
     two = read_record(tmp_path / "two")
     assert (two["batches"], two["sequences"]) == (single["batches"], single["sequences"])
     assert two["tokens"] == single["tokens"], "the ranks together see what one sees"
@@ -248,6 +251,21 @@ def test_a_folder_that_holds_another_run_is_left_alone(yaml, tmp_path):
     (other / "notes.txt").write_text("not a run")
     with pytest.raises(UserError, match="holds no run"):
         run(yaml, f"out={other}")
+
+
+def test_the_first_lines_say_what_is_needed_and_no_more(yaml, tmp_path):
+    """As a fresh process prints them, its C++ included: nothing about devices that are not here."""
+    process = command(str(yaml), "duration=2ba", "data.eval_documents=8")
+    out, problems = process.communicate(timeout=120)
+    assert process.returncode == 0, problems
+    lines = out.splitlines()
+    assert lines[0].startswith("mosaic_bert, 0.1 M parameters -> ")
+    heads = ["on", "attention", "microbatch:", "data:", "price:"]
+    assert [line.split()[0] for line in lines[1:6]] == heads and lines[6].startswith("batch")
+    reason = build.refusal()
+    without = f"  attention sdpa (not cpu: {reason}), kernels reference (not cpu: {reason})"
+    assert lines[2] == (without if reason else "  attention cpu, kernels cpu")
+    assert "per core-hour" in lines[5]
 
 
 def test_the_command_prints_one_line_and_exits_with_2(yaml, tmp_path):

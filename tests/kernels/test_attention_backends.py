@@ -166,8 +166,10 @@ def test_a_cpu_takes_its_own(monkeypatch, interpret):
     monkeypatch.setattr("kernels.cpu.build.refusal", lambda: None)  # as with a compiler
     needs = Requirements("cpu", torch.float32, 64)
     chosen = backends.resolve("attention", "auto", needs)
-    assert chosen.name == "cpu" and "triton" in chosen.why
-    assert backends.resolve("attention", "auto", Requirements("cpu", torch.float32, 64, 0.1)).name == "sdpa"
+    assert (chosen.name, chosen.why, chosen.in_short) == ("cpu", "fastest on this device", "cpu")
+    dropped = backends.resolve("attention", "auto", Requirements("cpu", torch.float32, 64, 0.1))
+    assert dropped.name == "sdpa" and "not cpu: attention dropout 0.1" in dropped.in_short
+    assert backends.resolve("attention", "sdpa", needs).in_short == "sdpa"
     assert backends.resolve("kernels", "auto", needs).name == "cpu"
     if interpret == "1":
         assert backends.resolve("attention", "triton", needs).name == "triton"
@@ -184,7 +186,7 @@ def test_a_cpu_takes_its_own(monkeypatch, interpret):
         ("flash_attn", {"device": "cuda"}, "flash-attn is not installed"),
         ("xformers", {"device": "cuda"}, "ALiBi"),
         ("xformers", {}, "device cpu"),
-        ("flex", {"attention_dropout": 0.1}, "attention dropout 0.1"),
+        ("flex", {"attention_dropout": 0.1, "device": "cuda"}, "attention dropout 0.1"),
         ("flex", {}, "gradients on a CUDA GPU only"),
     ],
 )
