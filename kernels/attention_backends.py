@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from kernels.reference import no_tokens
+
 
 def sdpa(
     q_TNH: Tensor,
@@ -27,7 +29,7 @@ def sdpa(
     tokens, heads, size = q_TNH.shape
     sequences = cu_seqlens.numel() - 1
     if tokens == 0:
-        return torch.empty_like(q_TNH)
+        return no_tokens(q_TNH, k_TNH, v_TNH, slopes)
     ragged = tokens != sequences * max_seqlen
     position = torch.arange(max_seqlen, device=q_TNH.device)
     bias = _position_bias(position, slopes, window, q_TNH.dtype)  # (N or 1, L, L) or None
@@ -126,7 +128,7 @@ def xformers(
 
     lengths = [length for length in cu_seqlens.diff().tolist() if length]
     if not lengths:
-        return torch.empty_like(q)
+        return no_tokens(q, k, v)
     mask = fmha.BlockDiagonalMask.from_seqlens(lengths)
     out = fmha.memory_efficient_attention(q[None], k[None], v[None], attn_bias=mask, p=dropout_p)
     return out[0]
@@ -150,7 +152,7 @@ def flex(
     if dropout_p:
         raise ValueError(f"backend=flex cannot take dropout_p={dropout_p}: flex_attention has no dropout")
     if q_TNH.shape[0] == 0:
-        return torch.empty_like(q_TNH)
+        return no_tokens(q_TNH, k_TNH, v_TNH, slopes)
 
     def alibi(score: Tensor, _: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return score - slopes[head] * (i - j).abs()

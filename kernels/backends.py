@@ -39,7 +39,12 @@ class Resolved:
     """A backend's name and one line that says why it was taken."""
 
     name: str
-    why: str
+    why: str  # begins with "not" where a faster one, made for this device, could not be taken
+
+    @property
+    def in_short(self) -> str:
+        """The name, and only what is unusual about it."""
+        return f"{self.name} ({self.why})" if self.why.startswith("not ") else self.name
 
 
 def _never(_: Requirements) -> None:
@@ -51,13 +56,14 @@ def _triton(needs: Requirements) -> str | None:
 
 
 def _interpreted(needs: Requirements) -> str | None:
-    return "interpreted on the CPU, for tests only" if needs.device == "cpu" else None
+    return "device cpu: interpreted, for tests only" if needs.device == "cpu" else None
 
 
 def _triton_attention(needs: Requirements) -> str | None:
-    if needs.attention_dropout:
+    refusal = triton_refusal(needs.device, needs.dtype)
+    if refusal is None and needs.attention_dropout:
         return f"attention dropout {needs.attention_dropout}: the kernel has none; set it to 0, or take sdpa"
-    return triton_refusal(needs.device, needs.dtype) or head_refusal(needs.head_dim)
+    return refusal or head_refusal(needs.head_dim)
 
 
 def _flash_attn(needs: Requirements) -> str | None:
@@ -83,10 +89,10 @@ def _xformers(needs: Requirements) -> str | None:
 
 
 def _flex(needs: Requirements) -> str | None:
-    if needs.attention_dropout:
-        return f"attention dropout {needs.attention_dropout}: flex_attention has none; set it to 0, or take sdpa"
     if needs.device != "cuda":
         return f"device {needs.device}: compiled flex_attention has gradients on a CUDA GPU only"
+    if needs.attention_dropout:
+        return f"attention dropout {needs.attention_dropout}: flex_attention has none; set it to 0, or take sdpa"
     if needs.head_dim < 16:
         return f"head_dim={needs.head_dim}: at least 16"
     return None
@@ -125,7 +131,8 @@ KERNELS = (
 
 
 def resolve(kind: str, requested: str, requirements: Requirements) -> Resolved:
-    """The backend for `kind` (attention or kernels): `requested`, or for `auto` the first that is not refused.
+    """The backend for `kind` (attention or kernels): `requested`, or for `auto` the first that is not refused. Those
+    before it that are made for this kind of device say why they are not taken.
 
     Raises:
         ValueError: no such backend, or it is refused; the message lists every backend and why.
@@ -134,30 +141,19 @@ def resolve(kind: str, requested: str, requirements: Requirements) -> Resolved:
     refusals = {row.name: row.refusal(requirements) for row in rows}
     listing = "; ".join(f"{name}: {reason or 'can run'}" for name, reason in refusals.items())
     if requested == "auto":
-        passed = {row.name: refusals[row.name] or row.slow(requirements) for row in rows}
-        for name, reason in passed.items():
+        passed_over: list[str] = []
+        for row in rows:
+            reason = refusals[row.name] or row.slow(requirements)
             if reason is None:
-                return Resolved(name, _why({n: r for n, r in passed.items() if r is not None}))
+                return Resolved(row.name, "; ".join(passed_over) or "fastest on this device")
+            if not reason.startswith("device "):
+                passed_over.append(f"not {row.name}: {reason}")
         raise ValueError(f"model.{kind}=auto: nothing can run here ({listing})")
     if requested not in refusals:
         raise ValueError(f"model.{kind}={requested}: no such backend; known are auto, {', '.join(refusals)}")
     if refusals[requested] is not None:
         raise ValueError(f"model.{kind}={requested} cannot run: {refusals[requested]} ({listing})")
     return Resolved(requested, "requested")
-
-
-def _why(passed_over: dict[str, str]) -> str:
-    """Why `auto` took what it took, in one line: the reason against one of those passed over, the others by name.
-
-    It is the fastest of those that are for this kind of device, about which a user may do something; else the fastest of all.
-    """
-    if not passed_over:
-        return "fastest that can run"
-    fastest = next((name for name, reason in passed_over.items() if not reason.startswith("device ")), None)
-    fastest = fastest or next(iter(passed_over))
-    others = [name for name in passed_over if name != fastest]
-    also = f"; nor {', '.join(others)}: see python -m kernels.backends" if others else ""
-    return f"fastest that can run; not {fastest}: {passed_over[fastest]}{also}"
 
 
 def main() -> None:

@@ -59,7 +59,13 @@ def attention(
             scores = scores.masked_fill(distance > window, float("-inf"))
         weights = F.dropout(scores.softmax(dim=-1), dropout_p)
         outputs.append((weights @ v).transpose(0, 1))
-    return torch.cat(outputs).to(q_TNH.dtype) if outputs else torch.empty_like(q_TNH)
+    return torch.cat(outputs).to(q_TNH.dtype) if outputs else no_tokens(q_TNH, k_TNH, v_TNH, slopes)
+
+
+def no_tokens(q_TNH: Tensor, k_TNH: Tensor, v_TNH: Tensor, slopes: Tensor | None = None) -> Tensor:
+    """Attention of a stream without a token, (0, N, H): empty, and yet with a gradient for everything it was given."""
+    out = q_TNH + k_TNH + v_TNH
+    return out if slopes is None else out + slopes.to(out)[:, None]
 
 
 def glu(x: Tensor, activation: str = "gelu", dropout_p: float = 0.0) -> Tensor:

@@ -209,7 +209,9 @@ class TrainConfig:
     schedule: Schedule = setting(Schedule, "the learning rate over the run")
     cost: Cost = setting(Cost, "the bill")
     duration: str = setting(
-        "70000ba", "length of the run in batches (ba), sequences (sp), real tokens (tok) or epochs (ep)"
+        "70000ba",
+        "length of the run in batches (ba), sequences (sp), real tokens (tok) or epochs (ep); it ends with the batch that "
+        "reaches it",
     )
     batch_size: int = setting(
         4096, "sequences per step over all ranks; with data.batching=tokens the tokens of as many full ones", least=1

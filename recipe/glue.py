@@ -275,14 +275,12 @@ def publish(plan: Plan, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def say_start(plan: Plan, record: dict[str, Any]) -> None:
-    hardware = plan.hardware
-    unit = "GPU" if hardware.kind == "gpu" else "cores"
-    millions = record["parameters"] / 1e6
+    hardware, price = plan.hardware, plan.worker.price
     lines = [
-        f"{plan.checkpoint.name}: {plan.checkpoint.model}, {millions:.1f} M parameters -> {plan.out}",
-        f"  on {hardware.count} {unit}, {hardware.name}, {record['precision']}; "
-        f"${plan.worker.price.usd_per_hour} an hour of one ({plan.worker.price.source})",
-        *(f"  {key}: {choice['name']} ({choice['why']})" for key, choice in record["backends"].items()),
+        f"{plan.checkpoint.name}: {plan.checkpoint.model}, {record['parameters'] / 1e6:.1f} M parameters -> {plan.out}",
+        f"  on {hardware.devices}, {record['precision']}",
+        f"  {plan.worker.backends.in_short}",
+        f"  price: ${price.usd_per_hour} per {hardware.unit}-hour ({price.source})",
         "  tasks: " + ", ".join(task.name for task in plan.tasks) + scores.absence(plan.absent),
     ]
     orphans = [task.name for task in plan.tasks if task.from_mnli]

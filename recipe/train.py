@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from composer import Callback, Evaluator, Event, State
-from composer.core import DataSpec
+from composer.core import DataSpec, TimeUnit
 from composer.utils import dist, reproducibility
 from torch import nn
 
@@ -36,7 +36,7 @@ from recipe.training.optimizer import build_optimizer
 from recipe.training.preflight import Plan, make_plan
 from recipe.training.quiet import quiet_libraries
 from recipe.training.schedule import build_schedule
-from recipe.training.trainer import OnDevice, Trainer
+from recipe.training.trainer import OnDevice, Trainer, join_ranks
 
 
 def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, 
         return record
     if plan.hardware.kind == "cpu":
         keep_freed_memory()
-    dist.initialize_dist("gpu" if plan.hardware.kind == "gpu" else "cpu")
+    join_ranks(plan.hardware.kind)
     plan = agreed(plan)  # no rank writes before every rank has checked
     reproducibility.seed_all(config.seed)
     model = build_model(plan)
@@ -276,37 +276,37 @@ def finish(plan: Plan, model: nn.Module, record: dict[str, Any], progress: Progr
         f"${cost['usd']:.4f}"
     )
     limit = record["waiting_for_data"]
-    remedy = "; more data.workers may help" if limit["limit"] == "loader" else ""
-    say(
-        f"  the {limit['limit']} was the limit: {limit['waiting']:.1%} of the time went into waiting for the next batch{remedy}"
-    )
+    if limit["limit"] == "loader":
+        waited = f"{limit['waiting']:.1%} of the time went into waiting for the next batch"
+        say(f"  the loader was the limit: {waited}; more data.workers may help")
 
 
 def say_start(plan: Plan, record: dict[str, Any], hardware: Hardware) -> None:
-    peak = f"{hardware.peak_flops / 1e12:.3g} TFLOP/s" if hardware.peak_flops else "unknown peak, so no MFU"
-    of_peak = "measured matmul" if hardware.kind == "cpu" else "data sheet"
-    unit = "GPUs" if hardware.kind == "gpu" else "cores"
-    say(f"{plan.config.model.name}, {record['parameters'] / 1e6:.1f} M parameters -> {plan.out}")
-    say(f"  on {hardware.count} {unit}, {hardware.name}, {record['precision']}, {peak} ({of_peak})")
-    for kind in ("attention", "kernels"):
-        choice = getattr(plan.backends, kind)
-        say(f"  {kind}: {choice.name} ({choice.why})")
-    if plan.config.model.compile:
-        say("  step: compiled by torch.compile, for which the first one takes longer")
-    say(f"  {microbatch_line(plan)}")
-    split = plan.info.split(plan.config.data.train_split)
-    say(
-        f"  {split.documents:,} documents, {split.tokens:,} tokens in {plan.config.data.path}; ${plan.price.usd_per_hour}"
-        f" an hour a {unit[:-1]} ({plan.price.source})"
+    config, split = plan.config, plan.info.split(plan.config.data.train_split)
+    source = "best matrix product here" if hardware.kind == "cpu" else "data sheet"
+    peak = (
+        f"peak {hardware.peak_flops / 1e12:.3g} TFLOP/s ({source})" if hardware.peak_flops else "peak unknown, no MFU"
     )
+    say(f"{config.model.name}, {record['parameters'] / 1e6:.1f} M parameters -> {plan.out}")
+    say(f"  on {hardware.devices}, {record['precision']}, {peak}")
+    say(f"  {plan.backends.in_short}")
+    if config.model.compile:
+        say("  compiled by torch.compile; the first step takes longer")
+    say(f"  {microbatch_line(plan)}")
+    if parse_time("", config.duration).unit == TimeUnit.TOKEN:
+        say(f"  duration: {config.duration}, ends with the batch that reaches it")
+    say(f"  data: {split.documents:,} documents, {split.tokens:,} tokens in {config.data.path}")
+    say(f"  price: ${plan.price.usd_per_hour} per {hardware.unit}-hour ({plan.price.source})")
 
 
 def microbatch_line(plan: Plan) -> str:
-    chosen = plan.microbatch
-    line = f"microbatch: {chosen.size} of {plan.config.batch_size // plan.ranks} sequences ({chosen.why}"
+    chosen, share = plan.microbatch, plan.config.batch_size // plan.ranks
+    line = f"microbatch: {chosen.size} of {share} sequences"
+    if chosen.size < share:
+        line += f" ({chosen.why})"
     if chosen.need is None:
-        return f"{line})"
-    return f"{line}; {chosen.need / memory.GIB:.2f} GiB of {chosen.capacity / memory.GIB:.1f} GiB free)"
+        return line
+    return f"{line}, needs {chosen.need / memory.GIB:.2g} of {chosen.capacity / memory.GIB:.3g} GiB free"
 
 
 def main(config: TrainConfig) -> None:

@@ -73,6 +73,7 @@ def test_killed_processes_cost_their_own_jobs_alone(tmp_path, yaml):
     os.kill(workers(first.pid)[0], signal.SIGKILL)
     printed, error = first.communicate(timeout=120)
     assert first.returncode == 2 and "[1/12]" in printed
+    assert "Gloo" not in printed, "each process makes a group of one"
     assert (
         error.count("\n") == 1
         and error.startswith("error: a process of the pool was killed")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kernels.cpu import build
 from recipe import train
 from recipe.config import TrainConfig, load
 from recipe.cost.records import read_record, write_record
@@ -68,7 +69,7 @@ def test_a_run_learns_and_its_record_is_whole(yaml, tmp_path, model, capsys):
     for name in ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt"):
         assert (tmp_path / "run" / "encoder" / name).is_file()
     said = capsys.readouterr().out
-    for word in ("attention:", "loss", "accuracy", "lr", "tokens/s", "MFU", "$", "ETA", "evaluation"):
+    for word in ("attention ", "loss", "accuracy", "lr", "tokens/s", "MFU", "$", "ETA", "evaluation"):
         assert word in said
 
 
@@ -82,13 +83,17 @@ def test_microbatches_change_nothing_but_memory(yaml, tmp_path):
 
 
 @pytest.mark.parametrize("duration, batches", [("80sp", 10), ("2000tok", None), ("1ep", None)])
-def test_duration_in_every_unit_decays_the_schedule_to_its_end(yaml, duration, batches, tiny_dataset):
+def test_duration_in_every_unit_decays_the_schedule_to_its_end(yaml, duration, batches, capsys):
     record = run(yaml, f"duration={duration}", "log_every=1", "batch_size=16" if "ep" in duration else "batch_size=8")
     curve = record["loss_curve"]
     assert batches is None or len(curve) == batches
     assert curve[-1]["lr"] < 0.3 * max(row["lr"] for row in curve)
     if "tok" in duration:
         assert curve[-2]["tokens"] < 2000 <= curve[-1]["tokens"]
+    said = capsys.readouterr().out
+    assert ("ends with the batch that reaches it" in said) is ("tok" in duration)
+    lines = [line for line in said.splitlines() if "ETA" in line]
+    assert len(lines) == len(curve) and "(100%)" in lines[-1] and lines[-1].endswith("ETA 0:00")
 
 
 @pytest.mark.parametrize("batching", ["sequences", "tokens"])
@@ -140,7 +145,9 @@ def test_two_ranks_train_what_one_trains(yaml, tmp_path, launcher):
         count = ("--standalone", *count)
     both = command(*words, f"out={tmp_path / 'two'}", launcher=(str(program), *count))
     single = run(yaml, *words[1:])
-    assert both.wait(300) == 0, both.stderr.read()
+    said, problems = both.communicate(timeout=300)
+    assert both.returncode == 0, problems
+    assert "Gloo" not in said
     two = read_record(tmp_path / "two")
     assert (two["batches"], two["sequences"]) == (single["batches"], single["sequences"])
     assert two["tokens"] == single["tokens"], "the ranks together see what one sees"
@@ -256,6 +263,21 @@ def test_a_run_from_before_a_key_existed_is_continued_with_its_default(yaml, tmp
     assert run(yaml, *again)["status"] == "finished"
     with pytest.raises(UserError, match="holds a run with data.masking=token, and now data.masking=word; resume"):
         run(yaml, *again, "data.masking=word")
+
+
+def test_the_first_lines_say_what_is_needed_and_no_more(yaml, tmp_path):
+    """As a fresh process prints them, its C++ included: nothing about devices that are not here."""
+    process = command(str(yaml), "duration=2ba", "data.eval_documents=8")
+    out, problems = process.communicate(timeout=120)
+    assert process.returncode == 0, problems
+    lines = out.splitlines()
+    assert lines[0].startswith("mosaic_bert, 0.1 M parameters -> ")
+    heads = ["on", "attention", "microbatch:", "data:", "price:"]
+    assert [line.split()[0] for line in lines[1:6]] == heads and lines[6].startswith("batch")
+    reason = build.refusal()
+    without = f"  attention sdpa (not cpu: {reason}), kernels reference (not cpu: {reason})"
+    assert lines[2] == (without if reason else "  attention cpu, kernels cpu")
+    assert "per core-hour" in lines[5]
 
 
 def test_the_command_prints_one_line_and_exits_with_2(yaml, tmp_path):

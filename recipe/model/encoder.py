@@ -24,6 +24,10 @@ class Backends:
     attention: Resolved = Resolved("sdpa", "default")
     kernels: Resolved = Resolved("reference", "default")
 
+    @property
+    def in_short(self) -> str:
+        return f"attention {self.attention.in_short}, kernels {self.kernels.in_short}"
+
 
 class LayerNorm(nn.Module):
     """LayerNorm(dropout(x) + residual) in the activations' own precision, statistics in float32."""

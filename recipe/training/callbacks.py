@@ -234,7 +234,7 @@ def say(text: str) -> None:
 
 
 def clock(seconds: float) -> str:
-    """h:mm:ss, or m:ss below an hour."""
-    minutes, seconds = divmod(round(seconds), 60)
+    """h:mm:ss, or m:ss below an hour; an estimate below 0 is 0:00."""
+    minutes, seconds = divmod(max(round(seconds), 0), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -24,6 +24,7 @@ from recipe.training.composer_model import AutocastModel
 from recipe.training.hardware import Hardware
 from recipe.training.optimizer import build_optimizer
 from recipe.training.schedule import LinearWithWarmup
+from recipe.training.trainer import join_ranks
 
 WARMUP = 0.06
 BETAS, EPS = [0.9, 0.98], 1e-6
@@ -113,6 +114,9 @@ def fine_tune(
     batches = max(1, math.ceil(fit.epochs * len(loader)))
     count = Count(fit.name, batches, report)
     settings = Optimizer(lr=fit.lr, betas=BETAS, eps=EPS, weight_decay=fit.weight_decay)
+    # The process' own GPU: jobs that run side by side have one each.
+    device = DeviceGPU(torch.cuda.current_device()) if hardware.kind == "gpu" else "cpu"
+    join_ranks(device)
     trainer = Trainer(
         model=Classifier(model, hardware.device, hardware.autocast),
         optimizers=build_optimizer(model, settings),
@@ -124,8 +128,7 @@ def fine_tune(
             get_num_tokens_in_batch=lambda pieces: _total(count_tokens, pieces),
         ),
         max_duration=f"{batches}ba",
-        # The process' own GPU: jobs that run side by side have one each.
-        device=DeviceGPU(torch.cuda.current_device()) if hardware.kind == "gpu" else "cpu",
+        device=device,
         precision="fp32",  # Composer's own; the model brings its autocast, on a CPU too
         seed=fit.seed,
         callbacks=[count],

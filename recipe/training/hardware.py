@@ -52,6 +52,15 @@ class Hardware:
         return "cuda" if self.kind == "gpu" else "cpu"
 
     @property
+    def unit(self) -> str:
+        """What there is a `count` of."""
+        return "GPU" if self.kind == "gpu" else "core"
+
+    @property
+    def devices(self) -> str:
+        return f"{self.count} {self.unit}{'s' if self.count != 1 else ''}, {self.name}"
+
+    @property
     def activation_dtype(self) -> torch.dtype:
         return self.autocast or torch.float32
 

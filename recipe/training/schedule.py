@@ -29,12 +29,13 @@ def warmup_stable_decay(progress: float, warmup: float, decay: float, final: flo
 
 
 def elapsed(state: State) -> float:
-    """How much of the run is over, in [0, 1]. Composer itself counts an epoch only when it is whole."""
+    """How much of the run is over, in [0, 1]. Composer itself counts an epoch only when it is whole, and the batch that reaches a
+    number of tokens usually exceeds it."""
     duration = state.max_duration
     if duration.unit == TimeUnit.EPOCH and state.dataloader_len is not None:
         now = state.timestamp
         return (now.epoch.value + now.batch_in_epoch.value / state.dataloader_len.value) / duration.value
-    return float(state.get_elapsed_duration())
+    return min(float(state.get_elapsed_duration()), 1.0)
 
 
 class LinearWithWarmup(ComposerScheduler):

@@ -17,11 +17,13 @@ import composer
 import torch
 from composer import Event
 from composer.core import Batch
+from composer.devices import Device
 from composer.trainer.trainer import TrainerMode
 from composer.utils import dist
 from torch import Tensor
 
 from recipe.training.checkpoint_files import composer_reads_safely
+from recipe.training.quiet import quiet_stdout
 
 
 class OnDevice(dict):
@@ -38,13 +40,20 @@ class OnDevice(dict):
         return self
 
 
+def join_ranks(device: str | Device) -> None:
+    """Make the process group of all ranks, if there is none yet, on `device`: Composer's, or cpu or gpu."""
+    with quiet_stdout():
+        dist.initialize_dist(device)
+
+
 class Trainer(composer.Trainer):
     def __init__(self, *, count_tokens: Callable[[Batch], dict[str, float]], **arguments: Any) -> None:
         """`count_tokens` is the training data's, and gets what `OnDevice.tokens` then says. The rest is Composer's."""
         self._count_tokens = count_tokens
         self._host = None  # the ranks' group for numbers on the host; None: the default one
         if dist.get_world_size() > 1 and torch.distributed.get_backend() != "gloo":
-            self._host = torch.distributed.new_group(backend="gloo")
+            with quiet_stdout():
+                self._host = torch.distributed.new_group(backend="gloo")
         with composer_reads_safely():  # of a run that is continued
             super().__init__(**arguments)
 

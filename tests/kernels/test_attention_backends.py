@@ -83,10 +83,34 @@ def test_flex_makes_one_mask_a_batch():
     assert attention_backends._block_mask(cu_seqlens, len(qkv), None) is not mask
 
 
-@pytest.mark.parametrize("backend", ["flex", "sdpa", "reference"])
-def test_no_tokens(backend):
-    out = kernels.attention_packed(torch.zeros(0, 3, 2, 32), torch.zeros(3, dtype=torch.int32), 4, backend=backend)
-    assert out.shape == (0, 2, 32)
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize("backend", ["triton", "flex", "cpu", "sdpa", "reference"])
+@pytest.mark.parametrize("sequences, longest", [(0, 0), (0, 4), (2, 0), (2, 4)])
+def test_no_tokens_have_an_empty_gradient(monkeypatch, backend, sequences, longest):
+    """A stream of empty sequences, or of none, in both forms: the gradient exists on every backend and is empty."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    row = {row.name: row for row in backends.ATTENTION}[backend]
+    if backend != "flex" and (reason := row.refusal(Requirements("cpu", torch.float32, 32))):
+        pytest.skip(reason)
+    rest = (torch.zeros(sequences + 1, dtype=torch.int32), longest, kernels.alibi_slopes(2))
+    qkv = torch.zeros(0, 3, 2, 32, requires_grad=True)
+    apart = [torch.zeros(0, 2, 32, requires_grad=True) for _ in range(3)]
+    for given, out in (
+        ([qkv], kernels.attention_packed(qkv, *rest, backend=backend)),
+        (apart, kernels.attention(*apart, *rest, backend=backend)),
+    ):
+        assert out.shape == (0, 2, 32)
+        gradients = torch.autograd.grad(out, given, torch.ones_like(out))
+        assert [gradient.shape for gradient in gradients] == [x.shape for x in given]
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+def test_no_tokens_give_slopes_a_gradient_of_zeros(backend):
+    slopes = kernels.alibi_slopes(2).requires_grad_()
+    out = kernels.attention_packed(
+        torch.zeros(0, 3, 2, 32), torch.zeros(3, dtype=torch.int32), 4, slopes, backend=backend
+    )
+    assert torch.autograd.grad(out, slopes, torch.ones_like(out))[0].tolist() == [0.0, 0.0]
 
 
 def test_flash_attn_is_asked_for_alibi_and_window(monkeypatch):
@@ -142,8 +166,10 @@ def test_a_cpu_takes_its_own(monkeypatch, interpret):
     monkeypatch.setattr("kernels.cpu.build.refusal", lambda: None)  # as with a compiler
     needs = Requirements("cpu", torch.float32, 64)
     chosen = backends.resolve("attention", "auto", needs)
-    assert chosen.name == "cpu" and "triton" in chosen.why
-    assert backends.resolve("attention", "auto", Requirements("cpu", torch.float32, 64, 0.1)).name == "sdpa"
+    assert (chosen.name, chosen.why, chosen.in_short) == ("cpu", "fastest on this device", "cpu")
+    dropped = backends.resolve("attention", "auto", Requirements("cpu", torch.float32, 64, 0.1))
+    assert dropped.name == "sdpa" and "not cpu: attention dropout 0.1" in dropped.in_short
+    assert backends.resolve("attention", "sdpa", needs).in_short == "sdpa"
     assert backends.resolve("kernels", "auto", needs).name == "cpu"
     if interpret == "1":
         assert backends.resolve("attention", "triton", needs).name == "triton"
@@ -160,7 +186,7 @@ def test_a_cpu_takes_its_own(monkeypatch, interpret):
         ("flash_attn", {"device": "cuda"}, "flash-attn is not installed"),
         ("xformers", {"device": "cuda"}, "ALiBi"),
         ("xformers", {}, "device cpu"),
-        ("flex", {"attention_dropout": 0.1}, "attention dropout 0.1"),
+        ("flex", {"attention_dropout": 0.1, "device": "cuda"}, "attention dropout 0.1"),
         ("flex", {}, "gradients on a CUDA GPU only"),
     ],
 )

@@ -4,6 +4,7 @@ import io
 
 from recipe.training import board
 from recipe.training.board import Board
+from recipe.training.callbacks import clock
 
 
 class Terminal(io.StringIO):
@@ -45,3 +46,8 @@ def test_elsewhere_a_line_is_said_now_and_then(monkeypatch):
     assert lines[0] == "  [0/2]  12%, 3:56 left | A: 16%, loss 0.700"
     found.end("A")
     assert found.left_s == 100 * (4 / 3 - 1) and Board({}, before=3, stream=file).left_s == 0
+
+
+def test_a_clock_never_shows_less_than_nothing():
+    seconds = (-3601.0, -0.4, 0.0, 59.6, 61.0, 3599.5, 7325.0)
+    assert [clock(s) for s in seconds] == ["0:00", "0:00", "0:00", "1:00", "1:01", "1:00:00", "2:02:05"]
