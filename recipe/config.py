@@ -154,6 +154,9 @@ class TrainConfig:
     checkpoint_at: list[int] = field(default_factory=list)  # at these batches instead, and at the end
     keep_checkpoints: int = 2
     autoresume: bool = False
+    loggers: list[str] = field(
+        default_factory=list
+    )  # tensorboard | wandb | mlflow, into `out`; never changes the result
 
 
 @dataclass

@@ -24,6 +24,7 @@ FREE = (
     "eval_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "loggers",
     "cost",
     "device",
 )
