@@ -161,7 +161,7 @@ class MLFlow(RunLogger, MLFlowLogger):
             )
         except mlflow.MlflowException as error:
             raise UserError(
-                f"loggers: mlflow at {uri}: {one_line(error)}; or unset MLFLOW_TRACKING_URI, to log into the run's folder"
+                f"loggers: mlflow at {uri}: {one_line(error)}; or unset MLFLOW_TRACKING_URI to log into the run's folder"
             ) from None
 
     def _start_mlflow_run(self, state: State) -> None:
@@ -240,4 +240,4 @@ def create_store(uri: str, experiment: str, folder: Path) -> None:
 
 
 def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()).rstrip(".")
