@@ -230,6 +230,12 @@ class TrainConfig:
     )
     keep_checkpoints: int = setting(2, "checkpoints that are kept, the newest", least=1, result=False)
     autoresume: bool = setting(False, "continue the run that `out` holds", result=False)
+    loggers: list[str] = setting(
+        [],
+        "where the lines of progress go beside the terminal: into `out`, nothing is sent unless the environment says so",
+        choices=("tensorboard", "wandb", "mlflow"),
+        result=False,
+    )
 
 
 @dataclass

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from composer import Callback, Evaluator, Event, State
 from composer.core import DataSpec, TimeUnit
+from composer.loggers import LoggerDestination
 from composer.utils import dist, reproducibility
 from torch import nn
 
@@ -32,6 +33,7 @@ from recipe.training.checks import batching_of, parse_time, planned_documents
 from recipe.training.compiled import compiled_loss
 from recipe.training.composer_model import MaskedLM
 from recipe.training.hardware import Hardware, keep_freed_memory
+from recipe.training.loggers import build_loggers
 from recipe.training.optimizer import build_optimizer
 from recipe.training.preflight import Plan, make_plan
 from recipe.training.quiet import quiet_libraries
@@ -60,8 +62,11 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, 
     record = start_record(plan, model)
     hardware = with_measured_peak(plan.hardware)
     meter = Meter(hardware, plan.price, lambda sums: step_flops(plan, sums), config.log_every, keep(plan, record))
-    trainer = build_trainer(plan, model, [meter, *callbacks])
+    logs = build_loggers(config.loggers, plan.out, record)
+    trainer = build_trainer(plan, model, [meter, *callbacks], logs)
     say_start(plan, record, hardware)
+    for log in logs:
+        say(f"  log: {log.where}")
     try:
         trainer.fit()
         finish(plan, model, record, meter.progress)
@@ -113,7 +118,9 @@ def wrapped(plan: Plan, model: nn.Module) -> MaskedLM:
     return MaskedLM(model, plan.hardware.device, plan.hardware.autocast, compiled)
 
 
-def build_trainer(plan: Plan, model: nn.Module, callbacks: Sequence[Callback]) -> Trainer:
+def build_trainer(
+    plan: Plan, model: nn.Module, callbacks: Sequence[Callback], loggers: Sequence[LoggerDestination] = ()
+) -> Trainer:
     config, gpu = plan.config, plan.hardware.kind == "gpu"
     random_state = RandomStateOnResume()
     trainer = Trainer(
@@ -138,6 +145,7 @@ def build_trainer(plan: Plan, model: nn.Module, callbacks: Sequence[Callback]) -
         save_num_checkpoints_to_keep=config.keep_checkpoints,
         autoresume=plan.resumes,
         callbacks=[*callbacks, random_state],
+        loggers=loggers,
         progress_bar=False,
     )
     random_state.saved = trainer._rng_state  # Composer offers no public way to it

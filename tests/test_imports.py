@@ -26,6 +26,10 @@ ONLY_IN = {
     ],
     "transformers": ["recipe/data/tokenizer.py", "recipe/model/huggingface.py", "recipe/convert.py", "benchmarks/"],
     "omegaconf": ["recipe/config.py"],
+    "tensorboard": [],
+    "torch.utils.tensorboard": ["recipe/training/loggers.py"],
+    "wandb": ["recipe/training/loggers.py"],
+    "mlflow": ["recipe/training/loggers.py"],
     "matplotlib": ["benchmarks/", "recipe/data/histogram.py"],
     "plotly": ["benchmarks/"],
 }
@@ -145,6 +149,7 @@ def test_kernels_load_torch_and_nothing_heavier():
         ("benchmarks.throughput", ["composer", "streaming", "transformers", "omegaconf", "yaml"]),
         ("benchmarks.throughput_worker", ["composer", "streaming", "transformers", "omegaconf"]),
         ("recipe.config", ["torch", "composer", "streaming", "transformers"]),
+        ("recipe.train", ["tensorboard", "wandb", "mlflow"]),
         ("recipe.model.heads", ["composer", "streaming", "transformers", "omegaconf"]),
     ],
 )

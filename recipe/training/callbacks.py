@@ -172,9 +172,10 @@ class Meter(Callback):
             "waiting": line.waiting / line.seconds,
         }
         self.progress.loss_curve.append(row)
-        logger.log_metrics({f"train/{name}": value for name, value in row.items() if value is not None})
         done = elapsed(state)
         usd = bill(total.seconds, self.hardware.count, self.price, self.hardware.kind)["usd"]
+        logged = {**row, "usd": usd}
+        logger.log_metrics({f"train/{name}": value for name, value in logged.items() if value is not None})
         eta = total.seconds * (1 - done) / done if done else 0.0
         mfu = "" if row["mfu"] is None else f"  MFU {row['mfu']:.0%}"
         waiting = f"  waiting for data {row['waiting']:.0%}" if row["waiting"] >= LOADER_LIMIT else ""

@@ -28,6 +28,7 @@ from recipe.training import checkpoint_files, memory
 from recipe.training.checks import batching_of, check_numbers
 from recipe.training.compiled import check_compiles
 from recipe.training.hardware import Hardware, find_hardware
+from recipe.training.loggers import check_loggers
 
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
@@ -64,6 +65,7 @@ def make_plan(config: TrainConfig) -> Plan:
         check_files(folder, split, storage.is_remote(config.data.path))
     check_vocabulary(folder, info)
     check_numbers(config, info, ranks)
+    check_loggers(config.loggers)
     encoder = encoder_config(config, info)
     chosen = resolve_backends(config, encoder, hardware)
     price = prices.price_of(hardware.name, hardware.kind, config.cost.prices, config.cost.usd_per_hour)
