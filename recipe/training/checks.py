@@ -10,7 +10,7 @@ from composer.core import TimeUnit
 from recipe.config import TrainConfig
 from recipe.data.batch import BIN_SEQUENCES
 from recipe.data.masking import KINDS
-from recipe.data.shards import DatasetInfo
+from recipe.data.shards import DatasetInfo, SplitInfo
 from recipe.errors import UserError
 from recipe.training.schedule import SHAPES
 
@@ -62,6 +62,8 @@ def _check_batches(config: TrainConfig, info: DatasetInfo, ranks: int) -> None:
 
 def _check_data(config: TrainConfig, info: DatasetInfo) -> None:
     data = config.data
+    for key in ("train_split", "eval_split"):
+        _check_maskable(f"data.{key}={getattr(data, key)}", info.split(getattr(data, key)))
     if data.sequence_length < 3:
         raise UserError(f"data.sequence_length={data.sequence_length}: [CLS], one token and [SEP] need 3")
     longest = info.max_tokens + 2
@@ -77,6 +79,14 @@ def _check_data(config: TrainConfig, info: DatasetInfo) -> None:
             raise UserError(f"data.{key}={getattr(data, key)}: give a share between 0 and 1")
     _at_least("data.eval_documents", data.eval_documents, 0, "document, or 0 for the whole split")
     _at_least("data.workers", data.workers, -1, "process, or -1 for the default")
+
+
+def _check_maskable(setting: str, split: SplitInfo) -> None:
+    if not split.tokens or split.unknown == 1:
+        what = "only [UNK]" if split.tokens else "no token"
+        raise UserError(
+            f"{setting}: holds {what}, so there is nothing to mask; choose another split, or prepare other text"
+        )
 
 
 def batching_of(config: TrainConfig) -> str:
