@@ -28,7 +28,7 @@ from recipe.model.flops import training_flops
 from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.model.huggingface import HFBertForMaskedLM
 from recipe.training import ceilings, memory
-from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, clock, limit_of, say
+from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, clock, limit_of, loss_words, say
 from recipe.training.checks import batching_of, parse_time, planned_documents
 from recipe.training.compiled import compiled_loss
 from recipe.training.composer_model import MaskedLM
@@ -279,9 +279,8 @@ def finish(plan: Plan, model: nn.Module, record: dict[str, Any], progress: Progr
     keep(plan, record)(progress)
     result, cost = record["eval"], record["cost"]
     say(
-        f"{plan.out}: evaluation loss {result['loss']:.3f}, accuracy {result['masked_accuracy']:.3f} at "
-        f"{plan.config.data.eval_mask_rate:.0%} masking; {record['tokens']:,} tokens in {clock(cost['seconds'])}, "
-        f"${cost['usd']:.4f}"
+        f"{plan.out}: evaluation {loss_words(result)} at {plan.config.data.eval_mask_rate:.0%} masking; "
+        f"{record['tokens']:,} tokens in {clock(cost['seconds'])}, ${cost['usd']:.4f}"
     )
     limit = record["waiting_for_data"]
     if limit["limit"] == "loader":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,6 +168,30 @@ def test_triton_kernels_give_the_reference_s_curve(yaml, tmp_path):
     assert [choice["name"] for choice in record["backends"].values()] == ["triton", "triton"]
     assert losses(tmp_path / "triton") == pytest.approx(losses(tmp_path / "run"), rel=1e-4)
     assert record["eval"]["loss"] == pytest.approx(plain["eval"]["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("model", ["mosaic_bert", "hf_bert"])
+def test_without_a_masked_token_there_is_no_loss_and_that_is_said(yaml, tmp_path, capsys, model):
+    """At a rate at which nothing is masked, as may happen to a small split: null in the record, and a run that ends well."""
+    words = ("duration=2ba", "log_every=1", "data.eval_mask_rate=1e-9", "data.mask_rate=1e-9", f"model.name={model}")
+    run(yaml, *words)
+    record, said = read_record(tmp_path / "run"), capsys.readouterr().out
+    assert record["status"] == "finished"
+    assert record["eval"]["loss"] is None and record["eval"]["masked_accuracy"] is None
+    assert [row["loss"] for row in record["loss_curve"]] == [None, None]
+    assert said.count("no loss (no token was masked)") == 4 and "nan" not in said
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_split_of_unknown_tokens_is_refused(yaml, tmp_path, tiny_dataset, split):
+    shutil.copytree(tiny_dataset, tmp_path / "unknown")
+    file = tmp_path / "unknown" / "dataset.json"
+    info = json.loads(file.read_text())
+    info["splits"][split]["unknown"] = 1.0
+    file.write_text(json.dumps(info))
+    with pytest.raises(UserError, match=f"_split={split}: holds only .UNK., so there is nothing to mask; choose"):
+        run(yaml, f"data.path={tmp_path / 'unknown'}")
+    assert not (tmp_path / "run").exists()
 
 
 MISTAKES = {

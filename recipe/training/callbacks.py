@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,18 +80,27 @@ class Meter(Callback):
         self._clock = 0.0  # when it was last read
         self._asked = (0.0, False)  # when the loader was asked for a batch, and whether the device was idle already
         self._waiting = 0.0  # on this rank, not yet in `_line`
+        self._evaluated = 0  # masked tokens that this rank has seen in an evaluation
 
     def fit_start(self, state: State, logger: Logger) -> None:
         self._clock = time.perf_counter()
 
     def eval_start(self, state: State, logger: Logger) -> None:
         self._gather()
+        self._evaluated = 0
+
+    def eval_after_forward(self, state: State, logger: Logger) -> None:
+        self._evaluated += count_tokens(state.batch)["loss_generating"]
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        values = {name: float(metric.compute()) for name, metric in state.eval_metrics["eval"].items()}
+        masked = torch.tensor(self._evaluated, device=self.hardware.device)
+        dist.all_reduce(masked)
+        values = {
+            name: float(metric.compute()) if masked else None for name, metric in state.eval_metrics["eval"].items()
+        }
         total = self.progress.total
         self.progress.eval_curve.append({"batch": total.batches, "tokens": total.tokens, **values})
-        say(f"batch {total.batches:>6} evaluation: loss {values['loss']:.3f}  accuracy {values['masked_accuracy']:.3f}")
+        say(f"batch {total.batches:>6} evaluation: {loss_words(values)}")
         self._clock = time.perf_counter()
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
@@ -159,14 +168,13 @@ class Meter(Callback):
         self._gather()
         line, total = self._line, self.progress.total
         self._line = Sums()
-        masked = max(line.masked, 1)
         row = {
             "batch": total.batches,
             "tokens": total.tokens,
             "seconds": total.seconds,
             "lr": self._lr,
-            "loss": line.loss / masked,
-            "masked_accuracy": line.masked_accuracy / masked,
+            "loss": line.loss / line.masked if line.masked else None,
+            "masked_accuracy": line.masked_accuracy / line.masked if line.masked else None,
             "tokens_per_s": line.tokens / line.seconds,
             "mfu": self._mfu(line),
             "waiting": line.waiting / line.seconds,
@@ -180,7 +188,7 @@ class Meter(Callback):
         mfu = "" if row["mfu"] is None else f"  MFU {row['mfu']:.0%}"
         waiting = f"  waiting for data {row['waiting']:.0%}" if row["waiting"] >= LOADER_LIMIT else ""
         say(
-            f"batch {row['batch']:>6} ({done:4.0%})  loss {row['loss']:.3f}  accuracy {row['masked_accuracy']:.3f}"
+            f"batch {row['batch']:>6} ({done:4.0%})  {loss_words(row)}"
             f"  lr {row['lr']:.1e}  {row['tokens_per_s']:,.0f} tokens/s{mfu}{waiting}  ${usd:,.4f}  ETA {clock(eta)}"
         )
         self.on_line(self.progress)
@@ -220,6 +228,13 @@ class RandomStateOnResume(Callback):
         if self.saved is not None:
             reproducibility.load_rng_state(self.saved)
             self.saved = None
+
+
+def loss_words(values: Mapping[str, Any]) -> str:
+    """Loss and accuracy for a line; they are None where there was nothing to predict."""
+    if values["loss"] is None:
+        return "no loss (no token was masked)"
+    return f"loss {values['loss']:.3f}  accuracy {values['masked_accuracy']:.3f}"
 
 
 def limit_of(total: Sums) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from composer.core import TimeUnit
 
 from recipe.config import TrainConfig
 from recipe.data.batch import BIN_SEQUENCES
-from recipe.data.shards import DatasetInfo
+from recipe.data.shards import DatasetInfo, SplitInfo
 from recipe.errors import UserError
 from recipe.settings import check_values
 
@@ -51,11 +51,21 @@ def _check_batches(config: TrainConfig, info: DatasetInfo, ranks: int) -> None:
 
 def _check_data(config: TrainConfig, info: DatasetInfo) -> None:
     data = config.data
+    for key in ("train_split", "eval_split"):
+        _check_maskable(f"data.{key}={getattr(data, key)}", info.split(getattr(data, key)))
     longest = info.max_tokens + 2
     if data.sequence_length > longest and info.split(data.train_split).truncated:
         raise UserError(
             f"data.sequence_length={data.sequence_length}, but the documents in {data.path} were cut for {longest}; set "
             f"data.sequence_length={longest}, or prepare them again with max_tokens={data.sequence_length - 2}"
+        )
+
+
+def _check_maskable(setting: str, split: SplitInfo) -> None:
+    if not split.tokens or split.unknown == 1:
+        what = "only [UNK]" if split.tokens else "no token"
+        raise UserError(
+            f"{setting}: holds {what}, so there is nothing to mask; choose another split, or prepare other text"
         )
 
 
