@@ -1,4 +1,4 @@
-"""`python -m benchmarks.data text=GLOB vocabulary=FILE [key=value ...]`: preparation and loader, against what they cannot beat and what others do.
+"""`python -m benchmarks.data text=GLOB vocabulary=FILE ...`: preparation and loader, against what they cannot beat and what others do.
 
     corpus       the whole text prepared on every core, then streamed and hashed once through each batching
     preparation  one core, beside the tokenizer alone on the same text, in turns
@@ -6,8 +6,8 @@
     resume       seconds to the first batch of a run that has seen a billion tokens
     memory       peak of a process over some text and over ten times as much
 
-Keys: `text` (a glob of C4-like files), `vocabulary` (one entry per line), `documents` (of the parts that need not all), `seconds` (of each row of the
-loader), `out` (JSON). Nothing else should run meanwhile.
+Keys: `text` (a glob of C4-like files), `vocabulary` (one entry per line), `documents` (of the parts that need not all), `seconds`
+(of each row of the loader), `out` (JSON). Nothing else should run meanwhile.
 """
 
 from __future__ import annotations

@@ -89,7 +89,9 @@ def test_the_books_get_their_folders_as_arguments(call, tmp_path):
     )
     runs = [line for line in said if " sweep " in line or " trunk " in line]
     assert len(runs) == 9 and all(f"glue=benchmarks/books/glue-tiny.yaml data={tmp_path}/glue" in line for line in runs)
-    assert any("trunk benchmarks/books/sweep-tiny.yaml out=runs/books-seeds/trunk-19 seeds=[19]" in line for line in runs)
+    assert any(
+        "trunk benchmarks/books/sweep-tiny.yaml out=runs/books-seeds/trunk-19 seeds=[19]" in line for line in runs
+    )
 
 
 def test_every_part_runs_whatever_came_of_the_last_and_none_beyond_the_time(call):
