@@ -1,18 +1,30 @@
 #!/usr/bin/env bash
 # Real text to a frontier with intervals, in about 15 minutes on two cores: MosaicBERT with a run for every budget, the same budgets
-# off one trunk, and the BERT baseline, three seeds each, scored on the five tasks of ../shared/data/glue. Interrupted, the same
+# off one trunk, and the BERT baseline, three seeds each, scored on the GLUE tasks that GLUE_FOLDER has. Interrupted, the same
 # command continues; runs/books-seeds/pareto.html is the page to open.
+#
+#     bash benchmarks/books.sh CORPUS_FOLDER GLUE_FOLDER VOCAB
+#
+# CORPUS_FOLDER holds books-train*.json.gz and books-validation*.json.gz, VOCAB is bert-base-uncased's vocab.txt.
 set -euo pipefail
+if [ $# -ne 3 ]; then
+    echo "error: usage: bash benchmarks/books.sh CORPUS_FOLDER GLUE_FOLDER VOCAB" >&2
+    exit 2
+fi
+corpus=$(realpath "$1") glue=$(realpath "$2") vocabulary=$(realpath "$3")
 cd "$(dirname "$0")/.."
-runs=runs/books-seeds results=benchmarks/results/books-seeds
-[ -f data/books/dataset.json ] || .venv/bin/python -m recipe.prepare yamls/data/books.yaml
+books=benchmarks/books runs=runs/books-seeds results=benchmarks/results/books-seeds
+[ -f data/books/dataset.json ] || .venv/bin/python -m recipe.prepare "$books/data.yaml" \
+    "train.files=[$corpus/books-train*.json.gz]" "validation.files=[$corpus/books-validation*.json.gz]" \
+    "tokenizer.vocab_file=$vocabulary"
 
 # One thread on one core for each of two commands at a time, so that what is timed shares its core with nothing of its own.
 export OMP_NUM_THREADS=1
 for seed in 17 18 19; do
-    echo "sweep yamls/sweep/books-tiny-bert.yaml out=$runs/bert-$seed seeds=[$seed]"
-    echo "sweep yamls/sweep/books-tiny.yaml out=$runs/mosaic-$seed seeds=[$seed]"
-    echo "trunk yamls/sweep/books-tiny.yaml out=$runs/trunk-$seed seeds=[$seed]"
+    words="seeds=[$seed] 'glue=$books/glue-tiny.yaml data=$glue'"
+    echo "sweep $books/sweep-tiny-bert.yaml out=$runs/bert-$seed $words"
+    echo "sweep $books/sweep-tiny.yaml out=$runs/mosaic-$seed $words"
+    echo "trunk $books/sweep-tiny.yaml out=$runs/trunk-$seed $words"
 done | xargs -P "${JOBS:-2}" -L 1 --process-slot-var=CORE \
     sh -c 'exec taskset -c "$CORE" .venv/bin/python -m benchmarks.pareto "$@"' run
 

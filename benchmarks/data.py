@@ -1,4 +1,4 @@
-"""`python -m benchmarks.data [key=value ...]`: preparation and loader, against what they cannot beat and what others do.
+"""`python -m benchmarks.data text=GLOB vocabulary=FILE ...`: preparation and loader, against what they cannot beat and what others do.
 
     corpus       the whole text prepared on every core, then streamed and hashed once through each batching
     preparation  one core, beside the tokenizer alone on the same text, in turns
@@ -6,8 +6,8 @@
     resume       seconds to the first batch of a run that has seen a billion tokens
     memory       peak of a process over some text and over ten times as much
 
-Keys: `text` (a glob of C4-like files), `vocabulary`, `documents` (of the parts that need not all), `seconds` (of each row of the
-loader), `out` (JSON). Nothing else should run meanwhile.
+Keys: `text` (a glob of C4-like files), `vocabulary` (one entry per line), `documents` (of the parts that need not all), `seconds`
+(of each row of the loader), `out` (JSON). Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ TIMES = 10  # as much text, for memory
 
 @dataclass(frozen=True)
 class Settings:
-    text: str = "../shared/data/corpus/*.json.gz"
-    vocabulary: str = "../shared/data/vocab/bert-base-uncased-vocab.txt"
+    text: str = ""
+    vocabulary: str = ""
     documents: int = 6_000
     seconds: float = 5.0
     out: str = "benchmarks/results/data.json"
@@ -103,6 +103,9 @@ def _settings(words: list[str]) -> Settings:
             values[key] = kinds[key](value)
         except ValueError:
             raise UserError(f"`{word}`: give a number") from None
+    for key in ("text", "vocabulary"):
+        if not values.get(key):
+            raise UserError(f"{key}=...: give what to prepare, text=GLOB of C4-like files, and vocabulary=FILE for it")
     return Settings(**values)
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from benchmarks import pareto
 from recipe import glue, prepare, train
 from recipe.config import GlueConfig, PrepareConfig, TrainConfig, load
-from recipe.data import doc_tasks
 from recipe.errors import UserError
 from recipe.training.callbacks import clock
 from recipe.training.quiet import quiet_libraries
@@ -32,9 +31,8 @@ def main() -> int:
         print(f"\n[{clock(time.perf_counter() - start)}] {what}", flush=True)
 
     step("1/5  text -> tokenizer and shards")
-    text = load(PrepareConfig, "yamls/data/docstrings.yaml", [f"out={OUT / 'data'}"])
-    prepare.prepare(text)
-    doc_tasks.write(OUT / "tasks", text)
+    words = [f"out={OUT / 'data'}", f"tasks={OUT / 'tasks'}"]
+    prepare.prepare(load(PrepareConfig, "yamls/data/docstrings.yaml", words))
     quiet_libraries()
     runs = []
     for model, budgets in BUDGETS.items():

@@ -2,7 +2,7 @@
 # Everything that needs a GPU, within nine minutes: the kernels' tests on the real device, the kernel benchmark and the
 # bare training step beside Hugging Face's, for which torch >= 2.10 with triton >= 3.6, numpy and pytest suffice (transformers for
 # the rival). Where Composer and Streaming are installed too, also the tests marked gpu, and on a dataset prepared with BERT's
-# vocabulary (yamls/data/books.yaml) the trainer's own row, where a step's time goes, and the trainer beside a bare loop. Each part
+# vocabulary (benchmarks/books/data.yaml) the trainer's own row, where a step's time goes, and the trainer beside a bare loop. Each part
 # has a limit and runs whatever came of the last; what it measured until then stands in benchmarks/results/.
 #
 #     bash benchmarks/gpu.sh [PYTHON [DATASET]]

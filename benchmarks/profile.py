@@ -1,6 +1,6 @@
 """Where a training step's time goes, beside the least that each part could take on this machine.
 
-    python -m benchmarks.profile yamls/pretrain/books-small.yaml batch_size=64
+    python -m benchmarks.profile yamls/pretrain/small.yaml batch_size=64
     python -m benchmarks.profile YAML [key=value ...] --steps 40 --trace trace.json --out benchmarks/results/profile-small
 
 It is `recipe.train`'s own run, through Composer's trainer: first steps to warm up, then steps that are only timed, then steps

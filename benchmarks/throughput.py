@@ -1,7 +1,7 @@
 """Real tokens a second of the whole training step, side by side with what users would take instead.
 
     python -m benchmarks.throughput                                     this machine's sizes, drawn batches
-    python -m benchmarks.throughput yamls/pretrain/books-small.yaml --data data/books
+    python -m benchmarks.throughput yamls/pretrain/small.yaml --data data/books
     ... --peer examples=PATH --python examples=ENV/bin/python           a checkout, and who can import it
 
 Each model has a process of its own, and they take turns in one run: a few steps each, on the same batches, the order turned

@@ -1,6 +1,6 @@
 """What stands around a training step: the trainer against a bare loop over the same step, microbatches, and growth.
 
-    python -m benchmarks.trainer yamls/pretrain/books-small.yaml batch_size=32
+    python -m benchmarks.trainer yamls/pretrain/small.yaml batch_size=32
     python -m benchmarks.trainer YAML [key=value ...] --rounds 9 --out benchmarks/results/trainer.json
 
 One model, one optimizer and the same batches in both loops, in turns; a ratio is that of two neighbouring turns, and the median

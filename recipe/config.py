@@ -71,6 +71,9 @@ class PrepareConfig:
         "with `out` in an object store, the local folder for parts not yet uploaded; none: FOLDER.partial",
         result=False,
     )
+    tasks: Optional[str] = setting(
+        None, "with train.embedded, the folder of small classification tasks made of held-out entries", result=False
+    )
     train: Source = setting(Source, "the training text")
     validation: Optional[Source] = setting(
         None, "text for evaluation; absent: `validation_fraction` of the training documents"

@@ -29,7 +29,7 @@ from recipe.training.memory import GIB, Need, check_fits, choose_microbatch, nee
 MODELS = {
     "base": "yamls/pretrain/mosaic-bert-base.yaml",
     "large": "yamls/pretrain/mosaic-bert-large.yaml",
-    "small": "yamls/pretrain/books-small.yaml",
+    "small": "yamls/pretrain/small.yaml",
 }
 BERT_VOCABULARY = 30522  # where the YAML names none and there are no shards yet
 PUBLISHED_MFU = 0.28  # of MosaicBERT-Base on A100s, derived from the hours that arXiv 2312.17482 gives

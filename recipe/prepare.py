@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from recipe.config import PrepareConfig, exit_status, run_main, to_dict
-from recipe.data import claims, duplicates, histogram, inspection, parts, shards, sources, storage, tokenizer
+from recipe.config import PrepareConfig, Source, exit_status, run_main, to_dict
+from recipe.data import claims, doc_tasks, duplicates, histogram, inspection, parts, shards, sources, storage, tokenizer
 from recipe.data.parts import Job
 from recipe.data.pool import resolve
 from recipe.data.shards import DatasetInfo, Lengths, SourceInfo, Vocabulary
@@ -57,12 +57,16 @@ def prepare(config: PrepareConfig) -> DatasetInfo | None:
     existing = claims.finished(config, origins)
     if existing:
         print(f"{config.out}: already prepared from this configuration and text, nothing to do")
+        if config.tasks and not Path(config.tasks).is_dir():
+            _write_tasks(config)
         _report(existing, config.out)
         return existing
     existing_tokenizer = tokenizer.load(config.tokenizer)
     all_parts = {key: sources.parts(source, resolve(config.processes)) for key, source in _sources(config).items()}
     with claims.claimed(config, claims.plan(config, origins)) as mirror:
         try:
+            if config.tasks and not config.shard_of:
+                _write_tasks(config)
             info = _make(config, existing_tokenizer, all_parts, origins, mirror)
         except OSError as error:
             raise (parts.disk_full(error, mirror.local) or error) from None
@@ -98,6 +102,12 @@ def _make(
     return _finish(config, vocabulary, origins, jobs, mirror)
 
 
+def _write_tasks(config: PrepareConfig) -> None:
+    """Of all entries that the split holds out, also where `max_documents` keeps most of them out of the dataset."""
+    doc_tasks.write(Path(config.tasks), dataclasses.replace(config, train=Source(embedded=config.train.embedded)))
+    print(f"classification tasks of held-out documentation -> {config.tasks}", flush=True)
+
+
 def _jobs(config: PrepareConfig, key: str, found: list[Part], mirror: Mirror) -> list[Job]:
     splits = (key,) if config.validation else (TRAIN, VALIDATION)
     return [Job(part, key, i, splits, config.validation_fraction, config, mirror) for i, part in enumerate(found)]
@@ -124,6 +134,8 @@ def _check(config: PrepareConfig) -> None:
         raise UserError(
             f"`work` is {config.work}: it is for an `out` in an object store; a local one is made beside itself"
         )
+    if config.tasks and not (config.train.embedded and config.validation is None):
+        raise UserError("`tasks` are made of the embedded corpus: leave it out, or give train.embedded=docstrings only")
     if config.validation == config.train:
         raise UserError("`validation` is the same text as `train`; leave it out to hold out `validation_fraction`")
     if config.shard_of is not None:

@@ -15,7 +15,7 @@ from recipe.training import glue_jobs
 from tests.tiny_encoder import write_encoder, write_inference, write_run, write_sst2, write_stsb, write_tsv
 
 REAL = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "glue"
-YAMLS = Path(__file__).resolve().parents[1] / "yamls" / "glue"
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -396,7 +396,10 @@ def test_several_ranks_are_refused(tmp_path, run, monkeypatch):
         glue(config(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["glue", "books", "demo"])
-def test_the_yaml_files_are_valid(name):
-    found = load(GlueConfig, str(YAMLS / f"{name}.yaml"), ["checkpoint=runs/any"])
+FILES = [*ROOT.glob("yamls/glue/*.yaml"), *ROOT.glob("benchmarks/books/glue*.yaml")]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_yaml_files_are_valid(file):
+    found = load(GlueConfig, str(file), ["checkpoint=runs/any", "data=any"])
     assert found.data and found.max_length >= 8

@@ -14,7 +14,7 @@ from recipe.training.checks import batching_of, parse_time
 from recipe.training.memory import GIB, MARGIN, choose_microbatch, training_need
 
 FOLDER = Path(__file__).resolve().parents[1] / "yamls" / "pretrain"
-GPU_FILES = sorted(file.stem for file in FOLDER.glob("*.yaml") if "books" not in file.stem)
+GPU_FILES = sorted(file.stem for file in FOLDER.glob("*.yaml") if file.stem != "small")
 PAPER = {"lr": 5e-4, "betas": [0.9, 0.98], "eps": 1e-6, "weight_decay": 1e-5}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import gc
 import importlib.metadata
 import importlib.util
 import inspect
@@ -105,10 +106,13 @@ def _read(file: tuple[str, str]) -> list[str]:
         return []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in other people's strings
+        gc.disable()  # trees are many objects without a cycle: looking for some takes a quarter of the time
         try:
             tree = ast.parse(source)
         except (SyntaxError, ValueError, RecursionError):
             return []  # templates and sources for other Python versions
+        finally:
+            gc.enable()
     texts = (inspect.cleandoc(text).strip() for text in _strings(tree))
     return [text for text in texts if len(text) >= MIN_CHARACTERS and not _SURROGATE.search(text)]
 

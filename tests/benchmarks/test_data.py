@@ -55,3 +55,5 @@ def test_unknown_settings_are_refused():
         data.main(["text_glob=x"])
     with pytest.raises(UserError, match="give a number"):
         data.main(["documents=many"])
+    with pytest.raises(UserError, match="vocabulary=...: give what to prepare"):
+        data.main(["text=x.json"])

@@ -45,14 +45,13 @@ def call(tmp_path):
     return run
 
 
-def test_a_point_is_prepared_trained_scored_and_drawn(call, tmp_path):
-    status, output, said = call("gpu_point.sh", "data/mine", "duration=1ba", "seed=3", "--", "seeds=2")
+def test_a_point_is_trained_scored_and_drawn(call, tmp_path):
+    status, output, said = call("gpu_point.sh", "data/mine", "my glue", "duration=1ba", "seed=3", "--", "seeds=2")
     assert status == 0, output
     assert said == [
-        "-m recipe.prepare yamls/data/books.yaml out=data/mine",
-        "-m recipe.train yamls/pretrain/books-base.yaml data.path=data/mine duration=1ba seed=3 out=runs/base-books "
+        "-m recipe.train benchmarks/books/base.yaml data.path=data/mine duration=1ba seed=3 out=runs/base-books "
         "autoresume=true",
-        "-m recipe.glue yamls/glue/books-base.yaml seeds=2 checkpoint=runs/base-books",
+        "-m recipe.glue benchmarks/books/glue-base.yaml data=my glue seeds=2 checkpoint=runs/base-books",
         "-m benchmarks.pareto plot benchmarks/results/base-books --out runs/base-books/pareto",
     ]
     kept = {path.name for path in (tmp_path / "benchmarks/results/base-books").iterdir()}
@@ -60,11 +59,39 @@ def test_a_point_is_prepared_trained_scored_and_drawn(call, tmp_path):
 
 
 def test_a_point_without_words_has_the_yamls_own(call):
-    _, _, said = call("gpu_point.sh")
-    assert said[1] == (
-        "-m recipe.train yamls/pretrain/books-base.yaml data.path=data/books out=runs/base-books autoresume=true"
+    _, _, said = call("gpu_point.sh", "data/books", "glue")
+    assert said[0] == (
+        "-m recipe.train benchmarks/books/base.yaml data.path=data/books out=runs/base-books autoresume=true"
     )
-    assert said[2] == "-m recipe.glue yamls/glue/books-base.yaml checkpoint=runs/base-books"
+    assert said[1] == "-m recipe.glue benchmarks/books/glue-base.yaml data=glue checkpoint=runs/base-books"
+
+
+def test_a_point_without_its_folders_is_refused(call):
+    status, output, said = call("gpu_point.sh", "data/books")
+    assert status == 2 and "usage: bash benchmarks/gpu_point.sh PYTHON DATASET GLUE_FOLDER" in output and not said
+
+
+def test_the_books_get_their_folders_as_arguments(call, tmp_path):
+    """Each command line reaches benchmarks.pareto in whole words, the fine-tuning's with its own folder of tasks."""
+    done = subprocess.run(["bash", str(ROOT / "benchmarks/books.sh"), "corpus"], capture_output=True, text=True)
+    assert done.returncode == 2 and "CORPUS_FOLDER GLUE_FOLDER VOCAB" in done.stderr
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    shutil.copy(tmp_path / "python", tmp_path / ".venv/bin/python")
+    for place in ("corpus", "glue", "vocab.txt"):
+        (tmp_path / place).mkdir()
+    shutil.copy(ROOT / "benchmarks/books.sh", tmp_path / "benchmarks")
+    words = [str(tmp_path / place) for place in ("corpus", "glue", "vocab.txt")]
+    subprocess.run(["bash", "benchmarks/books.sh", *words], cwd=tmp_path, capture_output=True, timeout=60)
+    said = (tmp_path / "said").read_text().splitlines()
+    assert said[0] == (
+        f"-m recipe.prepare benchmarks/books/data.yaml train.files=[{tmp_path}/corpus/books-train*.json.gz] "
+        f"validation.files=[{tmp_path}/corpus/books-validation*.json.gz] tokenizer.vocab_file={tmp_path}/vocab.txt"
+    )
+    runs = [line for line in said if " sweep " in line or " trunk " in line]
+    assert len(runs) == 9 and all(f"glue=benchmarks/books/glue-tiny.yaml data={tmp_path}/glue" in line for line in runs)
+    assert any(
+        "trunk benchmarks/books/sweep-tiny.yaml out=runs/books-seeds/trunk-19 seeds=[19]" in line for line in runs
+    )
 
 
 def test_every_part_runs_whatever_came_of_the_last_and_none_beyond_the_time(call):
