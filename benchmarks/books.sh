@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Real text to a frontier with intervals, in about 15 minutes on two cores: MosaicBERT with a run for every budget, the same budgets
 # off one trunk, and the BERT baseline, three seeds each, scored on the GLUE tasks that GLUE_FOLDER has. Interrupted, the same
-# command continues; runs/books-seeds/pareto.html is the page to open.
+# command continues; runs/books-seeds/loss.html and pareto.html are the pages to open.
 #
 #     bash benchmarks/books.sh CORPUS_FOLDER GLUE_FOLDER VOCAB
 #
@@ -35,5 +35,7 @@ for file in "$runs"/*/{runs,trunks}/*/run.json; do
     mkdir -p "$results/$(dirname "${file#"$runs"/}")"
     cp "$file" "$results/${file#"$runs"/}"
 done
-.venv/bin/python -m benchmarks.pareto plot "$results"/*/runs --out "$runs"
-cp "$runs"/pareto.{png,csv} "$results"
+for measure in score loss; do
+    .venv/bin/python -m benchmarks.pareto plot "$results"/*/runs --out "$runs" --measure "$measure"
+done
+cp "$runs"/{pareto,loss}.{png,csv} "$results"

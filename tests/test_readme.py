@@ -61,8 +61,8 @@ def test_what_is_said_of_the_trunk_the_intervals_and_the_trainer_is_measured():
         rows = list(csv.DictReader(file))
     halves = [float(row["ci95"]) for row in rows]
     assert f"intervals of {min(halves):.0f} to {math.ceil(max(halves))} points" in README
-    one_by_one = sum(float(row["usd"]) for row in rows if row["model"] == "mosaic_bert")
-    branches = [row for row in rows if row["run"].startswith("trunk-")]
+    one_by_one = sum(float(row["usd"]) for row in rows if (row["model"], row["way"]) == ("mosaic_bert", "run"))
+    branches = [row for row in rows if row["way"] == "branch"]
     dearest = max(branches, key=lambda row: float(row["usd"]))
     trunk = float(dearest["usd"]) - float(dearest["own_usd"]) + sum(float(row["own_usd"]) for row in branches)
     assert f"for {trunk / one_by_one:.0%}".replace("%", " %") in README

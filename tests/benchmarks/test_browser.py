@@ -10,6 +10,7 @@ import subprocess
 import pytest
 
 from benchmarks.pareto import draw
+from recipe.cost.measures import MEASURES
 from tests.benchmarks.test_pareto import run
 
 CHROMIUM = shutil.which("chromium")
@@ -47,16 +48,19 @@ const hovers = [];
 WATCH = "<script>window.errors = []; window.onerror = (message) => { window.errors.push(message); };</script>"
 
 
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory):
-    """The files that were drawn, and what a browser found on the page."""
+@pytest.fixture(scope="module", params=MEASURES.values(), ids=MEASURES)
+def opened(request, tmp_path_factory):
+    """Of each measure: the folder, the CSV's rows, what a browser found on the page, and the measure."""
     folder = tmp_path_factory.mktemp("page")
     for seed, score in enumerate((50.0, 52.5)):
-        changes = {"config": {"seed": seed, "duration": "2ba", "model": {"name": "mosaic_bert"}}}
+        changes = {
+            "config": {"seed": seed, "duration": "2ba", "model": {"name": "mosaic_bert"}},
+            "eval": {"loss": 9 - seed / 8},
+        }
         run(folder / "runs", f"mosaic-s{seed}", "mosaic_bert", 2.0, {"CoLA": score}, **changes)
-    run(folder / "runs", "slow <b>&", "mosaic_bert", 3.0, {"CoLA": 45.0}, name="slow <b>&")
-    run(folder / "runs", "bert", "hf_bert", 0.7, {"CoLA": 38.123456789})
-    files = {file.suffix: file for file in draw([folder / "runs"], folder / "out")}
+    run(folder / "runs", "slow <b>&", "mosaic_bert", 3.0, {"CoLA": 45.0}, name="slow <b>&", eval={"loss": 9.25})
+    run(folder / "runs", "bert", "hf_bert", 0.7, {"CoLA": 38.123456789}, eval={"loss": 9.123456789})
+    files = {file.suffix: file for file in draw([folder / "runs"], folder / "out", measure=request.param.name)}
     page = files[".html"].read_text(encoding="utf-8")
     assert page.count("<style>") == 1 and page.rstrip().endswith("</html>")
     copy = folder / "page.html"
@@ -68,7 +72,7 @@ def opened(tmp_path_factory):
     probe = json.loads(html.unescape(re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
     assert probe["errors"] == []
     with files[".csv"].open(newline="", encoding="utf-8") as stream:
-        return folder, list(csv.DictReader(stream)), probe
+        return folder, list(csv.DictReader(stream)), probe, request.param
 
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, which is not installed")
@@ -76,10 +80,10 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, wh
 
 @needs_chromium
 def test_points_and_table_are_what_the_csv_holds(opened):
-    _, rows, probe = opened
+    _, rows, probe, measure = opened
     plotted = sorted((trace["name"], x, y, half) for trace in probe["traces"]
                      for x, y, half in zip(trace["x"], trace["y"], trace["half"], strict=True))  # fmt: skip
-    held = [(row["model"], float(row["usd"]), float(row["score"]), float(row["ci95"] or "nan")) for row in rows]
+    held = [(row["model"], float(row["usd"]), float(row[measure.column]), float(row["ci95"] or "nan")) for row in rows]
     assert [point[:3] for point in plotted] == sorted(point[:3] for point in held) and len(held) == 3
     assert [point[3] for point in plotted if point[3] is not None] == [
         point[3] for point in held if point[3] == point[3]
@@ -95,7 +99,7 @@ def test_points_and_table_are_what_the_csv_holds(opened):
 
 @needs_chromium
 def test_every_runs_config_is_on_the_page(opened):
-    folder, _, probe = opened
+    folder, _, probe, _ = opened
     records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((folder / "runs").rglob("run.json"))]
     assert len(records) == 4
     assert sorted(probe["configs"], key=str) == sorted([[r["name"], r["config"]] for r in records], key=str)
@@ -103,11 +107,11 @@ def test_every_runs_config_is_on_the_page(opened):
 
 @needs_chromium
 def test_a_pointer_on_a_marker_brings_up_its_run(opened):
-    _, rows, probe = opened
+    _, rows, probe, measure = opened
     shown = {lines[0].removesuffix(" (dominated)"): " ".join(lines) for lines in probe["hovers"]}
     assert sorted(shown) == sorted(row["run"] for row in rows)
     for row in rows:
         text = shown[row["run"]]
-        assert f"score {float(row['score']):.2f}" in text and f"${float(row['usd']):.2f}" in text
+        assert f"{measure.name} {float(row[measure.column]):.2f}" in text and f"${float(row['usd']):.2f}" in text
         assert ("(dominated)" in text) == (row["frontier"] == "no")
         assert (f"± {float(row['ci95'] or 0):.2f} (95 %, 2 seeds)" in text) == (row["seeds"] == "2")

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import published, study
+from benchmarks import published, study, words
 from benchmarks.pareto import draw, main
 from recipe.cost import records
+from recipe.cost.frontier import BRANCH, Curve, value_at
 from recipe.cost.prices import Price, bill
 from recipe.cost.records import new_record, write_record
 from recipe.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-PRICE = Price(2.5, "yamls/prices.yaml: a100-80gb")
+PRICE = Price(2.5, "yamls/prices.yaml: a100-80gb", "a100-80gb")
 
 
 def run(folder, label, model, hours, scores, *, kind="gpu", status="finished", glue=True, benchmark="GLUE", **changes):
@@ -115,7 +116,7 @@ def test_the_page_is_self_contained_and_holds_the_same_numbers(runs, tmp_path, a
             assert f"{value:,.6g}" in cells
         assert f"{record['tokens']:,}" in cells
         assert f"<summary>{name}</summary>" in page
-    plotted = {point.cost(axis): point.score for point in study.gather([folder], axis).points}
+    plotted = {point.cost(axis): point.value for point in study.gather([folder], axis).points}
     for cost, score in plotted.items():
         assert re.search(rf'"x":\[[^\]]*\b{re.escape(repr(cost).removesuffix(".0"))}\b', page), cost
         assert re.search(rf'"y":\[[^\]]*\b{re.escape(repr(score).removesuffix(".0"))}\b', page), score
@@ -228,11 +229,9 @@ def test_a_lone_run_and_equal_runs_can_be_drawn(tmp_path):
 def test_the_line_is_the_interpolation_on_a_linear_axis_too(tmp_path):
     run(tmp_path / "runs", "a", "mosaic_bert", 1.0, {"CoLA": 40.0})
     run(tmp_path / "runs", "b", "mosaic_bert", 2.0, {"CoLA": 60.0})
-    front = study.gather([tmp_path / "runs"]).fronts["mosaic_bert"]
+    front = study.gather([tmp_path / "runs"]).fronts[Curve("mosaic_bert")]
     xs, ys = study.line_of(front, "usd")
-    from recipe.cost.frontier import score_at
-
-    assert len(xs) > 2 and ys == pytest.approx([score_at(front, "usd", min(x, front[-1].usd)) for x in xs])
+    assert len(xs) > 2 and ys == pytest.approx([value_at(front, "usd", min(x, front[-1].usd)) for x in xs])
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0006, 0.0026), (8, 260), (1e6, 4e10), (39, 120)])
@@ -303,8 +302,8 @@ def test_several_protocols_are_refused_and_with_the_override_labelled(runs, tmp_
     assert "differ in init of RTE: mnli in from-mnli; pretrained in mosaic-1" in error and not out.exists()
     assert main([str(folder), "--out", str(out), "--mixed"]) == 0
     rows = rows_of(out / "pareto.csv")
-    assert {name: row["model"] for name, row in rows.items()} == {
-        name: f"{record['model']} [init of RTE {'mnli' if name == 'from-mnli' else 'pretrained'}]"
+    assert {name: (row["model"], row["protocol"]) for name, row in rows.items()} == {
+        name: (record["model"], f"init of RTE {'mnli' if name == 'from-mnli' else 'pretrained'}")
         for name, record in (made | {"from-mnli": other}).items()
     }
     assert "joint_frontier" not in rows["from-mnli"]  # the dearest and best run takes nobody's place on a frontier
@@ -315,6 +314,7 @@ def test_several_protocols_are_refused_and_with_the_override_labelled(runs, tmp_
     )
     assert main([str(folder / "mosaic-1"), str(folder / "mosaic-2"), "--out", str(out), "--mixed"]) == 0
     assert {row["model"] for row in rows_of(out / "pareto.csv").values()} == {"mosaic_bert"}
+    assert "protocol" not in next(iter(rows_of(out / "pareto.csv").values()))
 
 
 def test_the_published_points_are_named_as_such_and_are_in_no_table(tmp_path, capsys):
@@ -376,3 +376,121 @@ def test_a_saving_against_runs_none_of_which_is_as_cheap(tmp_path, capsys, lead,
     assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("At score"))
     assert "mosaic_bert saves" in line and says in line
+
+
+EVALUATION = {"path": "data/x", "eval_split": "validation", "eval_mask_rate": 0.15, "eval_documents": 1000,
+              "sequence_length": 128}  # fmt: skip
+
+
+def evaluated(folder, label, model, hours, loss, seed=0):
+    """A run that was never fine-tuned; what it cost is its duration, so seeds of one duration belong together."""
+    config = {"seed": seed, "out": label, "duration": f"{hours}", "model": {"name": model}, "data": dict(EVALUATION)}
+    last = {"loss": loss, "masked_accuracy": 0.25, "batch": 9, "tokens": 5}
+    return run(folder, label, model, hours, {}, glue=False, config=config, eval=last, batches=9)
+
+
+def test_losses_are_drawn_of_runs_that_have_no_scores(tmp_path, capsys):
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    for seed, more in enumerate((-0.1, 0.0, 0.1)):
+        evaluated(runs, f"short-s{seed}", "mosaic_bert", 1.0, 5.0 + more, seed)
+        evaluated(runs, f"long-s{seed}", "mosaic_bert", 4.0, 3.0 + more, seed)
+        evaluated(runs, f"bert-s{seed}", "hf_bert", 8.0, 4.0 + more, seed)
+        evaluated(runs, f"cheap-s{seed}", "hf_bert", 2.0, 5.5 + more, seed)
+    evaluated(runs, "worse", "mosaic_bert", 6.0, 3.5)
+    evaluated(runs, "unmasked", "mosaic_bert", 2.0, None)
+    run(runs, "unmeasured", "mosaic_bert", 2.0, {}, glue=False, eval=None)
+    assert main(["plot", str(runs), "--out", str(out), "--measure", "loss"]) == 0
+    assert sorted(file.name for file in out.iterdir()) == ["loss.csv", "loss.html", "loss.png", "loss.svg"]
+    rows = rows_of(out / "loss.csv")
+    assert {name: row["frontier"] for name, row in rows.items()} == {
+        "short (3 seeds)": "yes", "long (3 seeds)": "yes", "worse": "no", "bert (3 seeds)": "yes",
+        "cheap (3 seeds)": "yes",
+    }  # fmt: skip
+    assert float(rows["long (3 seeds)"]["mlm_loss"]) == pytest.approx(3.0)
+    assert float(rows["long (3 seeds)"]["ci95"]) == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-4)
+    assert "score" not in rows["worse"] and "glue_usd" not in rows["worse"]
+    printed = capsys.readouterr().out
+    page = html.unescape((out / "loss.html").read_text(encoding="utf-8"))
+    # Half way from 5 to 3 nats is half way from $20 to $80 in the logarithm.
+    says = "At loss 4.00 nats, the lowest that both reach: mosaic_bert $40.00, hf_bert $160.00, 4.00 times as much; "
+    assert says + "mosaic_bert saves 75% (interpolated); beyond chance" in printed and says in page
+    for text in (
+        "unmasked: no evaluation loss",
+        "unmeasured: no evaluation loss",
+        "1,000 held-out documents, 15 % of the",
+    ):
+        assert text in printed and text in page
+    assert "evaluation loss (nats, lower is better)" in page and r"loss 3.00 \u00b1 0.25 (95 %, 3 seeds) nats" in page
+    assert "score" not in printed and "GLUE" not in printed
+
+
+def test_a_loss_is_never_mixed_with_another_evaluations(tmp_path, capsys):
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    evaluated(runs, "a", "mosaic_bert", 1.0, 5.0)
+    other = evaluated(runs, "b", "mosaic_bert", 2.0, 4.0)
+    other["config"]["data"]["eval_mask_rate"] = 0.3
+    write_record(runs / "b", other)
+    command = [str(runs), "--out", str(out), "--measure", "loss"]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "differ in data.eval_mask_rate: 0.15 in a; 0.3 in b" in error and error.count("\n") == 1 and not out.exists()
+    assert main([*command, "--mixed"]) == 0
+    assert [row["protocol"] for row in rows_of(out / "loss.csv").values()] == [
+        "data.eval_mask_rate 0.15",
+        "data.eval_mask_rate 0.3",
+    ]
+    for more, says in (("--tasks=RTE", "an evaluation loss has no tasks"), ("--published", "those points are scores")):
+        assert main([*command, "--mixed", more]) == 2
+        assert says in capsys.readouterr().err
+    with pytest.raises(UserError, match="measure `perplexity`: expected one of score, loss"):
+        draw([runs], out, measure="perplexity")
+
+
+def test_a_score_is_drawn_of_runs_whose_evaluation_has_no_loss(tmp_path):
+    run(tmp_path / "runs", "a", "mosaic_bert", 1.0, {"CoLA": 40.0}, eval={"loss": None, "masked_accuracy": None})
+    draw([tmp_path / "runs"], tmp_path / "out")
+    assert rows_of(tmp_path / "out" / "pareto.csv")["a"]["mlm_loss"] == ""
+
+
+def test_branches_of_a_trunk_are_a_curve_of_their_own(tmp_path):
+    trunk = {"run": "t", "batch": 5, "tokens": 9, "cost": bill(1800.0, 8, PRICE, "gpu")}
+    run(tmp_path / "runs", "a", "mosaic_bert", 1.0, {"CoLA": 40.0})
+    run(tmp_path / "runs", "b", "mosaic_bert", 1.0, {"CoLA": 30.0}, trunk=trunk)
+    found = study.gather([tmp_path / "runs"])
+    assert set(found.fronts) == {Curve("mosaic_bert"), Curve("mosaic_bert", BRANCH)}
+    draw([tmp_path / "runs"], tmp_path / "out")
+    rows = rows_of(tmp_path / "out" / "pareto.csv")
+    assert [(row["model"], row["way"], row["frontier"]) for row in rows.values()] == [
+        ("mosaic_bert", "run", "yes"),
+        ("mosaic_bert", "branch", "yes"),
+    ]
+    assert float(rows["b"]["own_usd"]) == pytest.approx(float(rows["b"]["usd"]) / 2)
+
+
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+@pytest.mark.parametrize(
+    ("folders", "measure", "file"),
+    [
+        ("books-seeds/*/runs", "score", "books-seeds/pareto.csv"),
+        ("books-seeds/*/runs", "loss", "books-seeds/loss.csv"),
+    ],
+)
+def test_the_committed_tables_are_those_of_the_committed_records(folders, measure, file):
+    expected = rows_of(RESULTS / file)
+    found = {row["run"]: row for row in study.table(study.gather([RESULTS / folders], measure=measure))}
+    assert set(found) == set(expected)
+    for name, row in found.items():
+        for column, value in row.items():
+            if column == "path" or value is None:
+                continue
+            cell = expected[name][column]
+            assert cell == value if isinstance(value, str) else float(cell) == pytest.approx(value, rel=1e-12), column
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0000527123, "$0.0000527"), (0.5, "$0.5"), (1234.5, "$1,234.50"), (0.0001, "$0.0001")]
+)
+def test_small_amounts_have_no_exponent(value, text):
+    assert words.amount(value, "usd") == text
