@@ -4,8 +4,10 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; raise SystemExit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 LATEST := .venv-latest
+LOGGERS := .venv-loggers
+PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test test-kernels-latest test-transformers-latest lock clean
+.PHONY: setup demo check test test-kernels-latest test-transformers-latest test-loggers lock clean
 
 setup: .venv/.installed
 
@@ -13,8 +15,13 @@ setup: .venv/.installed
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found; install one, or say make PYTHON=..."; exit 2; }
 	$(PYTHON) -m venv .venv
 	@echo "installing $$(grep -c '^[a-z].*==' requirements.txt) pinned packages into .venv: a few minutes, 9 GB"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python $(PIP) --no-deps -r requirements.txt
+	$(BIN)/python $(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# What the tests and the linter need beside it.
+.venv/.installed-dev: .venv/.installed requirements-dev.txt
+	$(BIN)/python $(PIP) --no-deps -r requirements-dev.txt
 	@touch $@
 
 demo: setup
@@ -22,7 +29,7 @@ demo: setup
 
 # One thread a test process, two processes: tiny models gain nothing from more. Triton's interpreter is chosen when triton is
 # first imported, so the kernels' tests have a process of their own.
-test: setup
+test: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/kernels
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/kernels
 
@@ -37,21 +44,36 @@ test-kernels-latest:
 	@$(LATEST)/bin/python -c 'import torch, triton; print(f"torch {torch.__version__}, triton {triton.__version__}")'
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(LATEST)/bin/python -m pytest --confcutdir=tests/kernels tests/kernels
 
+# What lies over .venv in an environment of its own sees that one's packages, this checkout among them.
+OVER = $(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	>$$(echo $(1)/lib/python3*/site-packages)/locked.pth
+
 # The newest transformers beside everything else of the lock: it must not take this project's `kernels` for Hugging Face's.
-test-transformers-latest: setup
+test-transformers-latest: .venv/.installed-dev
 	rm -rf $(LATEST)
 	$(PYTHON) -m venv $(LATEST)
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >$$(echo $(LATEST)/lib/python3*/site-packages)/locked.pth
-	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade transformers
-	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(call OVER,$(LATEST))
+	$(LATEST)/bin/python $(PIP) --upgrade transformers
 	@$(LATEST)/bin/python -c 'import transformers; print(f"transformers {transformers.__version__}")'
 	$(LATEST)/bin/python -m pytest -q tests/test_packaging.py -k transformers
 
-# The lock, for every supported Python at once; overrides.txt says which declared pin is overridden and why.
+# Weights & Biases and MLflow, through Composer's loggers.
+test-loggers: .venv/.installed-dev
+	rm -rf $(LOGGERS)
+	$(PYTHON) -m venv $(LOGGERS)
+	$(call OVER,$(LOGGERS))
+	$(LOGGERS)/bin/python $(PIP) --no-deps -r requirements-loggers.txt
+	OMP_NUM_THREADS=1 $(LOGGERS)/bin/python -m pytest tests/loggers
+
+# The locks, for every supported Python at once; a later one takes what an earlier one holds. overrides.txt says which declared pins
+# are overridden and why.
+COMPILE = $(BIN)/uv pip compile --quiet --override overrides.txt --universal --python-version 3.10 --fork-strategy fewest \
+	--custom-compile-command "make lock"
 lock: setup
-	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile requirements.in --override overrides.txt --universal --python-version 3.10 \
-		--fork-strategy fewest --custom-compile-command "make lock" -o requirements.txt
+	$(BIN)/python $(PIP) uv
+	$(COMPILE) requirements.in -o requirements.txt
+	$(COMPILE) requirements-dev.in -c requirements.txt -o requirements-dev.txt
+	$(COMPILE) requirements-loggers.in -c requirements.txt -c requirements-dev.txt -o requirements-loggers.txt
 
 clean:
-	rm -rf .venv $(LATEST) demo runs
+	rm -rf .venv $(LATEST) $(LOGGERS) demo runs
