@@ -276,7 +276,7 @@ def _no_documents(split: str, key: str, rejected: Rejected) -> str:
 def _report(info: DatasetInfo, out: str, seconds: float | None = None) -> None:
     """Print what the dataset holds, and what was left out of it."""
     took = "" if seconds is None else f" in {seconds:.0f} s"
-    print(f"{out}: vocabulary {info.vocabulary.size:,}, {'lower case' if info.vocabulary.lowercase else 'cased'}{took}")
+    inspection.print_vocabulary(out, info, took)
     for name, split in info.splits.items():
         print(
             f"  {name}: {split.documents:,} documents, {split.tokens:,} tokens, median {split.lengths['p50']}, "

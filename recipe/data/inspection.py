@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from recipe.data import shards, storage, tokenizer
+from recipe.data.shards import DatasetInfo
 from recipe.errors import UserError
 
 _DOCUMENTS = 3  # of each split
@@ -42,11 +43,21 @@ def _fetch(remote: str, folder: Path) -> None:
         storage.fetch(remote, f"{split}/{index['shards'][0]['zip_data']['basename']}", folder)
 
 
+def print_vocabulary(name: str, info: DatasetInfo, took: str = "") -> None:
+    """Its size and case; on a second line why it is smaller than was asked for, if it was trained and is."""
+    size, asked = info.vocabulary.size, info.config["tokenizer"]
+    print(f"{name}: vocabulary {size:,}, {'lower case' if info.vocabulary.lowercase else 'cased'}{took}")
+    if not (asked["vocab_file"] or asked["name"]) and size < asked["vocab_size"]:
+        print(
+            f"  fewer entries than the {asked['vocab_size']:,} asked for: no further pair of pieces occurs twice in the text it "
+            f"was trained on (at most tokenizer.sample_documents={asked['sample_documents']:,}); more text gives more"
+        )
+
+
 def show(name: str, folder: Path) -> None:
     """Print what the dataset in this folder holds."""
     info = shards.read_info(folder)
-    vocabulary = info.vocabulary
-    print(f"{name}: vocabulary {vocabulary.size:,}, {'lower case' if vocabulary.lowercase else 'cased'}")
+    print_vocabulary(name, info)
     decoder = tokenizer.encoder(folder / "tokenizer")
     for name, split in info.splits.items():
         lengths = "  ".join(f"{key} {value:,}" for key, value in split.lengths.items())

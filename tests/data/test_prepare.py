@@ -41,6 +41,18 @@ def test_shards_hold_the_text(tmp_path, corpus, capsys):
     assert f"train: {len(expected['train'])} documents" in printed
 
 
+def test_a_vocabulary_smaller_than_asked_for_is_said_with_the_reason(tmp_path, corpus, capsys):
+    info = prepare(config_of(tmp_path, tokenizer=Tokenizer(vocab_size=60_000)))
+    said = capsys.readouterr().out
+    reason = "  fewer entries than the 60,000 asked for: no further pair of pieces occurs twice in the text it was trained on"
+    assert info.vocabulary.size < 60_000 and reason in said
+    inspection.main([str(tmp_path / "out")])
+    assert reason in capsys.readouterr().out
+    existing = Tokenizer(vocab_file=str(tmp_path / "out" / "tokenizer" / "vocab.txt"), vocab_size=60_000)
+    prepare(config_of(tmp_path, out=str(tmp_path / "existing"), tokenizer=existing))
+    assert "asked for" not in capsys.readouterr().out, "of a given vocabulary nothing was asked"
+
+
 def test_two_runs_and_two_processes_give_the_same_bytes(tmp_path, corpus):
     prepare(config_of(tmp_path))
     subprocess.run(
