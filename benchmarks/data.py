@@ -1,4 +1,4 @@
-"""`python -m benchmarks.data text=GLOB vocabulary=FILE ...`: preparation and loader, against what they cannot beat and what others do.
+"""`python -m benchmarks.data text=GLOB vocabulary=FILE`: preparation and loader, beside what they cannot beat and what others do.
 
     corpus       the whole text prepared on every core, then streamed and hashed once through each batching
     preparation  one core, beside the tokenizer alone on the same text, in turns
