@@ -321,7 +321,9 @@ def load(schema: type[C], path: str, overrides: Sequence[str] = ()) -> C:
     """
     file = shipped.find(path)
     if not file.is_file():
-        raise UserError(f"{path}: {shipped.moved(path) or 'no such file; the first argument is a YAML file, see yamls/'}")
+        raise UserError(
+            f"{path}: {shipped.moved(path) or 'no such file; the first argument is a YAML file, see yamls/'}"
+        )
     try:
         from_file = OmegaConf.load(file)
     except Exception as error:  # the YAML library's own errors, some of them over several lines

@@ -1,4 +1,5 @@
-"""The README promises nothing that is not in the tree: files exist, commands parse, every measured number stands in a result."""
+"""README and docs/ promise nothing that is not in the tree: files exist, links lead somewhere, every measured number stands in a
+result. Their commands are tests/test_first_minutes.py's."""
 
 from __future__ import annotations
 
@@ -13,41 +14,48 @@ import pytest
 from benchmarks import data
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-COLUMNS = ("score", "mlm_loss", "usd", "seconds", "tokens")
+PAGES = {
+    file: file.read_text("utf-8")
+    for file in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")))
+}
+RESULTS = PAGES[ROOT / "docs/results.md"]
+COLUMNS = {"score": "score", "evaluation loss": "mlm_loss", "dollars": "usd", "seconds": "seconds", "tokens": "tokens"}
+MOST_LINES = 90  # of README: it answers what this is and what to type; all else is a page
 
 
-def table_after(marker: str) -> list[list[str]]:
-    """The cells of the Markdown table that follows `<!-- marker -->`, without its head."""
-    lines = README.split(f"<!-- {marker} -->")[1].strip().splitlines()
-    rows = [line for line in lines[: lines.index("") if "" in lines else None] if line.startswith("|")]
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
+def table_after(marker: str) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of the Markdown table that follows `<!-- marker -->` in docs/results.md."""
+    lines = RESULTS.split(f"<!-- {marker} -->")[1].strip().split("\n\n")[0].splitlines()
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return head, rows
 
 
 @pytest.mark.parametrize("study", ["demo", "books-seeds"])
 def test_measured_numbers_are_those_of_the_results(study):
     with (ROOT / "benchmarks/results" / study / "pareto.csv").open(newline="", encoding="utf-8") as file:
         measured = {row["run"]: row for row in csv.DictReader(file)}
-    shown = {run.strip("`"): cells for run, *cells in table_after(study)}
+    (_, *columns), rows = table_after(study)
+    assert {"evaluation loss", "dollars"} <= set(columns)
+    shown = {run.strip("`"): cells for run, *cells in rows}
     assert set(shown) == set(measured)
     for run, cells in shown.items():
-        for column, cell in zip(COLUMNS, cells, strict=True):
+        for column, cell in zip(columns, cells, strict=True):
             digits = cell.replace(",", "").strip("$")
             decimals = len(digits.partition(".")[2])
-            assert float(digits) == round(float(measured[run][column]), decimals), (run, column)
+            assert float(digits) == round(float(measured[run][COLUMNS[column]]), decimals), (run, column)
 
 
 def test_measured_rows_of_the_data_side_are_those_of_the_result():
     record = json.loads((ROOT / "benchmarks/results/data.json").read_text())
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in data.table(record).splitlines()]
-    shown = table_after("data")
+    _, shown = table_after("data")
     assert len(shown) >= 8 and all(row in rows for row in shown)
 
 
 def test_measured_ratios_of_the_whole_step_are_those_of_the_result():
     cases = json.loads((ROOT / "benchmarks/results/throughput-cpu.json").read_text())["cases"]
     measured = {(str(case["length"]), row["name"]): row for case in cases for row in case["rows"]}
-    shown = table_after("throughput")
+    _, shown = table_after("throughput")
     assert len(shown) >= 8
     for length, name, rate, ratio in shown:
         row = measured[length, name.strip("`")]
@@ -60,36 +68,45 @@ def test_what_is_said_of_the_trunk_the_intervals_and_the_trainer_is_measured():
     with (ROOT / "benchmarks/results/books-seeds/pareto.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     halves = [float(row["ci95"]) for row in rows]
-    assert f"intervals of {min(halves):.0f} to {math.ceil(max(halves))} points" in README
+    assert f"intervals of {min(halves):.0f} to {math.ceil(max(halves))} points" in " ".join(RESULTS.split())
     one_by_one = sum(float(row["usd"]) for row in rows if (row["model"], row["way"]) == ("mosaic_bert", "run"))
     branches = [row for row in rows if row["way"] == "branch"]
     dearest = max(branches, key=lambda row: float(row["usd"]))
     trunk = float(dearest["usd"]) - float(dearest["own_usd"]) + sum(float(row["own_usd"]) for row in branches)
-    assert f"for {trunk / one_by_one:.0%}".replace("%", " %") in README
+    assert f"for {trunk / one_by_one:.0%}".replace("%", " %") in " ".join(RESULTS.split())
     beside = json.loads((ROOT / "benchmarks/results/trainer.json").read_text())["trainer"]["trainer_of_bare"]
-    assert f"at {beside['p50']:.0%}".replace("%", " %") + " of a bare loop's speed" in README
+    assert f"at {beside['p50']:.0%}".replace("%", " %") + " of a bare loop's speed" in " ".join(RESULTS.split())
 
 
-def test_every_local_link_and_path_exists():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    paths = re.findall(r"`((?:yamls|benchmarks|tests|recipe|kernels)/[\w./-]+)`", README)
-    local = [name for name in [*links, *paths] if not name.startswith("http")]
-    assert len(local) > 8
-    for name in local:
-        assert (ROOT / name).exists(), name
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_local_link_and_path_exists(page):
+    links = [page.parent / name for name in re.findall(r"\]\(([^)#\s]+)\)", PAGES[page]) if "://" not in name]
+    paths = re.findall(r"`((?:yamls|benchmarks|tests|recipe|kernels|docs)/[\w./-]+)`", PAGES[page])
+    for target in [*links, *(ROOT / name for name in paths if "NAME" not in name)]:
+        assert target.exists(), target
 
 
-def test_every_command_names_a_module_and_a_file_that_exist():
-    commands = re.findall(r"python -m ([\w.]+) ([\w./*-]+)", README)
-    assert len(commands) >= 4
-    for module, argument in commands:
-        assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), module
-        if argument.endswith(".yaml"):
-            assert (ROOT / argument).is_file(), argument
+def test_readme_is_short_and_leads_to_every_page():
+    readme = PAGES[ROOT / "README.md"]
+    assert len(readme.splitlines()) <= MOST_LINES
+    pages = {file.relative_to(ROOT).as_posix() for file in PAGES if file.parent.name == "docs"}
+    assert len(pages) >= 9 and pages <= set(re.findall(r"\]\(([^)#]+)\)", readme))
+
+
+def test_every_row_of_a_table_has_all_its_cells():
+    for page, text in PAGES.items():
+        tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+        for table in tables:
+            bars = {len(re.sub(r"\\\||`[^`]*`", "", line).split("|")) for line in table.splitlines()}
+            assert len(bars) == 1, (page.name, table[:200])
 
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"^    make (\w+)", README, re.MULTILINE):
-        assert f"\n{target}:" in makefile
+    named = {
+        name for text in PAGES.values() for name in re.findall(r"(?:^ {4}|`)make ([a-z][\w-]*)", text, re.MULTILINE)
+    }
+    assert {"demo", "test", "setup"} <= named
+    for target in named:
+        assert f"\n{target}:" in makefile, target
     assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8")
