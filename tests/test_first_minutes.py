@@ -1,4 +1,4 @@
-"""README's commands as a newcomer has them: in a clone with nothing beside it, offline, made small by added words."""
+"""README's commands as a newcomer has them: in a clone with nothing beside it, offline, as printed save words for small sizes."""
 
 from __future__ import annotations
 
@@ -73,20 +73,17 @@ def test_readme_leads_from_a_clone_to_scored_encoders(clone):
         python, dash_m, module, *rest = words
         assert (python, dash_m) == ("python", "-m")
         # Of the embedded corpus a few documents make the dataset; the tasks are made of all of it whatever the words.
-        few = ["train.max_documents=800"] if "docstrings" in rest[0] else []
+        few = ["train.max_documents=800"] if any("docstrings" in word for word in rest) else []
         command = [sys.executable, "-m", module, *rest, *SMALL.get(module, []), *few]
         done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
         return done.stdout
 
-    where = run(["python", "-m", "recipe"]) and subprocess.run(
-        [sys.executable, "-c", "import recipe; print(recipe.__file__)"],
-        cwd=clone,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert where.stdout.strip() == str(clone / "recipe/__init__.py"), "it is the clone that runs"
+    listed = run(["python", "-m", "recipe"])
+    assert all(words[2] in listed for words in block("map") + block("own"))
+    where = [sys.executable, "-c", "import recipe; print(recipe.__file__)"]
+    found = subprocess.run(where, cwd=clone, env=environment, capture_output=True, text=True).stdout.strip()
+    assert found == str(clone / "recipe/__init__.py"), "it is the clone that runs"
     *first, _ = block("map")
     *own, plot = block("own")
     assert plot == block("map")[-1]
