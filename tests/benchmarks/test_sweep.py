@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import sweep
+from benchmarks import study, sweep
 from benchmarks.pareto import main
 from recipe import train
 from recipe.config import SweepConfig, TrainConfig, load
 from recipe.cost import records
+from recipe.cost.frontier import BRANCH, Curve
 from recipe.errors import UserError
 from tests.tiny_encoder import write_sst2
 
@@ -103,7 +104,11 @@ def test_a_branch_is_the_run_of_its_own_length_and_shares_its_trunk(files, capsy
     assert losses[0] == pytest.approx(losses[1], rel=1e-6) and long["tokens"] == alone["tokens"]
     with (out / "pareto" / "pareto.csv").open(newline="") as stream:
         rows = {row["run"]: row for row in csv.DictReader(stream)}
-    assert {row["model"] for row in rows.values()} == {"mosaic_bert, branches of a trunk"}
+    assert {(row["model"], row["way"]) for row in rows.values()} == {("mosaic_bert", "branch")}
+    # All were evaluated on one dataset, so that their losses are compared, that of the run without scores too.
+    drawn = study.gather([out / "runs", files / "alone"], measure="loss")
+    assert set(drawn.fronts) == {Curve("mosaic_bert", BRANCH), Curve("mosaic_bert")}
+    assert len(alone["dataset"]["vocabulary_sha256"]) == 64 and alone["dataset"] == short["dataset"]
     assert float(rows["trunk-mosaic_bert-10ba-s17"]["own_usd"]) == pytest.approx(own[1])
     assert "in all; the runs one by one" in capsys.readouterr().out
 
