@@ -7,6 +7,7 @@ be faster than the ceiling raises it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -42,8 +43,9 @@ def keep(device: str, dtype: torch.dtype, flops_per_s: float) -> float:
     best = max(kept.get(key, 0.0), flops_per_s)
     if best > kept.get(key, 0.0):
         draft = folder / f"{FILE}.{os.getpid()}"
-        draft.write_text(json.dumps(kept | {key: best}, indent=1), "utf-8")
-        draft.replace(folder / FILE)
+        with contextlib.suppress(OSError):  # a full disk, for example: it is measured again next time
+            draft.write_text(json.dumps(kept | {key: best}, indent=1), "utf-8")
+            draft.replace(folder / FILE)
     return best
 
 

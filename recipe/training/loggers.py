@@ -103,6 +103,8 @@ class WandB(RunLogger, WandBLogger):
 
     def __init__(self, out: Path, record: Mapping[str, Any]) -> None:
         mode = os.environ.get("WANDB_MODE", "offline")
+        # Seconds between its writes; at the default of 15, a killed run lacks lines from before its last checkpoint.
+        os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "0.1")
         init = {"dir": str(out), "id": run_id(record), "mode": mode, "settings": {"console": "off"}}
         if mode == "online":
             init["resume"] = "allow"
@@ -166,6 +168,14 @@ class MLFlow(RunLogger, MLFlowLogger):
     def _start_mlflow_run(self, state: State) -> None:
         self.tags["run_name"] = self._tag  # Composer looks for it, and a folder's name may be another run's too
         super()._start_mlflow_run(state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Called when a checkpoint is written: what led to it must be stored too, and MLflow sends every ten seconds."""
+        import mlflow
+
+        if self._enabled:
+            mlflow.flush_async_logging()
+        return super().state_dict()
 
     def post_close(self) -> None:
         if self._run_id is not None:  # else another logger could not start

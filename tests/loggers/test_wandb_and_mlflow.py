@@ -47,7 +47,7 @@ def command(yaml: Path, *words: str, **variables: str) -> subprocess.CompletedPr
 
 
 def logged(file: Path) -> Iterator[bytes]:
-    """The records of a .wandb file (LevelDB's log format behind seven bytes), as far as they are whole."""
+    """The complete records of a .wandb file: LevelDB's log format behind seven bytes. The client has no reader of its own."""
     data, place, parts = file.read_bytes(), 7, b""
     assert data.startswith(b":W&B")
     while place + 7 <= len(data):
