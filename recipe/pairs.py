@@ -214,11 +214,9 @@ def table(found: dict[str, Any]) -> Iterable[str]:
 
 
 def say_start(plan: Plan, record: dict[str, Any]) -> None:
-    hardware = plan.hardware
-    unit = "GPU" if hardware.kind == "gpu" else "cores"
     print(
         f"{plan.checkpoint.name}: {plan.checkpoint.model}, {record['parameters'] / 1e6:.1f} M parameters -> {plan.out}\n"
-        f"  on {hardware.count} {unit}, {hardware.name}, {record['precision']}\n"
+        f"  on {plan.hardware.devices}, {record['precision']}\n"
         f"  {plan.config.part} part of {plan.config.data}: {len(plan.paradigms)} paradigms, "
         f"{sum(len(copies) for copies, _ in plan.copies):,} masked copies",
         flush=True,
