@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from benchmarks import pareto
 from recipe import plan, prepare
@@ -35,8 +36,8 @@ for words in json.load(sys.stdin):
         if end.code:
             raise
 """
-# Of a loss: float32's rounding differs between processors (1e-7), and 24 steps of Adam make more of it.
-TOLERANCE = 1e-4
+# Of a loss. Other vectors' rounding moves it by 1e-7; a lost random state by 7e-4, lost moments of the optimizer by 1e-2.
+TOLERANCE = 1e-5
 
 
 def copy(commit: str, place: Path) -> Path:
@@ -89,10 +90,14 @@ def test_a_killed_run_goes_on_and_becomes_the_unbroken_one(continued):
     assert losses(now) == pytest.approx(losses(unbroken), rel=TOLERANCE)
     for key in ("tokens", "sequences", "batches", "parameters"):
         assert read_record(killed)[key] == read_record(unbroken)[key]
-    before = slice(CHECKPOINT_AT)
-    if losses(now)[before] == losses(unbroken)[before]:  # this processor rounds as the one that wrote the checkpoint
+    if weights(now) == weights(unbroken):  # this processor rounds as the one that wrote the checkpoint
+        assert weights(killed) == weights(now)
         assert losses(killed) == losses(now)
         assert read_record(killed)["eval"] == read_record(now)["eval"]
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    return {name: array.tobytes() for name, array in load_file(run / "encoder" / "model.safetensors").items()}
 
 
 def test_a_finished_run_keeps_its_scores_and_gets_the_same_again(continued):
