@@ -6,7 +6,7 @@ What Composer's loggers do otherwise, and why each is a class here:
   on another machine changes the second, which wandb and MLflow take for an error. Only the meter's lines, the evaluations and
   the settings in the run's record are kept; these do not change on resume.
 - Lines that a killed run logged after its last checkpoint are logged again by the resumed run. TensorBoard hides the first ones
-  and MLflow is not given the second ones; both runs are exact, so they are equal.
+  and MLflow is not given the second ones; on as many ranks they are equal.
 - Composer's autoresume asks every logger for a checkpoint that is not on disk.
 
 The environment decides what leaves the machine: `WANDB_MODE=online`, `MLFLOW_TRACKING_URI`. No package is imported unasked.
