@@ -90,10 +90,15 @@ def test_a_killed_run_goes_on_and_becomes_the_unbroken_one(continued):
     assert losses(now) == pytest.approx(losses(unbroken), rel=TOLERANCE)
     for key in ("tokens", "sequences", "batches", "parameters"):
         assert read_record(killed)[key] == read_record(unbroken)[key]
-    if weights(now) == weights(unbroken):  # this processor rounds as the one that wrote the checkpoint
+    if rounds_alike(folder, model):
         assert weights(killed) == weights(now)
         assert losses(killed) == losses(now)
         assert read_record(killed)["eval"] == read_record(now)["eval"]
+
+
+def rounds_alike(folder: Path, model: str) -> bool:
+    """Whether this processor rounds as the one that wrote the files."""
+    return weights(folder / f"now/{model}-s17") == weights(folder / f"runs/{model}-s17")
 
 
 def weights(run: Path) -> dict[str, bytes]:
@@ -105,15 +110,20 @@ def test_a_finished_run_keeps_its_scores_and_gets_the_same_again(continued):
     run = folder / f"runs/{model}-s17"
     assert f"runs/{model}-s17/glue holds these scores already; nothing to do" in said
     assert metrics(run) == metrics(run / "glue")
-    assert metrics(folder / f"scores/{model}-s17") == pytest.approx(metrics(run), abs=0.1)
+    assert metrics(folder / f"scores/{model}-s17") == pytest.approx(metrics(run), abs=points(folder, model))
 
 
 def test_a_checkpoint_on_its_way_gets_the_scores_that_it_had(continued):
     folder, model, _ = continued
     run = folder / f"runs/{model}-killed"
     recorded = metrics(run / f"glue-ba{CHECKPOINT_AT}")
-    assert metrics(folder / f"scores/{model}-killed") == pytest.approx(recorded, abs=0.1)
+    assert metrics(folder / f"scores/{model}-killed") == pytest.approx(recorded, abs=points(folder, model))
     assert read_record(run)["glue"] is None
+
+
+def points(folder: Path, model: str) -> float:
+    """By how much a score may differ: of a few dozen examples one counts 4, and another rounding may tip one or two."""
+    return 0.1 if rounds_alike(folder, model) else 10.0
 
 
 def metrics(run: Path) -> dict[str, float]:

@@ -203,7 +203,7 @@ def check_loggers(names: Sequence[str]) -> None:
         if names.count(name) > 1:
             raise UserError(f"loggers: {name} stands there twice; name each once")
         if importlib.util.find_spec(name) is None:
-            raise UserError(f"loggers: {name} is not installed; run pip install -r requirements-loggers.txt")
+            raise UserError(f"loggers: {name} is not installed; run pip install --no-deps -r requirements-loggers.txt")
 
 
 def build_loggers(names: Sequence[str], out: Path, record: Mapping[str, Any]) -> list[RunLogger]:

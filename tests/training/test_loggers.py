@@ -150,5 +150,5 @@ def test_a_package_that_is_absent_is_one_line(yaml, tmp_path, name, capsys, monk
         __import__(name)
     assert run_main(TrainConfig, train.main, [str(yaml), f"loggers=[{name}]"]) == 2
     said = capsys.readouterr().err
-    assert "pip install -r requirements-loggers.txt" in said and said.count("\n") == 1
+    assert "pip install --no-deps -r requirements-loggers.txt" in said and said.count("\n") == 1
     assert not (tmp_path / "run").exists()
