@@ -169,4 +169,4 @@ def _described(schema: type, prefix: str, width: int) -> Iterator[str]:
 
 
 def _wrapped(text: str, indent: str, width: int) -> Sequence[str]:
-    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)
+    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
