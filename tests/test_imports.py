@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -60,8 +61,13 @@ def type_checking_only(tree: ast.Module) -> set[ast.AST]:
     return found
 
 
-def imports(file: Path) -> Iterator[str]:
+@functools.cache
+def imports(file: Path) -> tuple[str, ...]:
     """Dotted names that a file imports, anywhere in it; `from a import b` counts as a and as a.b."""
+    return tuple(_imports(file))
+
+
+def _imports(file: Path) -> Iterator[str]:
     tree = ast.parse(file.read_text(), str(file))
     skipped = type_checking_only(tree)
     for node in ast.walk(tree):
@@ -131,6 +137,7 @@ def loaded_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_kernels_load_torch_and_nothing_heavier():
     """What torch itself loads is torch's affair; `import kernels` adds no Triton, no launcher, no trainer to it."""
     added = loaded_by("import kernels") - loaded_by("import torch")
@@ -139,6 +146,7 @@ def test_kernels_load_torch_and_nothing_heavier():
     assert sorted(name for name in added if any(below(name, package) for package in heavy)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
@@ -170,6 +178,7 @@ def test_files_and_functions_stay_short():
                 assert length < 65, f"{relative(file)}: {node.name} has {length} lines"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["check"], ["format", "--check"]], ids=["lint", "format"])
 def test_ruff(arguments):
     command = [sys.executable, "-m", "ruff", *arguments, "--no-cache", "."]

@@ -79,6 +79,7 @@ def test_the_shared_matrix_has_one_dense_gradient(lengths):
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_few_shapes_reach_the_products():
     """Sixty batches of different sizes, but few sizes of their first product."""
     own, _ = models()
