@@ -17,8 +17,6 @@ setup: .venv/.installed
 	@echo "installing requirements.txt into .venv: a few minutes, 4.4 GB to download, 9 GB on disk"
 	$(BIN)/python $(PIP) --no-deps -r requirements.txt
 	$(BIN)/python $(PIP) --no-deps --no-build-isolation --editable .
-	$(BIN)/python $(PIP) --no-deps -r requirements.txt
-	$(BIN)/python $(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 # What the tests and the linter need beside it.

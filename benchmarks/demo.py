@@ -1,30 +1,53 @@
 """`make demo`: the whole main job on a laptop, from text to a cost-to-score frontier.
 
-The text is the documentation of the installed packages, so nothing is downloaded. Two models, three budgets each, every budget
-a run of its own with its schedule decayed for it; each encoder is then scored on two small tasks made from held-out entries.
-A second call continues where the first one stopped.
+The text is the documentation of the installed packages, so nothing is downloaded. Two models, each at several budgets, every
+budget a run of its own with its schedule decayed for it. Each encoder is scored on two small tasks made from held-out entries,
+and so is each model at its random initialisation. A second call continues where the first one stopped.
+
+    python -m benchmarks.demo --seeds 3 --record benchmarks/results/demo     the committed record, made again
 """
 
 from __future__ import annotations
 
+import argparse
+import csv
+import json
+import shutil
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
-from benchmarks import pareto
-from recipe import glue, prepare, train
-from recipe.config import GlueConfig, PrepareConfig, TrainConfig, load
-from recipe.errors import UserError
+from benchmarks import pareto, sweep
+from recipe import prepare
+from recipe.config import PrepareConfig, SweepConfig, exit_status, load
+from recipe.cost import records, seeds
+from recipe.data import doc_tasks
 from recipe.training.callbacks import clock
-from recipe.training.quiet import quiet_libraries
 
 OUT = Path("demo")
-# In batches. A batch costs the baseline more, so it gets fewer of them: the curves are drawn over about the same dollars.
-BUDGETS = {"mosaic_bert": (30, 120, 300), "hf_bert": (20, 60, 160)}
-BASELINE = ("data.mask_rate=0.15",)  # as the paper's baseline has it
+TRAIN = "yamls/demo/train.yaml"
+BASELINE = f"{TRAIN} model.name=hf_bert data.mask_rate=0.15"  # as the paper's baseline has it
+# A batch costs the baseline more, so it gets fewer of them: the curves are drawn over about the same dollars.
+BUDGETS = {TRAIN: ["40ba", "120ba", "360ba"], BASELINE: ["40ba", "160ba"]}
+SCORING = f"yamls/glue/demo.yaml data={OUT / 'tasks'}"
+# A warm-up begins at the rate 0, so a run whose only batch is its warm-up leaves the initialisation as it was.
+UNTRAINED = "schedule.warmup=1"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each budget, for intervals (%(default)s)")
+    parser.add_argument("--record", type=Path, help="copy the records, without weights, into this folder")
+    words = parser.parse_args(argv)
+    return exit_status(lambda: demo([17 + i for i in range(words.seeds)], words.record))
+
+
+def demo(of_seeds: list[int], record: Path | None = None) -> None:
+    """All five steps, a run of every budget for each of `of_seeds`."""
     start = time.perf_counter()
 
     def step(what: str) -> None:
@@ -33,29 +56,75 @@ def main() -> int:
     step("1/5  text -> tokenizer and shards")
     words = [f"out={OUT / 'data'}", f"tasks={OUT / 'tasks'}"]
     prepare.prepare(load(PrepareConfig, "yamls/data/docstrings.yaml", words))
-    quiet_libraries()
-    runs = []
-    for model, budgets in BUDGETS.items():
-        for batches in budgets:
-            run = OUT / "runs" / f"{model}-{batches}ba"
-            step(f"2/5  pretraining {run.name}")
-            words = [f"out={run}", f"model.name={model}", f"duration={batches}ba", "autoresume=true"]
-            train.train(load(TrainConfig, "yamls/demo/train.yaml", [*words, *(BASELINE * (model == "hf_bert"))]))
-            step(f"3/5  fine-tuning {run.name}")
-            glue.glue(load(GlueConfig, "yamls/glue/demo.yaml", [f"checkpoint={run}", f"data={OUT / 'tasks'}"]))
-            runs.append(str(run))
+    step("2/5  encoders at their random initialisation, fine-tuned: the floor")
+    untrained = runs_of(OUT / "floor", {f"{model} {UNTRAINED}": ["1ba"] for model in BUDGETS}, of_seeds)
+    step("3/5  pretraining, and fine-tuning of what was pretrained")
+    runs = runs_of(OUT, BUDGETS, of_seeds)
     step("4/5  the bills are in each run's run.json")
     step("5/5  score against dollars")
     written = pareto.draw(runs, OUT)
+    floor = floor_of(untrained)
+    (OUT / "floor.json").write_text(json.dumps(floor, indent=2) + "\n", "utf-8")
+    print("\n".join(floor_lines(floor)))
     step("done")
     for path in written:
         print(f"  {path}")
-    return 0
+    if record is not None:
+        keep(runs, record)
+
+
+def runs_of(out: Path, budgets: dict[str, list[str]], of_seeds: list[int]) -> list[Path]:
+    """The folders of finished and scored runs: each model's own budgets, with every seed."""
+    configs = [SweepConfig(str(out), [model], of_model, SCORING, of_seeds) for model, of_model in budgets.items()]
+    return [folder for config in configs for folder in sweep.sweep(config)]
+
+
+def floor_of(untrained: Sequence[Path]) -> dict[str, Any]:
+    """What is scored without pretraining, by model and task, and by giving the most frequent answer to everything."""
+    floor: dict[str, Any] = {}
+    for model, of_model in by_model(untrained).items():
+        scores = {task: [one["glue"]["tasks"][task]["score"] for one in of_model] for task in doc_tasks.WORDS}
+        scores["score"] = [one["glue"]["score"] for one in of_model]
+        floor[model] = {
+            name: {"mean": fmean(values), "ci95": seeds.interval(values), "seeds": values}
+            for name, values in scores.items()
+        }
+    constant = {}
+    for task in doc_tasks.WORDS:
+        with (OUT / "tasks" / task / "dev.tsv").open(encoding="utf-8", newline="") as file:
+            labels = Counter(row["label"] for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+        constant[task] = {"mean": 100 * max(labels.values()) / labels.total()}
+    constant["score"] = {"mean": fmean(one["mean"] for one in constant.values())}
+    return floor | {"constant": constant}
+
+
+def by_model(runs: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        record = records.read_record(run)
+        found.setdefault(record["model"], []).append(record)
+    return found
+
+
+def floor_lines(floor: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, scores in floor.items():
+        what = "one answer for everything" if name == "constant" else f"{name} without pretraining, fine-tuned alike"
+        half = scores["score"].get("ci95")
+        tasks = ", ".join(f"{task} {scores[task]['mean']:.1f}" for task in doc_tasks.WORDS)
+        lines.append(f"floor: {what}: {scores['score']['mean']:.1f}{f' ± {half:.1f}' if half else ''} ({tasks})")
+    return lines
+
+
+def keep(runs: Sequence[Path], folder: Path) -> None:
+    """The records without weights, the floor and the figure, in place of what `folder` held."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for run in runs:
+        (folder / run.name).mkdir(parents=True)
+        shutil.copyfile(run / records.FILE_NAME, folder / run.name / records.FILE_NAME)
+    for name in ("floor.json", "pareto.csv", "pareto.png"):
+        shutil.copyfile(OUT / name, folder / name)
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    sys.exit(main())

@@ -1,44 +1,41 @@
 """Two small classification tasks in GLUE's TSV layout, made of documentation that pretraining has not seen.
 
-DocPackage: which package does this sentence document? DocPair: do these two sentences stand together in one entry
-(`same`), or are they from two (`different`)? Both are made of the entries that `recipe.prepare` holds out for validation,
-train and dev of different ones.
+In a few words cut from a sentence one is blanked out: which of eight was it? DocWord asks for an article, verb or particle, which
+the parts of speech around it decide, DocPreposition for a preposition, which the words themselves decide ("based on"). Both are
+made of the entries that `recipe.prepare` holds out for validation, train and dev of different ones.
 """
 
 from __future__ import annotations
 
-import itertools
 import random
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from recipe.config import PrepareConfig
 from recipe.data import sources
+from recipe.data.glue_tasks import BLANK
 from recipe.data.pool import resolve
 from recipe.errors import UserError
 
 Row = tuple[str, ...]
-Sentences = list[str]  # of one entry
 
-_WORDS = (6, 60)  # a sentence shorter or longer than this is mostly a caption or a list
+# The eight answers of each task, all common enough to be asked for equally often.
+WORDS = {
+    "DocWord": ("a", "and", "be", "is", "of", "that", "the", "to"),
+    "DocPreposition": ("as", "by", "for", "from", "in", "of", "on", "with"),
+}
+CONTEXT = 4  # words kept on either side of the blank
+_LENGTH = (6, 60)  # in words; a sentence shorter or longer than this is mostly a caption or a list
 _SENTENCE_END = re.compile(r"(?<=[a-z)`'\"][.!?])\s+(?=[A-Z])")
 _NOT_PROSE = re.compile(r"^\s*(>>>|\.\.|[-=~^*+|#:@\[{]|\d+[.)])|\s{3,}\S.*\s{3,}|::\s*$", re.MULTILINE)
-# A sentence that names its package, or the name it is imported by, would need no understanding; the names of all
-# packages become one word, because blanking only the right one would give it away by its absence.
-_NAMES = re.compile(
-    r"\b(py)?torch\b|\bnumpy\b|\bnp\b|\bscipy\b|\bscikit-learn\b|\bsklearn\b|\bpandas\b|\bpd\b|\bmatplotlib\b|\bmpl\b|"
-    r"\bpyplot\b|\bplt\b|\bnetworkx\b|\bnx\b|\bsympy\b|\bpython\b",
-    re.IGNORECASE,
-)
 
 
-def write(folder: Path, config: PrepareConfig, train: int = 2000, dev: int = 500) -> None:
-    """Write `DocPackage/{train,dev}.tsv` and `DocPair/{train,dev}.tsv`, `train` and `dev` rows each.
+def write(folder: Path, config: PrepareConfig, train: int = 2000, dev: int = 1000) -> None:
+    """Write `{train,dev}.tsv` of each task of WORDS, `train` and `dev` rows each.
 
     Args:
-        folder: gets the two sub-folders.
+        folder: gets a sub-folder for each task.
         config: the one that the dataset was prepared with; it decides what is held out.
 
     Raises:
@@ -46,96 +43,73 @@ def write(folder: Path, config: PrepareConfig, train: int = 2000, dev: int = 500
     """
     if config.train.embedded != "docstrings" or config.validation is not None:
         raise UserError("the documentation tasks need train.embedded=docstrings and no `validation` of its own")
-    entries = [
-        entry
+    shuffler = random.Random(config.seed)
+    held_out = [
+        sentences(entry.text)
         for entry in sources.embedded_entries(config.train, resolve(config.processes))
         if sources.held_out(entry.text, config.validation_fraction, config.seed)
     ]
-    shuffler = random.Random(config.seed)
-    by_package: dict[str, list[Sentences]] = defaultdict(list)
-    for entry in entries:
-        by_package[entry.package].append(sentences(entry.text))
-    halves: dict[str, dict[str, list[Sentences]]] = {"dev": {}, "train": {}}
-    for package, found in by_package.items():
-        shuffler.shuffle(found)
-        cut = round(len(found) * dev / (train + dev))
-        halves["dev"][package], halves["train"][package] = found[:cut], found[cut:]
-    tasks: tuple[tuple[str, Row, Callable], ...] = (
-        ("DocPackage", ("index", "sentence", "label"), package_rows),
-        ("DocPair", ("index", "sentence1", "sentence2", "label"), pair_rows),
-    )
+    shuffler.shuffle(held_out)
+    cut = round(len(held_out) * dev / (train + dev))
     tables = {}
-    for name, header, rows_of in tasks:
-        for split, count in (("train", train), ("dev", dev)):
-            rows = rows_of(halves[split], shuffler, count)
+    for name, words in WORDS.items():
+        used: set[str] = set()
+        for split, entries, count in (("train", held_out[cut:], train), ("dev", held_out[:cut], dev)):
+            rows = blank_rows([text for found in entries for text in found], words, shuffler, count, used)
             if len(rows) < count:
                 raise UserError(
                     f"{name}/{split}.tsv: the held-out documentation gives {len(rows)} rows of {count}; "
                     "raise validation_fraction or ask for fewer"
                 )
-            tables[folder / name / f"{split}.tsv"] = [header, *((str(i), *row) for i, row in enumerate(rows))]
+            numbered = [(str(i), *row) for i, row in enumerate(rows)]
+            tables[folder / name / f"{split}.tsv"] = [("index", "sentence", "label"), *numbered]
     for path, table in tables.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join("\t".join(row) + "\n" for row in table), "utf-8")
 
 
-def sentences(text: str) -> Sentences:
-    """The English sentences of a documentation string, each once, without line breaks, tabs and package names."""
+def sentences(text: str) -> list[str]:
+    """The English sentences of a documentation string, each once, without line breaks and tabs."""
     found: dict[str, None] = {}
     for paragraph in re.split(r"\n\s*\n", text):
         if _NOT_PROSE.search(paragraph):
             continue
-        for sentence in _SENTENCE_END.split(_NAMES.sub("package", " ".join(paragraph.split()))):
+        for sentence in _SENTENCE_END.split(" ".join(paragraph.split())):
             words = sentence.split()
             plain = sum(word.strip(".,;:()'\"`").isalpha() for word in words)
-            in_length = _WORDS[0] <= len(words) <= _WORDS[1]
+            in_length = _LENGTH[0] <= len(words) <= _LENGTH[1]
             if in_length and sentence[0].isupper() and sentence[-1] in ".!?" and plain >= 0.7 * len(words):
                 found[sentence] = None
     return list(found)
 
 
-def package_rows(entries: dict[str, list[Sentences]], shuffler: random.Random, count: int) -> list[Row]:
-    """(sentence, package), at most `count`: packages in turn, so that classes are equal until one runs out."""
-    owners: dict[str, set[str]] = defaultdict(set)
-    for package, texts in entries.items():
-        for sentence in _flat(texts):
-            owners[sentence].add(package)
-    # a sentence that stands in two packages has no right answer
-    left = {p: [s for s in dict.fromkeys(_flat(texts)) if len(owners[s]) == 1] for p, texts in sorted(entries.items())}
+def blank_rows(
+    texts: Sequence[str], words: Sequence[str], shuffler: random.Random, count: int, used: set[str]
+) -> list[Row]:
+    """(a blank with its neighbours, the word that stood there), at most `count`: words in turn, so that classes are equal until
+    one runs out.
+
+    No sentence and no row's text that is in `used` is taken, and what is taken is added: documentation repeats itself, and a row
+    of dev that train has too would be remembered, not understood.
+    """
+    left: dict[str, list[tuple[str, str]]] = {word: [] for word in words}
+    for sentence in texts:
+        split = sentence.split()
+        for place, word in enumerate(split):
+            if word in left:
+                row = (*split[max(0, place - CONTEXT) : place], BLANK, *split[place + 1 : place + 1 + CONTEXT])
+                left[word].append((sentence, " ".join(row)))
     for found in left.values():
         shuffler.shuffle(found)
-    rows = []
+    rows: list[Row] = []
     while len(rows) < count and any(left.values()):
-        rows += [(found.pop(), package) for package, found in left.items() if found]
+        for word, found in left.items():
+            while found:
+                pair = found.pop()
+                if used.isdisjoint(pair):
+                    used.update(pair)
+                    rows.append((pair[1], word))
+                    break
     rows = rows[:count]
     shuffler.shuffle(rows)
     return rows
-
-
-def pair_rows(entries: dict[str, list[Sentences]], shuffler: random.Random, count: int) -> list[Row]:
-    """(sentence1, sentence2, label), at most `count`, half of each label.
-
-    Half of all neighbouring sentences stay together; the other half exchange partners among themselves. So both labels draw
-    on the same packages, positions and sentences in equal parts, and only the relation tells them apart.
-    """
-    texts = [found for _, of_package in sorted(entries.items()) for found in of_package]
-    pairs = [(i, *two) for i, found in enumerate(texts) for two in itertools.pairwise(found)]
-    shuffler.shuffle(pairs)
-    kept, exchanged = pairs[: len(pairs) // 2], sorted(pairs[len(pairs) // 2 :])
-    turn = len(exchanged) // 2  # sorted by entry, so half-way around lies another entry
-    partners = exchanged[turn:] + exchanged[:turn]
-    same = [(first, second, "same") for _, first, second in kept]
-    different = [
-        (first, second, "different")
-        for (i, first, _), (_, _, second) in zip(exchanged, partners, strict=True)
-        if second not in texts[i]
-    ]
-    shuffler.shuffle(different)
-    least = min(len(same), len(different), count // 2)
-    rows = same[:least] + different[:least]
-    shuffler.shuffle(rows)
-    return rows
-
-
-def _flat(texts: Iterable[Sentences]) -> Iterable[str]:
-    return (sentence for found in texts for sentence in found)

@@ -25,6 +25,7 @@ HUB_DATASET = "nyu-mll/glue"
 SUBSET_SEED = 0  # draws the examples that `max_train_examples` keeps, the same for every run
 SEEDS = (19, 8364, 717, 10536, 90166)
 YES_NO = ("0", "1")
+BLANK = "[MASK]"  # in the texts of a task that has `blanks`
 NUMBER = ()  # as `labels`: the label is a number, to be predicted as such
 FOUND = None  # as `labels`: whatever labels train.tsv has, in sorted order
 
@@ -50,6 +51,7 @@ class Task:
     hub: str | None = None  # its name there
     hub_sentences: tuple[str, ...] | None = None  # where the columns have other names there
     benchmark: str = "GLUE"
+    blanks: bool = False  # BLANK in a text is the encoder's own mask token; elsewhere it is plain text
 
 
 PAIR = ("sentence1", "sentence2")
@@ -70,8 +72,9 @@ TASKS = (
     Task("STS-B", PAIR, "score", NUMBER, ("pearson", "spearman"), 3e-5, 10, 32, 3e-6, SEEDS,
          from_mnli=True, hub="stsb"),
     # Made by recipe.data.doc_tasks from documentation, for encoders of a few million parameters.
-    Task("DocPackage", ("sentence",), "label", FOUND, ("accuracy",), 3e-4, 4, 16, 3e-6, SEEDS[:1], benchmark="demo"),
-    Task("DocPair", PAIR, "label", FOUND, ("accuracy",), 5e-4, 1, 16, 5e-6, SEEDS[:1], benchmark="demo"),
+    Task("DocWord", ("sentence",), "label", FOUND, ("accuracy",), 5e-4, 4, 32, 5e-6, SEEDS[:1], benchmark="demo", blanks=True),
+    Task("DocPreposition", ("sentence",), "label", FOUND, ("accuracy",), 5e-4, 4, 32, 5e-6, SEEDS[:1], benchmark="demo",
+         blanks=True),
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -164,15 +165,15 @@ class Worker:
 
     def _encode(self, task: Task) -> Encoded:
         if self._last is None or self._last.data.task.name != task.name:
-            tokenizer, length = self.checkpoint.tokenizer, self.config.max_length
+            encoded = partial(encode, self.checkpoint.tokenizer, max_length=self.config.max_length, blanks=task.blanks)
             data = read_task(self.config.data, task, self.config.max_train_examples, self.config.split)
             tests = read_test_sets(self.config.data, task) if self.config.split == DEV else {}
             self._last = Encoded(
                 data,
-                encode(tokenizer, data.train, length),
-                {name: encode(tokenizer, dev, length) for name, dev in data.dev.items()},
+                encoded(data.train),
+                {name: encoded(dev) for name, dev in data.dev.items()},
                 tests,
-                {name: encode(tokenizer, test.examples, length) for name, test in tests.items()},
+                {name: encoded(test.examples) for name, test in tests.items()},
             )
         return self._last
 

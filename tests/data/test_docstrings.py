@@ -11,6 +11,7 @@ import pytest
 
 from recipe.config import PrepareConfig, Source
 from recipe.data import doc_tasks, docstrings, sources
+from recipe.data.glue_tasks import BLANK
 from recipe.errors import UserError
 
 LONG = "x" * docstrings.MIN_CHARACTERS
@@ -103,40 +104,42 @@ def test_tasks(entries, tmp_path, monkeypatch):
     doc_tasks.write(tmp_path / "a", config)
     doc_tasks.write(tmp_path / "b", config)
     held_out = [e.text for e in entries if sources.held_out(e.text, config.validation_fraction, config.seed)]
-    known = {sentence for text in held_out for sentence in doc_tasks.sentences(text)}
-    seen = {}
-    for task, columns in (("DocPackage", ["sentence"]), ("DocPair", ["sentence1", "sentence2"])):
-        for split, count in (("train", 2000), ("dev", 500)):
+    known = "\n".join(sentence for text in held_out for sentence in doc_tasks.sentences(text))
+    for task, words in doc_tasks.WORDS.items():
+        seen = {}
+        for split, count in (("train", 2000), ("dev", 1000)):
             path = Path(task) / f"{split}.tsv"
             assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
             header, rows = table(tmp_path / "a" / path)
-            assert header == ["index", *columns, "label"]
+            assert header == ["index", "sentence", "label"]
             assert [row[0] for row in rows] == [str(i) for i in range(count)]
-            assert all(len(row) == len(header) for row in rows)
-            seen[task, split] = rows
-            assert {cell for row in rows for cell in row[1:-1]} <= known
-    labels = Counter(row[-1] for row in seen["DocPackage", "train"])
-    assert set(labels) == set(PACKAGES)
-    assert max(labels.values()) <= 1.5 * min(labels.values())
-    for split in ("train", "dev"):
-        labels = Counter(row[-1] for row in seen["DocPair", split])
-        assert labels["same"] == labels["different"]
-    words = " ".join(row[1] for row in seen["DocPackage", "train"]).lower().split()
-    assert not {"numpy", "torch", "scipy", "matplotlib", "networkx", "pandas", "np", "sklearn"} & set(words)
+            for _, text, label in rows:
+                assert text.split().count(BLANK) == 1 and len(text.split()) <= 2 * doc_tasks.CONTEXT + 1
+                assert text.replace(BLANK, label) in known
+            labels = Counter(row[-1] for row in rows)
+            assert set(labels) == set(words)
+            assert max(labels.values()) <= 2 * min(labels.values())
+            seen[split] = {row[1] for row in rows}
+        assert len(seen["train"]) == 2000 and not seen["train"] & seen["dev"]
 
 
-def test_pairs_are_what_their_label_says():
-    entries = {p: [[f"{p} {i} {j}" for j in range(i % 4)] for i in range(60)] for p in "abc"}
-    rows = doc_tasks.pair_rows(entries, random.Random(5), 100)
-    assert Counter(row[-1] for row in rows) == {"same": 50, "different": 50}
-    for first, second, label in rows:
-        (package, entry, place), (other, other_entry, other_place) = first.split(), second.split()
-        assert ((package, entry) == (other, other_entry)) == (label == "same")
-        assert label == "different" or int(other_place) == int(place) + 1
-    assert len({row[:2] for row in rows}) == 100
-    # no sentence gives its label away: both labels draw on the packages alike, in both columns
-    by_package = Counter((row[column].split()[0], row[-1]) for row in rows for column in (0, 1))
-    assert max(abs(by_package[p, "same"] - by_package[p, "different"]) for p in "abc") <= 25
+def test_a_blank_is_asked_for_once_a_sentence_and_never_again():
+    texts = [f"row {i} is of the kind that comes to be" for i in range(20)] + ["none here"]
+    used = {texts[0], "row 1 [MASK] of the kind that"}
+    rows = doc_tasks.blank_rows(texts, ("is", "of"), random.Random(5), 100, used)
+    assert {text.split()[1] for text, _ in rows} == {str(i) for i in range(1, 20)} and len(rows) == 19
+    for text, label in rows:
+        number = text.split()[1]
+        assert (
+            text
+            == {"is": f"row {number} [MASK] of the kind that", "of": f"row {number} is [MASK] the kind that comes"}[
+                label
+            ]
+        )
+    assert ("row 1 is [MASK] the kind that comes", "of") in rows
+    assert {text for text, _ in rows} | set(texts[:20]) <= used
+    few = doc_tasks.blank_rows(texts, ("is", "of"), random.Random(5), 6, set())
+    assert Counter(label for _, label in few) == {"is": 3, "of": 3}
 
 
 def test_sentences():
@@ -148,7 +151,7 @@ def test_sentences():
     )
     assert doc_tasks.sentences(text) == [
         "Return the sum of all of the elements here.",
-        "It is what package.sum in package would give you.",
+        "It is what numpy.sum in NumPy would give you.",
     ]
 
 

@@ -69,12 +69,12 @@ def test_mnli_is_scored_on_two_files_of_other_columns(tmp_path):
 
 
 def test_labels_of_the_documentation_tasks_are_those_of_training(tmp_path):
-    train = "index\tsentence\tlabel\n0\ta\ttorch\n1\tb\tnumpy\n2\tc\ttorch\n"
-    write(tmp_path, "DocPackage", train=train, dev="index\tsentence\tlabel\n0\ta\tscipy\n")
-    with pytest.raises(UserError, match=r"dev\.tsv:2: label `scipy`; known are numpy, torch"):
-        read_task(str(tmp_path), TABLE["DocPackage"])
-    write(tmp_path, "DocPackage", dev="index\tsentence\tlabel\n0\ta\ttorch\n")
-    assert read_task(str(tmp_path), TABLE["DocPackage"]).dev["dev"].labels == [1]
+    train = "index\tsentence\tlabel\n0\ta\tto\n1\tb\tis\n2\tc\tto\n"
+    write(tmp_path, "DocWord", train=train, dev="index\tsentence\tlabel\n0\ta\tof\n")
+    with pytest.raises(UserError, match=r"dev\.tsv:2: label `of`; known are is, to"):
+        read_task(str(tmp_path), TABLE["DocWord"])
+    write(tmp_path, "DocWord", dev="index\tsentence\tlabel\n0\ta\tto\n")
+    assert read_task(str(tmp_path), TABLE["DocWord"]).dev["dev"].labels == [1]
 
 
 @pytest.mark.parametrize(
@@ -150,11 +150,11 @@ def test_what_cannot_be_chosen(tmp_path):
         choose_tasks(str(tmp_path), ["CoLA", "RTE"])
     with pytest.raises(UserError, match=r"no such folder"):
         choose_tasks(str(tmp_path / "nowhere"), [])
-    (tmp_path / "DocPair").mkdir()
+    (tmp_path / "DocPreposition").mkdir()
     with pytest.raises(UserError, match=r"two benchmarks \(GLUE, demo\)"):
         choose_tasks(str(tmp_path), [])
-    chosen, absent = choose_tasks(str(tmp_path), ["DocPair"])
-    assert [task.name for task in chosen] == ["DocPair"] and absent == ["DocPackage"]
+    chosen, absent = choose_tasks(str(tmp_path), ["DocPreposition"])
+    assert [task.name for task in chosen] == ["DocPreposition"] and absent == ["DocWord"]
 
 
 def test_the_hub_has_all_of_glue_and_says_so_where_it_cannot_be_reached(monkeypatch):
@@ -162,8 +162,8 @@ def test_the_hub_has_all_of_glue_and_says_so_where_it_cannot_be_reached(monkeypa
 
     chosen, absent = choose_tasks("hub", [])
     assert len(chosen) == 8 and absent == []
-    with pytest.raises(UserError, match="DocPair is not in hub"):
-        choose_tasks("hub", ["DocPair"])
+    with pytest.raises(UserError, match="DocPreposition is not in hub"):
+        choose_tasks("hub", ["DocPreposition"])
 
     def unreachable(*_, **__):
         raise ConnectionError("no\nroute")
