@@ -65,6 +65,7 @@ def clone(tmp_path) -> Path:
     return tmp_path / "clone"
 
 
+@pytest.mark.timeout(1500)  # a minute or two of one core, and often on a busy one
 def test_readme_leads_from_a_clone_to_scored_encoders(clone):
     assert len(block("map")) == 4 and len(block("own")) == 4
     environment = os.environ | {"PYTHONPATH": str(clone), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
