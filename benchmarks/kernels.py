@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import kernel_cases, roofline
+from benchmarks import kernel_cases
 from benchmarks import kernel_report as report
 from benchmarks.kernel_cases import CHECK_TOKENS, COMPILED, TOKENS, Case, Implementation, Problem, ours
 from kernels.checks import interpreting
@@ -153,6 +153,8 @@ def provenance(device: str) -> dict[str, Any]:
 
 def measure_ceilings(device: str) -> dict[str, float]:
     """What this device reaches at best: bytes read and written by a large copy, operations of a bf16 matrix product."""
+    from benchmarks import roofline  # and with it the recipe, of which `--check` needs nothing
+
     found = roofline.measure_ceilings(device, torch.bfloat16)
     return {"GB/s": found.bytes_per_s / 1e9, "TFLOP/s": found.flops_per_s / 1e12}
 

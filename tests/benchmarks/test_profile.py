@@ -23,7 +23,8 @@ def yaml(tmp_path, tiny_dataset):
 
 @pytest.mark.parametrize("model", ["mosaic_bert", "hf_bert"])
 def test_a_profile_adds_up_and_finds_every_part(yaml, tmp_path, model, capsys, monkeypatch):
-    monkeypatch.setitem(roofline.SIZES, "cpu", (256, 1 << 20))
+    monkeypatch.setitem(roofline.COPY_BYTES, "cpu", 1 << 20)
+    monkeypatch.setitem(ceilings.SIDES, "cpu", (256,))
     before = kernels.glu
     trace = tmp_path / "trace.json"
     words = [
