@@ -32,7 +32,7 @@ def table_after(marker: str) -> tuple[list[str], list[list[str]]]:
 
 @pytest.mark.parametrize("study", ["demo", "books-seeds"])
 def test_measured_numbers_are_those_of_the_results(study):
-    with (ROOT / "benchmarks/results" / study / "pareto.csv").open(newline="", encoding="utf-8") as file:
+    with (ROOT / "benchmarks/results" / study / "loss.csv").open(newline="", encoding="utf-8") as file:
         measured = {row["run"]: row for row in csv.DictReader(file)}
     (_, *columns), rows = table_after(study)
     assert {"evaluation loss", "dollars"} <= set(columns)
