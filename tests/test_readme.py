@@ -8,10 +8,13 @@ import json
 import math
 import re
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from benchmarks import data
+from recipe.cost import seeds
+from recipe.cost.records import read_record
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -43,6 +46,18 @@ def test_measured_numbers_are_those_of_the_results(study):
             digits = cell.replace(",", "").strip("$")
             decimals = len(digits.partition(".")[2])
             assert float(digits) == round(float(measured[run][COLUMNS[column]]), decimals), (run, column)
+
+
+def test_what_is_said_of_the_demo_s_scores_follows_from_its_records():
+    folder = ROOT / "benchmarks/results/demo"
+    scores = [read_record(run)["glue"]["score"] for run in folder.glob("mosaic_bert-360ba-s*/run.json")]
+    floor = json.loads((folder / "floor.json").read_text())
+    trained, start = fmean(scores), floor["mosaic_bert"]["score"]
+    said = " ".join(RESULTS.split())
+    for mean, half in ((trained, seeds.interval(scores)), (start["mean"], start["ci95"])):
+        assert f"{mean:.1f} ± {half:.1f}" in said
+    assert abs(trained - start["mean"]) < math.hypot(seeds.interval(scores), start["ci95"]), "else scores may be drawn"
+    assert f"One answer for everything scores {floor['constant']['score']['mean']:.1f}." in said
 
 
 def test_measured_rows_of_the_data_side_are_those_of_the_result():
