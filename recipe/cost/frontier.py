@@ -182,7 +182,10 @@ def cost_at(front: Sequence[Point], axis: str, value: float) -> float | None:
         if point.value == value:
             return point.cost(axis)
     log_cost = _between([(point.value, math.log(point.cost(axis))) for point in front], value)
-    return None if log_cost is None else math.exp(log_cost)
+    if log_cost is None:
+        return None
+    # exp(log(cost)) may round to just outside what was measured
+    return min(max(math.exp(log_cost), front[0].cost(axis)), front[-1].cost(axis))
 
 
 def value_at(front: Sequence[Point], axis: str, cost: float) -> float | None:
