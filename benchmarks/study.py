@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import published as papers
+from recipe import shipped
 from recipe.cost import frontier, seeds
 from recipe.cost.frontier import BRANCH, Curve, Point
 from recipe.cost.measures import LOSS, MEASURES, SCORE, Measure
@@ -135,7 +136,8 @@ def _overlay(
 
 def _folders(word: str) -> list[Path]:
     """The run folders that `word` stands for, sorted; none when it is a folder that holds no run."""
-    roots = [word] if os.path.exists(word) else sorted(glob.glob(word))
+    there = shipped.find(word)
+    roots = [str(there)] if there.exists() else sorted(glob.glob(word))
     if not roots:
         raise UserError(f"{word}: no such file or folder; name run folders, or a folder that holds them")
     found = []

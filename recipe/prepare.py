@@ -136,6 +136,11 @@ def _check(config: PrepareConfig) -> None:
         )
     if config.tasks and not (config.train.embedded and config.validation is None):
         raise UserError("`tasks` are made of the embedded corpus: leave it out, or give train.embedded=docstrings only")
+    if config.tasks and Path(config.out).resolve() in [
+        Path(config.tasks).resolve(),
+        *Path(config.tasks).resolve().parents,
+    ]:
+        raise UserError(f"`tasks` is {config.tasks}, inside `out`, which is written as a whole; give another folder")
     if config.validation == config.train:
         raise UserError("`validation` is the same text as `train`; leave it out to hold out `validation_fraction`")
     if config.shard_of is not None:

@@ -120,6 +120,19 @@ def test_killed_at_any_batch_and_resumed_the_run_is_the_unbroken_one(yaml, tmp_p
 
 
 @pytest.mark.parametrize("model", ["mosaic_bert", "hf_bert"])
+def test_a_run_whose_only_batch_is_its_warm_up_leaves_the_initialisation_as_it_was(yaml, tmp_path, model):
+    """The demo's floor: the rate of the first batch is 0, so no rate can make a difference."""
+    words = (f"model.name={model}", "duration=1ba", "schedule.warmup=1")
+    for out, lr in (("slow", 1e-5), ("fast", 10.0)):
+        run(yaml, *words, f"optimizer.lr={lr}", f"out={tmp_path / out}")
+    run(yaml, *words[:2], "schedule.warmup=0", "optimizer.lr=10", f"out={tmp_path / 'moved'}")
+    slow, fast, moved = (
+        (tmp_path / out / "encoder/model.safetensors").read_bytes() for out in ("slow", "fast", "moved")
+    )
+    assert slow == fast != moved
+
+
+@pytest.mark.parametrize("model", ["mosaic_bert", "hf_bert"])
 def test_a_checkpoint_is_an_encoder_before_the_run_is_over(yaml, tmp_path, model):
     words = (f"model.name={model}", "duration=4ba", "checkpoint_every=2ba")
     run(yaml, *words)

@@ -475,6 +475,7 @@ RESULTS = ROOT / "benchmarks" / "results"
     [
         ("books-seeds/*/runs", "score", "books-seeds/pareto.csv"),
         ("books-seeds/*/runs", "loss", "books-seeds/loss.csv"),
+        ("demo", "loss", "demo/loss.csv"),
     ],
 )
 def test_the_committed_tables_are_those_of_the_committed_records(folders, measure, file):
@@ -487,6 +488,12 @@ def test_the_committed_tables_are_those_of_the_committed_records(folders, measur
                 continue
             cell = expected[name][column]
             assert cell == value if isinstance(value, str) else float(cell) == pytest.approx(value, rel=1e-12), column
+
+
+def test_what_ships_is_drawn_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = study.gather(["benchmarks/results/demo"], measure="loss")
+    assert len(found.points) == 5 and {point.seeds for point in found.points} == {3}
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,10 @@ def test_a_foreign_folder_is_refused_and_an_empty_one_used(tmp_path, corpus):
         (dict(shard_mib=4096), "below 4096"),
         (dict(out="http://host/data"), "http://host/data: give a local folder, or SCHEME://BUCKET/FOLDER"),
         (dict(out="data#1"), "give a folder without # and ?"),
+        (
+            dict(train=Source(embedded="docstrings"), out="data", tasks="data/tasks"),
+            "inside `out`, which is written as a",
+        ),
         (dict(work="here"), "`work` is here: it is for an `out` in an object store"),
         (dict(tokenizer=Tokenizer(vocab_size=100_000)), "65536"),
         (dict(tokenizer=Tokenizer(vocab_file="/nowhere/vocab.txt")), "/nowhere/vocab.txt cannot be read"),
