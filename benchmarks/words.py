@@ -120,7 +120,7 @@ def big(value: float) -> str:
 def notes(study: Study) -> list[str]:
     """What a reader must know beside the figure, a sentence each."""
     prices = dict.fromkeys(
-        f"{amount(run.record['device']['usd_per_hour'], 'usd')} an hour of one "
+        f"{amount(run.record['device']['usd_per_hour'], 'usd')} per hour of one "
         f"{'core' if run.record['device']['kind'] == 'cpu' else 'GPU'} ({run.record['device']['price_source']})"
         for run in study.runs
     )
@@ -191,7 +191,7 @@ def _doubt(difference: float, curves: tuple[Curve, Curve], study: Study) -> str:
     between points."""
     halves = [[point.half_width for point in study.fronts[curve]] for curve in curves]
     if any(half is None for front in halves for half in front):
-        return "; one seed a point, so no telling it from chance"
+        return "; one seed per point, so it cannot be told from chance"
     together = math.hypot(*map(max, halves))
     margin = f"95 % intervals, ± {study.measure.text(together)} on the difference"
     return f"; {'not told from' if difference <= together else 'beyond'} chance ({margin})"

@@ -192,7 +192,7 @@ def expectation(config: TrainConfig, runs: Sequence[dict[str, Any]], budget_usd:
     near = [min(front, key=lambda p: abs(p.usd - budget_usd))]
     near += [p for p in front if (p.usd - budget_usd) * (near[0].usd - budget_usd) < 0][:1]
     widths = [p.half_width for p in near]
-    spread = f"± {max(widths):.2f} (95 %)" if None not in widths else "no interval: one seed a point"
+    spread = f"± {max(widths):.2f} (95 %)" if None not in widths else "no interval: one seed per point"
     tasks = len(alike[0]["glue"]["tasks"])
     return f"{score:.2f} {spread}, mean of {tasks} GLUE tasks, between {len(front)} recorded points"
 

@@ -363,7 +363,7 @@ def test_a_gain_is_held_against_the_intervals(tmp_path, capsys, lead, says):
 def test_a_gain_of_single_runs_is_called_what_it_is(runs, tmp_path, capsys):
     folder, _ = runs
     assert main([str(folder), "--out", str(tmp_path / "out")]) == 0
-    assert "; one seed a point, so no telling it from chance." in capsys.readouterr().out
+    assert "; one seed per point, so it cannot be told from chance." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("lead", "says"), [(0.5, "not told from chance"), (9.0, "beyond chance")])
