@@ -35,6 +35,7 @@ def write(found: Study, folder: Path) -> tuple[Path, Path]:
     axes = figure.add_axes((0.09, below / HEIGHT_INCHES, 0.88, 1 - (below + above) / HEIGHT_INCHES))
     for curve, (color, marker) in study.styles(found).items():
         _draw_curve(axes, found, curve, color, marker)
+    _draw_floors(axes, found)
     _draw_others(axes, found)
     _style_axes(axes, found)
     _label_values(figure, axes, found)
@@ -69,6 +70,20 @@ def _draw_curve(axes: Axes, found: Study, curve: Curve, color: str, marker: str)
             markerfacecolor=fill,
             label=label,
             zorder=3,
+        )
+
+
+def _draw_floors(axes: Axes, found: Study) -> None:
+    """A level a model: what it gives without pretraining."""
+    colors = {curve.label: color for curve, (color, _) in study.styles(found).items()}
+    for name, (value, _) in found.floors.items():
+        axes.axhline(
+            value,
+            color=colors.get(name, "#888888"),
+            linewidth=1.1,
+            linestyle="--",
+            zorder=1,
+            label=f"{name}, no pretraining",
         )
 
 
@@ -132,7 +147,7 @@ def _ink(axes: Axes) -> np.ndarray:
     """Pixels (n, 2) that the drawn lines and markers cover, densely enough that no label passes between them."""
     pixels = []
     for line in axes.lines:
-        path = axes.transData.transform_path(line.get_path())
+        path = line.get_transform().transform_path(line.get_path())
         if line.get_marker() != "None":
             reach = MARKER_POINTS * DPI / 72 / 2
             corners = np.array([(x, y) for x in (-reach, 0, reach) for y in (-reach, 0, reach)])

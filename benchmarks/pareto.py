@@ -19,11 +19,11 @@ from benchmarks import figure, report, study, words
 from benchmarks.study import Study
 from recipe.config import SweepConfig, run_main
 from recipe.cost.frontier import AXES
-from recipe.cost.measures import LOSS, MEASURES, SCORE
+from recipe.cost.measures import LOSS, MEASURES, PAIRS, SCORE
 from recipe.errors import UserError
 
-TERMINAL_COLUMNS = ("run", "model", "way", "protocol", SCORE.column, LOSS.column, "ci95", "usd", "device_hours", "seconds",
-                    "tokens", "frontier")  # fmt: skip
+TERMINAL_COLUMNS = ("run", "model", "way", "protocol", SCORE.column, PAIRS.column, LOSS.column, "ci95", "usd", "device_hours",
+                    "seconds", "tokens", "frontier")  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,8 +39,9 @@ def many(way: str, config: SweepConfig) -> None:
     from benchmarks import sweep  # only this needs torch
 
     sweep.run(getattr(sweep, way), config)
-    for path in draw([Path(config.out) / "runs"], Path(config.out) / "pareto"):
-        print(path)
+    for measure in (SCORE.name,) * bool(config.glue) + (PAIRS.name,) * bool(config.pairs):
+        for path in draw([Path(config.out) / "runs"], Path(config.out) / "pareto", measure=measure):
+            print(path)
 
 
 def plot(argv: Sequence[str]) -> int:
@@ -52,18 +53,24 @@ def plot(argv: Sequence[str]) -> int:
         "--measure",
         default=SCORE.name,
         choices=MEASURES,
-        help="what the y axis shows: the score of fine-tuning, in pareto.*, or the evaluation loss, in loss.* (%(default)s)",
+        help="what the y axis shows: the score of fine-tuning, in pareto.*, minimal pairs, in pairs.*, or the evaluation "
+        "loss, in loss.* (%(default)s)",
     )
     parser.add_argument("--axis", default="usd", choices=AXES, help="what the x axis counts (%(default)s)")
     parser.add_argument("--tasks", default="", help="score on these tasks only, such as CoLA,RTE")
     parser.add_argument(
         "--mixed", action="store_true", help="draw runs of several protocols, labelled, never on one frontier"
     )
+    parser.add_argument(
+        "--floor", nargs="+", default=[], metavar="RUN", help="runs without pretraining, each model's drawn as a level"
+    )
     parser.add_argument("--published", action="store_true", help="overlay the points of MosaicBERT's paper")
     given = parser.parse_args(argv)
     tasks = [task.strip() for task in given.tasks.split(",") if task.strip()]
     try:
-        for path in draw(given.runs, given.out, given.axis, tasks, given.mixed, given.published, given.measure):
+        for path in draw(
+            given.runs, given.out, given.axis, tasks, given.mixed, given.published, given.measure, given.floor
+        ):
             print(path)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -79,6 +86,7 @@ def draw(
     mixed: bool = False,
     published: bool = False,
     measure: str = SCORE.name,
+    floor: Sequence[str | Path] = (),
 ) -> list[Path]:
     """Print the table of `runs` and write the figure as .png, .csv, .html and .svg, named by its measure, into the folder `out`.
 
@@ -88,7 +96,8 @@ def draw(
         tasks: score on these only; empty: on all, which must then be the same in every run.
         mixed: let runs of several protocols in, labelled, each protocol with frontiers of its own.
         published: the paper's points as an overlay.
-        measure: `score`, of fine-tuning, or `loss`, of the evaluation.
+        measure: `score`, of fine-tuning, `pairs`, minimal pairs, or `loss`, of the evaluation.
+        floor: runs without pretraining, each model's drawn as a level.
 
     Returns:
         The files written.
@@ -96,7 +105,7 @@ def draw(
     Raises:
         UserError: see `benchmarks.study.gather`; nothing is written then.
     """
-    found = study.gather(runs, axis, list(dict.fromkeys(tasks)), mixed, published, measure)
+    found = study.gather(runs, axis, list(dict.fromkeys(tasks)), mixed, published, measure, floor)
     print_table(found)
     folder = Path(out)
     try:
@@ -129,6 +138,7 @@ def _cell(column: str, value: float | str | None, found: Study) -> str:
         return "-"
     texts = {
         SCORE.column: f"{value:.{SCORE.decimals}f}",
+        PAIRS.column: f"{value:.{PAIRS.decimals}f}",
         LOSS.column: f"{value:.{LOSS.decimals}f}",
         "ci95": f"± {value:.{found.measure.decimals}f}",
         "usd": words.amount(value, "usd"),

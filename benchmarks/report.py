@@ -97,6 +97,10 @@ def _curve(found: Study) -> go.Figure:
             name=escape(curve.label),
             legendgroup=escape(curve.label),
         )
+    colors = {curve.label: color for curve, (color, _) in study.styles(found).items()}
+    for name, (value, _) in found.floors.items():
+        line = {"color": colors.get(name, "#888888"), "dash": "dash", "width": 1.2}
+        figure.add_hline(value, line=line)
     if found.joint:
         xs, ys = study.line_of(found.joint, found.axis)
         line = {"color": "#888888", "dash": "dot", "width": 1.5}
@@ -188,6 +192,9 @@ def _losses(found: Study) -> str:
 
 
 def _details(run: Run) -> str:
-    shown = {key: run.record.get(key) for key in ("config", "provenance", "device", "backends", "cost", "eval", "glue")}
+    shown = {
+        key: run.record.get(key)
+        for key in ("config", "provenance", "device", "backends", "cost", "eval", "glue", "pairs")
+    }
     text = escape(json.dumps(shown, indent=1, ensure_ascii=False))
     return f"<details><summary>{escape(run.name)}</summary><pre>{text}</pre></details>"

@@ -10,7 +10,7 @@ import math
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from benchmarks import published as papers
 from recipe import shipped
 from recipe.cost import frontier, seeds
 from recipe.cost.frontier import BRANCH, Curve, Point
-from recipe.cost.measures import LOSS, MEASURES, SCORE, Measure
+from recipe.cost.measures import LOSS, MEASURES, PAIRS, SCORE, Measure
 from recipe.cost.records import FILE_NAME, read_record
 from recipe.errors import UserError
 
 PRICES = "yamls/prices.yaml"  # what the published points' GPU-hours are billed by
 BILL = ("usd", "gpu_hours", "device_hours", "seconds")
+MOST_PARADIGMS = 8  # that have columns of their own
 LOG_FROM = 3.0  # dearest over cheapest run: from here on the x axis is logarithmic
 
 
@@ -53,6 +54,9 @@ class Study:
     joint: list[Point]  # the frontier of all together; empty where they are of one curve, or of several protocols
     published: list[papers.Published]
     left_out: dict[str, str]  # a run's path: why it is no point
+    floors: dict[str, tuple[float, float | None]] = field(
+        default_factory=dict
+    )  # a model's value without pretraining, ±
 
     def on_frontier(self, point: Point) -> bool:
         return point in self.fronts[point.curve]
@@ -80,6 +84,7 @@ def gather(
     mixed: bool = False,
     published: bool = False,
     measure: str = SCORE.name,
+    floor: Sequence[str | Path] = (),
 ) -> Study:
     """Read the runs that `words` name (run folders, folders of run folders, globs) and find each curve's frontier.
 
@@ -87,6 +92,7 @@ def gather(
         mixed: let runs of several protocols in, labelled, each protocol with frontiers of its own.
         published: the paper's points as an overlay.
         measure: the name of one of MEASURES.
+        floor: runs without pretraining (of one batch, at the rate 0), which are no points but a level for each model.
 
     Raises:
         UserError: for a word without a run, an unreadable record, runs that cannot be compared, or no point at all.
@@ -97,18 +103,15 @@ def gather(
     if not words:
         raise UserError("no runs given; name run folders, or a folder that holds them, such as runs/")
     chosen = MEASURES[measure]
-    found = {str(word): _folders(str(word)) for word in words}
-    empty = {word: f"no {FILE_NAME} in it" for word, folders in found.items() if not folders}
-    folders = dict.fromkeys(folder for below in found.values() for folder in below)
-    every = _unambiguous([Run(folder, read_record(folder)) for folder in folders])
-    reasons = {str(run.path): frontier.why_not(run.record, chosen) for run in every}
-    left_out = empty | {path: reason for path, reason in reasons.items() if reason}
-    runs = [run for run in every if str(run.path) not in left_out]
-    if not runs:
-        listing = "; ".join(f"{path}: {reason}" for path, reason in left_out.items())
-        raise UserError(f"no run has a place on a curve: {listing}")
+    runs, left_out = _runs(words, chosen)
+    untrained = _runs(floor, chosen)[0] if floor else []
     records = [run.record for run in runs]
-    merged = seeds.merged(records, frontier.points_of(records, tasks, mixed, chosen))
+    every = frontier.points_of([*records, *(run.record for run in untrained)], tasks, mixed, chosen)
+    merged = seeds.merged(records, every[: len(runs)])
+    floors = {
+        point.curve.label: (point.value, point.half_width)
+        for point, _ in seeds.merged([run.record for run in untrained], every[len(runs) :])
+    }
     points, members = [point for point, _ in merged], [[runs[i] for i in places] for _, places in merged]
     scored = [record["glue"]["tasks"] for record in records] if chosen is SCORE else []
     shown = list(tasks) or list(dict.fromkeys(task for scores in scored for task in scores))
@@ -116,7 +119,22 @@ def gather(
     one_protocol = not any(curve.protocol for curve in fronts)
     joint = frontier.frontier(points, axis) if one_protocol and len(fronts) > 1 else []
     overlay = _overlay(axis, chosen, runs, shown, mixed) if published else []
-    return Study(chosen, axis, shown, runs, points, members, fronts, joint, overlay, left_out)
+    return Study(chosen, axis, shown, runs, points, members, fronts, joint, overlay, left_out, floors)
+
+
+def _runs(words: Sequence[str | Path], measure: Measure) -> tuple[list[Run], dict[str, str]]:
+    """The runs that can be points, and why the others cannot; at least one can."""
+    found = {str(word): _folders(str(word)) for word in words}
+    left_out = {word: f"no {FILE_NAME} in it" for word, folders in found.items() if not folders}
+    folders = dict.fromkeys(folder for below in found.values() for folder in below)
+    every = _unambiguous([Run(folder, read_record(folder)) for folder in folders])
+    reasons = {str(run.path): frontier.why_not(run.record, measure) for run in every}
+    left_out |= {path: reason for path, reason in reasons.items() if reason}
+    runs = [run for run in every if str(run.path) not in left_out]
+    if not runs:
+        listing = "; ".join(f"{path}: {reason}" for path, reason in left_out.items())
+        raise UserError(f"no run has a place on a curve: {listing}")
+    return runs, left_out
 
 
 def _overlay(
@@ -225,6 +243,7 @@ def _row(study: Study, runs: Sequence[Run], point: Point) -> dict[str, Any]:
         LOSS.column: _mean([(record["eval"] or {}).get("loss") for record in records]),
         "masked_accuracy": _mean([(record["eval"] or {}).get("masked_accuracy") for record in records]),
         **(_scores([record["glue"] for record in records]) if study.tasks else {}),
+        **(_paradigms([record["pairs"] for record in records]) if study.measure is PAIRS else {}),
         "device": device["name"],
         "devices": device["count"],
         "usd_per_hour": device["usd_per_hour"],
@@ -242,6 +261,13 @@ def _scores(glues: Sequence[dict[str, Any]]) -> dict[str, float | None]:
         **{f"{task}_std": _spread([glue["tasks"][task] for glue in glues]) for task in tasks},
         "glue_usd": _mean([(glue.get("cost") or {}).get("usd") for glue in glues]),
     }
+
+
+def _paradigms(found: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Of every paradigm, or of the fields of linguistics where they are many."""
+    if len(found[0]["paradigms"]) > MOST_PARADIGMS:
+        return {name: _mean([one["fields"][name] for one in found]) for name in found[0]["fields"]}
+    return {name: _mean([one["paradigms"][name]["score"] for one in found]) for name in found[0]["paradigms"]}
 
 
 def _own(records: Sequence[dict[str, Any]]) -> float | None:

@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from recipe import glue, plan, train
-from recipe.config import GlueConfig, SweepConfig, TrainConfig, load, to_dict
+from recipe import glue, pairs, plan, train
+from recipe.config import GlueConfig, PairsConfig, SweepConfig, TrainConfig, load, to_dict
 from recipe.cost import prices, records
 from recipe.errors import UserError
 from recipe.settings import check_values
@@ -137,8 +137,15 @@ def batches_of(duration: str) -> int:
 
 def run_all(config: SweepConfig, points: Sequence[Point], pretrain: Callable[[Point, Path], None]) -> list[Path]:
     """Pretrain and score every point; one that fails is said in one line, and the others go on."""
-    fine_tuning, *words = config.glue.split()
-    load(GlueConfig, fine_tuning, [*words, "checkpoint=any"])  # a mistake in it is found before hours of training
+    scored_by = [
+        (score, schema, *word.split())
+        for score, schema, word in ((glue.glue, GlueConfig, config.glue), (pairs.pairs, PairsConfig, config.pairs))
+        if word
+    ]
+    if not scored_by:
+        raise UserError("no scoring: give glue=YAML, pairs=YAML or both")
+    for _, schema, file, *words in scored_by:
+        load(schema, file, [*words, "checkpoint=any"])  # a mistake in it is found before hours of training
     quiet_libraries()
     torch.set_float32_matmul_precision("high")
     done, failed = [], []
@@ -147,7 +154,8 @@ def run_all(config: SweepConfig, points: Sequence[Point], pretrain: Callable[[Po
         print(f"\n[{number}/{len(points)}] {point.name}", flush=True)
         try:
             pretrain(point, out)
-            glue.glue(load(GlueConfig, fine_tuning, [*words, f"checkpoint={out}"]))
+            for score, schema, file, *words in scored_by:
+                score(load(schema, file, [*words, f"checkpoint={out}"]))
             done.append(out)
         except UserError as error:
             failed.append(point.name)
@@ -203,6 +211,7 @@ def begin(config: TrainConfig, out: Path, trunk_folder: Path, stem: dict[str, An
         "provenance": records.provenance(),
     }
     record["glue"] = record["eval"] = None
+    record.pop("pairs", None)
     record["trunk"] = {
         "run": str(trunk_folder),
         "batch": batch,

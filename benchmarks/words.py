@@ -7,10 +7,10 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from benchmarks.published import SOURCE
-from benchmarks.study import Study
+from benchmarks.study import MOST_PARADIGMS, Study
 from recipe.cost import frontier
 from recipe.cost.frontier import Curve, Gain, Saving
-from recipe.cost.measures import LOSS, SCORE
+from recipe.cost.measures import LOSS, PAIRS, SCORE, Measure
 
 
 class Words(NamedTuple):
@@ -41,6 +41,21 @@ def _of_scores(study: Study) -> Words:
     )
 
 
+def _of_pairs(study: Study) -> Words:
+    pairs = study.runs[0].record["pairs"]
+    names, each = list(pairs["paradigms"]), [one["pairs"] for one in pairs["paradigms"].values()]
+    kinds = f" of {len(names)} kinds" if len(names) > 1 else ""
+    how = MIXED if study.mixed else f"{sum(each):,} pairs{kinds}, without fine-tuning"
+    listed = f" ({', '.join(names)})" if len(names) <= MOST_PARADIGMS else ""
+    return Words(
+        headline="Minimal pairs told apart",
+        subtitle=how,
+        axis="pairs right (%)",
+        note="Minimal pairs: of two sentences that differ in one place, the acceptable one has the higher pseudo-log-likelihood"
+        f"{listed}; guessing scores 50.",
+    )
+
+
 def _of_losses(study: Study) -> Words:
     data = study.runs[0].record["config"].get("data", {})
     rate, count = data.get("eval_mask_rate"), data.get("eval_documents")
@@ -57,7 +72,7 @@ def _of_losses(study: Study) -> Words:
 
 
 MIXED = "several protocols, each labelled: values of two of them are not comparable"
-WORDS = {SCORE.name: _of_scores, LOSS.name: _of_losses}
+WORDS = {SCORE.name: _of_scores, PAIRS.name: _of_pairs, LOSS.name: _of_losses}
 
 
 def title(study: Study) -> tuple[str, str]:
@@ -135,6 +150,9 @@ def notes(study: Study) -> list[str]:
         more.append(
             "A branch's cost is that of its whole run, the part that it shares with its trunk included; see own_usd."
         )
+    if study.floors:
+        floors = ", ".join(_with_half(name, study.measure, *floor) for name, floor in study.floors.items())
+        more.append(f"Dashed: without pretraining, measured alike: {floors}.")
     if study.joint:
         more.append("Dotted: the frontier of all models together.")
     if study.published:
@@ -146,6 +164,11 @@ def notes(study: Study) -> list[str]:
         "Filled: on the model's frontier. Hollow: dominated by a run of the same model. "
         "Lines between measured points are linear in the logarithm of cost.",
     ]
+
+
+def _with_half(name: str, measure: Measure, value: float, half: float | None) -> str:
+    spread = "" if half is None else f" ± {half:.{measure.decimals}f}"
+    return f"{name} {value:.{measure.decimals}f}{spread}{measure.unit}"
 
 
 def findings(study: Study) -> list[str]:

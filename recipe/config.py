@@ -72,7 +72,7 @@ class PrepareConfig:
         result=False,
     )
     tasks: Optional[str] = setting(
-        None, "with train.embedded, the folder of small classification tasks made of held-out entries", result=False
+        None, "with train.embedded, the folder of minimal pairs made of held-out entries (recipe.pairs)", result=False
     )
     train: Source = setting(Source, "the training text")
     validation: Optional[Source] = setting(
@@ -307,7 +307,8 @@ class SweepConfig:
     out: str = setting(MISSING, "the folder of all runs")
     models: list[str] = setting(MISSING, "training YAMLs, each with its key=value words behind it")
     budgets: list[str] = setting(MISSING, "300ba, 2000000tok, 100000sp, 1ep, 0.5h (device-hours) or 20usd")
-    glue: str = setting(MISSING, "the YAML of the fine-tuning, with its key=value words behind it")
+    glue: Optional[str] = setting(None, "the YAML of the fine-tuning, with its key=value words behind it")
+    pairs: Optional[str] = setting(None, "the YAML of the minimal pairs, with its key=value words behind it")
     seeds: list[int] = setting([17], "of the pretraining runs", least=0, most=2**32 - 1)
     speed: Optional[str] = setting(None, "a run of the same kind, by whose speed hours and dollars become batches")
     decay: float = setting(0.1, "of a trunk's branches: the share of each that its decay takes", above=0, below=1)

@@ -184,9 +184,8 @@ def start_record(
         parameters=sum(p.numel() for p in model.parameters()),
     )
     record["precision"] = str(hardware.activation_dtype).removeprefix("torch.")
-    benchmark = plan.tasks[0].benchmark
     record["glue"] = {
-        "benchmark": benchmark,
+        "benchmark": "GLUE",
         "protocol": {
             "convention": scores.CONVENTION,
             "max_length": config.max_length,
@@ -199,7 +198,7 @@ def start_record(
             **({} if config.split == DEV else {"split": config.split}),
         },
         "absent": plan.absent,
-        "of": sum(task.benchmark == benchmark for task in TASKS),
+        "of": len(TASKS),
     }
     bring_in(record, done, failed)
     say_start(plan, record)

@@ -203,10 +203,12 @@ def publish(plan: Plan, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> Iterable[str]:
-    """The scores of fields, terms and all as lines of text."""
+    """The scores of fields, of terms, where there is more than one, and of all as lines of text."""
     counts = [one["pairs"] for one in found["paradigms"].values()]
-    rows = [*found["fields"].items(), ("", None), *found["terms"].items(), ("", None)]
-    yield from ("", *(f"{name:<28}{score:6.1f}" if name else "" for name, score in rows))
+    for group in (found["fields"], found["terms"]):
+        if len(group) > 1:
+            yield from ("", *(f"{name:<28}{score:6.1f}" for name, score in group.items()))
+    yield ""
     yield (
         f"score {found['score']:.2f}, standard error {found['standard_error']:.2f} ({found['method']}; part={found['part']}, "
         f"{sum(counts):,} pairs of {len(counts)} paradigms, {sum(one['ties'] for one in found['paradigms'].values())} ties)"

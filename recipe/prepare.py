@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from recipe.config import PrepareConfig, Source, exit_status, run_main, to_dict
-from recipe.data import claims, doc_tasks, duplicates, histogram, inspection, parts, shards, sources, storage, tokenizer
+from recipe.data import claims, doc_pairs, duplicates, histogram, inspection, parts, shards, sources, storage, tokenizer
 from recipe.data.parts import Job
 from recipe.data.pool import resolve
 from recipe.data.shards import DatasetInfo, Lengths, SourceInfo, Vocabulary
@@ -104,8 +104,8 @@ def _make(
 
 def _write_tasks(config: PrepareConfig) -> None:
     """Of all entries that the split holds out, also where `max_documents` keeps most of them out of the dataset."""
-    doc_tasks.write(Path(config.tasks), dataclasses.replace(config, train=Source(embedded=config.train.embedded)))
-    print(f"classification tasks of held-out documentation -> {config.tasks}", flush=True)
+    whole = dataclasses.replace(config, train=Source(embedded=config.train.embedded))
+    print(f"minimal pairs of held-out documentation -> {doc_pairs.write(Path(config.tasks), whole)}", flush=True)
 
 
 def _jobs(config: PrepareConfig, key: str, found: list[Part], mirror: Mirror) -> list[Job]:

@@ -18,7 +18,8 @@ _BOOKS = {
     "sweep/books-tiny-bert": "sweep-tiny-bert",
 }
 MOVED = {f"yamls/{old}.yaml": f"benchmarks/books/{new}.yaml" for old, new in _BOOKS.items()} | {
-    "yamls/pretrain/books-small.yaml": "yamls/pretrain/small.yaml"
+    "yamls/pretrain/books-small.yaml": "yamls/pretrain/small.yaml",
+    "yamls/glue/demo.yaml": "yamls/pairs/demo.yaml, for recipe.pairs",
 }
 
 

@@ -7,14 +7,16 @@ import csv
 import json
 import math
 import re
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 
-from benchmarks import data
+from benchmarks import data, demo
 from recipe.cost import seeds
 from recipe.cost.records import read_record
+from recipe.data import doc_pairs
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -22,7 +24,13 @@ PAGES = {
     for file in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")))
 }
 RESULTS = PAGES[ROOT / "docs/results.md"]
-COLUMNS = {"score": "score", "evaluation loss": "mlm_loss", "dollars": "usd", "seconds": "seconds", "tokens": "tokens"}
+COLUMNS = {
+    "pairs right": "pairs",
+    "evaluation loss": "mlm_loss",
+    "dollars": "usd",
+    "seconds": "seconds",
+    "tokens": "tokens",
+}
 MOST_LINES = 90  # of README: it answers what this is and what to type; all else is a page
 
 
@@ -33,9 +41,9 @@ def table_after(marker: str) -> tuple[list[str], list[list[str]]]:
     return head, rows
 
 
-@pytest.mark.parametrize("study", ["demo", "books-seeds"])
-def test_measured_numbers_are_those_of_the_results(study):
-    with (ROOT / "benchmarks/results" / study / "loss.csv").open(newline="", encoding="utf-8") as file:
+@pytest.mark.parametrize(("study", "file"), [("demo", "pairs.csv"), ("books-seeds", "loss.csv")])
+def test_measured_numbers_are_those_of_the_results(study, file):
+    with (ROOT / "benchmarks/results" / study / file).open(newline="", encoding="utf-8") as file:
         measured = {row["run"]: row for row in csv.DictReader(file)}
     (_, *columns), rows = table_after(study)
     assert {"evaluation loss", "dollars"} <= set(columns)
@@ -48,16 +56,25 @@ def test_measured_numbers_are_those_of_the_results(study):
             assert float(digits) == round(float(measured[run][COLUMNS[column]]), decimals), (run, column)
 
 
-def test_what_is_said_of_the_demo_s_scores_follows_from_its_records():
+def test_both_kinds_of_the_demo_s_pairs_rise_with_pretraining_and_what_is_said_of_them_is_measured():
     folder = ROOT / "benchmarks/results/demo"
-    scores = [read_record(run)["glue"]["score"] for run in folder.glob("mosaic_bert-360ba-s*/run.json")]
-    floor = json.loads((folder / "floor.json").read_text())
-    trained, start = fmean(scores), floor["mosaic_bert"]["score"]
+
+    def of(pattern: str, paradigm: str) -> tuple[float, float]:
+        found = [
+            read_record(run)["pairs"]["paradigms"][paradigm]["score"] for run in folder.glob(f"{pattern}-s*/run.json")
+        ]
+        assert len(found) == 3
+        return fmean(found), seeds.interval(found)
+
     said = " ".join(RESULTS.split())
-    for mean, half in ((trained, seeds.interval(scores)), (start["mean"], start["ci95"])):
-        assert f"{mean:.1f} ± {half:.1f}" in said
-    assert abs(trained - start["mean"]) < math.hypot(seeds.interval(scores), start["ci95"]), "else scores may be drawn"
-    assert f"One answer for everything scores {floor['constant']['score']['mean']:.1f}." in said
+    for paradigm in doc_pairs.PARADIGMS:
+        floor = of("floor/mosaic_bert-1ba", paradigm)
+        curve = [of(f"runs/mosaic_bert-{budget}", paradigm) for budget in demo.BUDGETS[demo.TRAIN]]
+        dearest = curve[-1]
+        assert all(one < other for (one, _), (other, _) in pairwise(curve)), paradigm
+        assert dearest[0] - floor[0] > math.hypot(dearest[1], floor[1]), f"{paradigm} is not told from its floor"
+        for mean, half in (dearest, floor):
+            assert f"{mean:.1f} ± {half:.1f}" in said, paradigm
 
 
 def test_measured_rows_of_the_data_side_are_those_of_the_result():

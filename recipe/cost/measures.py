@@ -1,6 +1,7 @@
 """What a run is judged by: how a record gives the value, and what must agree before two values may be compared.
 
-MEASURES is the table: the score of fine-tuning, which rises with pretraining, and the evaluation loss, which falls.
+MEASURES is the table: the score of fine-tuning and the share of minimal pairs, which rise with pretraining, and the evaluation
+loss, which falls.
 """
 
 from __future__ import annotations
@@ -129,6 +130,31 @@ def loss_aspects(records: Sequence[Record], tasks: Sequence[str]) -> list[Aspect
     return found
 
 
+def why_no_pairs(record: Record) -> str | None:
+    return None if record.get("pairs") else "no minimal pairs; run recipe.pairs on its checkpoint"
+
+
+def pairs_score(record: Record, tasks: Sequence[str] = ()) -> float:
+    """The mean over paradigms of the share of pairs of which the acceptable sentence is the likelier one, times 100."""
+    return record["pairs"]["score"]
+
+
+def pairs_aspects(records: Sequence[Record], tasks: Sequence[str]) -> list[Aspect]:
+    """The pairs, by their digest, which of them, and the method.
+
+    Raises:
+        UserError: for `tasks`, which are fine-tuning's.
+    """
+    if tasks:
+        raise UserError(f"--tasks {','.join(tasks)}: minimal pairs have no tasks; leave them out, or --measure score")
+    found = [record["pairs"] for record in records]
+    remedy = "score the same pairs of all, by recipe.pairs, or leave runs out"
+    data = Aspect("pairs.data", [str(one["inputs"].get("data")) for one in found], remedy)
+    keys = ("method", "part", "max_pairs", "tuning_pairs")
+    return [data, *(Aspect(f"pairs.{key}", [str(one[key]) for one in found], remedy) for key in keys)]
+
+
 SCORE = Measure("score", "score", "pareto", "", 2, False, why_no_score, score_of, score_aspects)
 LOSS = Measure("loss", "mlm_loss", "loss", " nats", 2, True, why_no_loss, loss_of, loss_aspects)
-MEASURES = {measure.name: measure for measure in (SCORE, LOSS)}
+PAIRS = Measure("pairs", "pairs", "pairs", "", 1, False, why_no_pairs, pairs_score, pairs_aspects)
+MEASURES = {measure.name: measure for measure in (SCORE, PAIRS, LOSS)}

@@ -71,6 +71,9 @@ REQUIRED_DEVICE = {
 }
 REQUIRED_COST = dict.fromkeys(("seconds", "gpu_hours", "device_hours", "usd"), (int, float))
 REQUIRED_GLUE = {"benchmark": str, "protocol": dict, "tasks": dict, "absent": list, "of": int}
+# Where recipe.pairs has scored; records from before it have no such key.
+REQUIRED_PAIRS = {"score": (int, float), "method": str, "part": str, "max_pairs": int, "tuning_pairs": int, "inputs": dict,
+                  "fields": dict, "paradigms": dict}  # fmt: skip
 
 
 def new_record(
@@ -214,9 +217,11 @@ def _problem(record: Any) -> str | None:
     problem = _missing(record, REQUIRED, "")
     problem = problem or _missing(record["device"], REQUIRED_DEVICE, "device.")
     problem = problem or _missing(record["cost"], REQUIRED_COST, "cost.")
-    if problem or record["glue"] is None:
-        return problem
-    return _missing(record["glue"], REQUIRED_GLUE, "glue.") or _task_problem(record["glue"]["tasks"])
+    if not problem and record["glue"] is not None:
+        problem = _missing(record["glue"], REQUIRED_GLUE, "glue.") or _task_problem(record["glue"]["tasks"])
+    if not problem and record.get("pairs"):
+        problem = _missing(record["pairs"], REQUIRED_PAIRS, "pairs.") or _paradigm_problem(record["pairs"]["paradigms"])
+    return problem
 
 
 def _writer(record: dict[str, Any]) -> str:
@@ -234,6 +239,13 @@ def _task_problem(tasks: dict[str, Any]) -> str | None:
             return f"`glue.tasks.{name}` must hold a `score`, a number or null"
         if "score" not in task or "init" not in task:
             return f"`glue.tasks.{name}` lacks `score` or `init`"
+    return None
+
+
+def _paradigm_problem(paradigms: dict[str, Any]) -> str | None:
+    for name, one in paradigms.items():
+        if not isinstance(one, dict) or not isinstance(one.get("score"), (int, float)) or "pairs" not in one:
+            return f"`pairs.paradigms.{name}` must hold `score` and `pairs`, numbers"
     return None
 
 

@@ -1,6 +1,6 @@
 """The tasks that an encoder is scored on, a row each, and their files as the benchmark distributes them.
 
-The hyperparameters are MosaicBERT's (arXiv 2312.17482, appendix); the documentation tasks have their own.
+The hyperparameters are MosaicBERT's (arXiv 2312.17482, appendix).
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ HUB_DATASET = "nyu-mll/glue"
 SUBSET_SEED = 0  # draws the examples that `max_train_examples` keeps, the same for every run
 SEEDS = (19, 8364, 717, 10536, 90166)
 YES_NO = ("0", "1")
-BLANK = "[MASK]"  # in the texts of a task that has `blanks`
 NUMBER = ()  # as `labels`: the label is a number, to be predicted as such
-FOUND = None  # as `labels`: whatever labels train.tsv has, in sorted order
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Task:
     name: str  # also its folder's
     sentences: tuple[str, ...]  # the columns that the encoder reads
     label: str  # the column that it predicts
-    labels: tuple[str, ...] | None
+    labels: tuple[str, ...]
     metrics: tuple[str, ...]
     lr: float
     epochs: int
@@ -48,10 +46,8 @@ class Task:
     dev: tuple[str, ...] = ("dev",)  # the files it is scored on
     columns: tuple[str, ...] | None = None  # of files without a header line
     torn_rows: int = 0  # at most so many lines of the distributed train.tsv have another number of columns
-    hub: str | None = None  # its name there
+    hub: str = ""  # its name there
     hub_sentences: tuple[str, ...] | None = None  # where the columns have other names there
-    benchmark: str = "GLUE"
-    blanks: bool = False  # BLANK in a text is the encoder's own mask token; elsewhere it is plain text
 
 
 PAIR = ("sentence1", "sentence2")
@@ -71,10 +67,6 @@ TASKS = (
          from_mnli=True, hub="mrpc", hub_sentences=PAIR),
     Task("STS-B", PAIR, "score", NUMBER, ("pearson", "spearman"), 3e-5, 10, 32, 3e-6, SEEDS,
          from_mnli=True, hub="stsb"),
-    # Made by recipe.data.doc_tasks from documentation, for encoders of a few million parameters.
-    Task("DocWord", ("sentence",), "label", FOUND, ("accuracy",), 5e-4, 4, 32, 5e-6, SEEDS[:1], benchmark="demo", blanks=True),
-    Task("DocPreposition", ("sentence",), "label", FOUND, ("accuracy",), 5e-4, 4, 32, 5e-6, SEEDS[:1], benchmark="demo",
-         blanks=True),
 )  # fmt: skip
 
 
@@ -93,14 +85,14 @@ class TaskData:
 
 
 def choose_tasks(data: str, asked: Sequence[str]) -> tuple[list[Task], list[str]]:
-    """The tasks to run, in the table's order, and the names of the others of their benchmark.
+    """The tasks to run, in the table's order, and the names of the others.
 
     Args:
         data: a folder with a sub-folder a task, or `hub`.
         asked: names; none for all that `data` has.
 
     Raises:
-        UserError: a name that is in no row or not in `data`, tasks of two benchmarks, no task at all.
+        UserError: a name that is in no row or not in `data`, no task at all.
     """
     names = [task.name for task in TASKS]
     for name in asked:
@@ -110,18 +102,15 @@ def choose_tasks(data: str, asked: Sequence[str]) -> tuple[list[Task], list[str]
             raise UserError(f"tasks: no task `{name}`; {hint}")
     if data != HUB and not Path(data).is_dir():
         raise UserError(f"data={data}: no such folder; give one in GLUE's layout (CoLA/train.tsv, ...) or data=hub")
-    present = [task for task in TASKS if (task.hub if data == HUB else (Path(data) / task.name).is_dir())]
+    present = [task for task in TASKS if data == HUB or (Path(data) / task.name).is_dir()]
     for name in asked:
         if name not in [task.name for task in present]:
             there = ", ".join(task.name for task in present) or "none of the table's"
             raise UserError(f"tasks: {name} is not in {data}; there are {there}")
     chosen = [task for task in present if not asked or task.name in asked]
-    benchmarks = list(dict.fromkeys(task.benchmark for task in chosen))
     if not chosen:
         raise UserError(f"data={data}: no task in it; expected sub-folders such as {', '.join(names)}")
-    if len(benchmarks) > 1:
-        raise UserError(f"{data}: tasks of two benchmarks ({', '.join(benchmarks)}); say which with tasks=[...]")
-    return chosen, [task.name for task in TASKS if task.benchmark == benchmarks[0] and task not in chosen]
+    return chosen, [task.name for task in TASKS if task not in chosen]
 
 
 def read_task(data: str, task: Task, max_train_examples: int = 0, split: str = DEV) -> TaskData:
@@ -154,13 +143,13 @@ def read_task(data: str, task: Task, max_train_examples: int = 0, split: str = D
 
 def _from_folder(folder: Path, task: Task) -> TaskData:
     torn: list[int] = []
-    rows = list(rows_of(folder / "train.tsv", task, torn))
-    labels = task.labels
-    if labels is FOUND:
-        labels = tuple(sorted({label for _, _, label in rows}))
-    train = _examples(folder / "train.tsv", rows, labels)
-    dev = {name: _examples(file, rows_of(file, task), labels) for name in task.dev for file in [folder / f"{name}.tsv"]}
-    return TaskData(task, labels, train, dev, len(torn))
+    train = _examples(folder / "train.tsv", rows_of(folder / "train.tsv", task, torn), task.labels)
+    dev = {
+        name: _examples(file, rows_of(file, task), task.labels)
+        for name in task.dev
+        for file in [folder / f"{name}.tsv"]
+    }
+    return TaskData(task, task.labels, train, dev, len(torn))
 
 
 def rows_of(file: Path, task: Task, torn: list[int] | None = None) -> Iterator[tuple[int, tuple[str, ...], str]]:
@@ -249,4 +238,4 @@ def _from_hub(task: Task) -> TaskData:
         name: Examples(list(zip(*(table[column] for column in columns), strict=True)), list(table["label"]))
         for name, table in tables.items()
     }
-    return TaskData(task, task.labels or (), examples.pop("train"), examples)
+    return TaskData(task, task.labels, examples.pop("train"), examples)

@@ -18,8 +18,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from recipe.data.glue_tasks import BLANK, Examples
-from recipe.errors import UserError
+from recipe.data.examples import Examples
 
 CHUNK = 4096  # texts that are tokenised at a time
 Batch = dict[str, Tensor | int]
@@ -70,17 +69,12 @@ class EncodedExamples:
         }
 
 
-def encode(tokenizer: Tokenizer, examples: Examples, max_length: int, blanks: bool = False) -> EncodedExamples:
+def encode(tokenizer: Tokenizer, examples: Examples, max_length: int) -> EncodedExamples:
     """Tokenise with [CLS] and [SEP]; of a pair that is too long, the longer text is cut first.
 
-    With `blanks`, BLANK in a text is the mask token; else it is plain text, like every other token's name.
-
-    Raises:
-        UserError: `blanks`, and the tokenizer has no such token.
+    A special token's name in a text, such as [MASK], is plain text.
     """
-    if blanks and tokenizer.token_to_id(BLANK) is None:
-        raise UserError(f"the task's texts have blanks, and the encoder's tokenizer has no {BLANK}; choose other tasks")
-    tokenizer.encode_special_tokens = not blanks
+    tokenizer.encode_special_tokens = True
     tokenizer.enable_truncation(max_length, strategy="longest_first")
     ids, types, lengths, truncated = [], [], [], 0
     for start in range(0, len(examples), CHUNK):

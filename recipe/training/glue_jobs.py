@@ -165,7 +165,7 @@ class Worker:
 
     def _encode(self, task: Task) -> Encoded:
         if self._last is None or self._last.data.task.name != task.name:
-            encoded = partial(encode, self.checkpoint.tokenizer, max_length=self.config.max_length, blanks=task.blanks)
+            encoded = partial(encode, self.checkpoint.tokenizer, max_length=self.config.max_length)
             data = read_task(self.config.data, task, self.config.max_train_examples, self.config.split)
             tests = read_test_sets(self.config.data, task) if self.config.split == DEV else {}
             self._last = Encoded(

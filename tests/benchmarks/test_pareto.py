@@ -442,7 +442,7 @@ def test_a_loss_is_never_mixed_with_another_evaluations(tmp_path, capsys):
     for more, says in (("--tasks=RTE", "an evaluation loss has no tasks"), ("--published", "those points are scores")):
         assert main([*command, "--mixed", more]) == 2
         assert says in capsys.readouterr().err
-    with pytest.raises(UserError, match="measure `perplexity`: expected one of score, loss"):
+    with pytest.raises(UserError, match="measure `perplexity`: expected one of score, pairs, loss"):
         draw([runs], out, measure="perplexity")
 
 
@@ -475,7 +475,8 @@ RESULTS = ROOT / "benchmarks" / "results"
     [
         ("books-seeds/*/runs", "score", "books-seeds/pareto.csv"),
         ("books-seeds/*/runs", "loss", "books-seeds/loss.csv"),
-        ("demo", "loss", "demo/loss.csv"),
+        ("demo/runs", "loss", "demo/loss.csv"),
+        ("demo/runs", "pairs", "demo/pairs.csv"),
     ],
 )
 def test_the_committed_tables_are_those_of_the_committed_records(folders, measure, file):
@@ -492,7 +493,7 @@ def test_the_committed_tables_are_those_of_the_committed_records(folders, measur
 
 def test_what_ships_is_drawn_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = study.gather(["benchmarks/results/demo"], measure="loss")
+    found = study.gather(["benchmarks/results/demo/runs"], measure="loss")
     assert len(found.points) == 5 and {point.seeds for point in found.points} == {3}
 
 

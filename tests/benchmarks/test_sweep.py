@@ -12,7 +12,7 @@ from recipe.config import SweepConfig, TrainConfig, load
 from recipe.cost import records
 from recipe.cost.frontier import BRANCH, Curve
 from recipe.errors import UserError
-from tests.tiny_encoder import write_sst2
+from tests.tiny_encoder import write_pairs, write_sst2
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -131,6 +131,21 @@ def test_one_point_that_fails_leaves_the_others(files, monkeypatch, capsys):
     assert records.read_record(files / "sweep/runs/mosaic_bert-2ba-s17")["glue"]["score"] is not None
 
 
+def test_a_sweep_scores_by_minimal_pairs_too(files, capsys):
+    write_pairs(files / "pairs.jsonl", {"one": 48, "two": 48})
+    (files / "pairs.yaml").write_text(f"data: {files / 'pairs.jsonl'}\ndevice: cpu\ncost: {{usd_per_hour: 3.6}}\n")
+    command = ["sweep", str(files / "sweep.yaml"), f"pairs={files / 'pairs.yaml'}", "budgets=[2ba]"]
+    assert main([*command, "glue=null"]) == 0
+    record = records.read_record(files / "sweep/runs/mosaic_bert-2ba-s17")
+    assert record["glue"] is None and record["pairs"]["score"] is not None
+    assert sorted(file.name for file in (files / "sweep/pareto").glob("*.csv")) == ["pairs.csv"]
+    assert main(command) == 0, "which scores it by fine-tuning as well, and trains nothing again"
+    again = records.read_record(files / "sweep/runs/mosaic_bert-2ba-s17")
+    assert again["glue"]["score"] is not None and again["pairs"] == record["pairs"]
+    assert sorted(file.name for file in (files / "sweep/pareto").glob("*.csv")) == ["pairs.csv", "pareto.csv"]
+    capsys.readouterr()
+
+
 def test_hours_and_dollars_become_batches_by_a_runs_speed(files):
     measured = train.train(load(TrainConfig, str(files / "train.yaml"), [f"out={files / 'm'}", "duration=6ba"]))
     hours, dollars = 2 * measured["cost"]["device_hours"], 2 * measured["cost"]["usd"]
@@ -147,6 +162,8 @@ def test_hours_and_dollars_become_batches_by_a_runs_speed(files):
         ("sweep", ["budgets=[10]"], "`10`: give 300ba"),
         ("sweep", ["budgets=[1usd]"], "needs a speed; give speed=RUN"),
         ("sweep", ["glue=nowhere.yaml"], "nowhere.yaml: no such file"),
+        ("sweep", ["pairs=nowhere.yaml"], "nowhere.yaml: no such file"),
+        ("sweep", ["glue=null"], "no scoring: give glue=YAML, pairs=YAML or both"),
         ("sweep", ["models=[nowhere.yaml]"], "nowhere.yaml: no such file"),
         ("trunk", ["budgets=[100tok]"], "a trunk branches at batches"),
         ("trunk", ["models=['{train} data.mask_rate_end=0.1']"], "no trunk is shared; use sweep"),

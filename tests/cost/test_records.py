@@ -107,6 +107,17 @@ def test_an_invalid_record_is_one_line_with_the_file(tmp_path, content, says):
     assert str(tmp_path / "run.json") in str(error.value) and "\n" not in str(error.value)
 
 
+PAIRS = {
+    "score": 50.0,
+    "method": "m",
+    "part": "reported",
+    "max_pairs": 0,
+    "tuning_pairs": 40,
+    "inputs": {},
+    "fields": {},
+}
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -122,6 +133,11 @@ def test_an_invalid_record_is_one_line_with_the_file(tmp_path, content, says):
                 glue={"benchmark": "GLUE", "protocol": {}, "tasks": {"RTE": {"init": "mnli"}}, "absent": [], "of": 8}
             ),
             "`glue.tasks.RTE` lacks",
+        ),
+        (lambda r: r.update(pairs={"score": 50.0}), "`pairs.method` is missing"),
+        (
+            lambda r: r.update(pairs=PAIRS | {"paradigms": {"DocWord": {"pairs": 9}}}),
+            "`pairs.paradigms.DocWord` must hold",
         ),
     ],
 )

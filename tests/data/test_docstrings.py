@@ -1,17 +1,17 @@
-"""The embedded corpus, and the two tasks made of what is held out of it."""
+"""The embedded corpus, and the minimal pairs made of what is held out of it."""
 
-import csv
+import json
+import os
 import random
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from recipe.config import PrepareConfig, Source
-from recipe.data import doc_tasks, docstrings, sources
-from recipe.data.glue_tasks import BLANK
+from recipe.data import doc_pairs, docstrings, sources
+from recipe.data.minimal_pairs import read_pairs
 from recipe.errors import UserError
 
 LONG = "x" * docstrings.MIN_CHARACTERS
@@ -92,54 +92,46 @@ def test_nothing_is_imported():
     assert printed.endswith("set()\n")
 
 
-def table(path):
-    with path.open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
-    return rows[0], rows[1:]
+def pairs_in(file):
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
 
-def test_tasks(entries, tmp_path, monkeypatch):
+def test_pairs(entries, tmp_path, monkeypatch):
     monkeypatch.setattr(docstrings, "collect", lambda processes: entries)
     config = PrepareConfig(out="unused", train=Source(embedded="docstrings"), validation_fraction=0.4)
-    doc_tasks.write(tmp_path / "a", config)
-    doc_tasks.write(tmp_path / "b", config)
-    held_out = [e.text for e in entries if sources.held_out(e.text, config.validation_fraction, config.seed)]
-    known = "\n".join(sentence for text in held_out for sentence in doc_tasks.sentences(text))
-    for task, words in doc_tasks.WORDS.items():
-        seen = {}
-        for split, count in (("train", 2000), ("dev", 1000)):
-            path = Path(task) / f"{split}.tsv"
-            assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
-            header, rows = table(tmp_path / "a" / path)
-            assert header == ["index", "sentence", "label"]
-            assert [row[0] for row in rows] == [str(i) for i in range(count)]
-            for _, text, label in rows:
-                assert text.split().count(BLANK) == 1 and len(text.split()) <= 2 * doc_tasks.CONTEXT + 1
-                assert text.replace(BLANK, label) in known
-            labels = Counter(row[-1] for row in rows)
-            assert set(labels) == set(words)
-            assert max(labels.values()) <= 2 * min(labels.values())
-            seen[split] = {row[1] for row in rows}
-        assert len(seen["train"]) == 2000 and not seen["train"] & seen["dev"]
+    file, again = (doc_pairs.write(tmp_path / name, config) for name in "ab")
+    assert file.read_bytes() == again.read_bytes()
+    held_out = {e.text: sources.held_out(e.text, config.validation_fraction, config.seed) for e in entries}
+    known = {one for text, out in held_out.items() if out for one in doc_pairs.sentences(text)}
+    trained_on = {one for text, out in held_out.items() if not out for one in doc_pairs.sentences(text)}
+    found = pairs_in(file)
+    assert Counter(row["UID"] for row in found) == dict.fromkeys(doc_pairs.PARADIGMS, 440)
+    for row in found:
+        good, bad = row["sentence_good"], row["sentence_bad"]
+        assert good in known and good not in trained_on and good != bad and len(good) <= 100
+        before = os.path.commonprefix([good, bad])
+        after = os.path.commonprefix([good[::-1], bad[::-1]])[::-1]
+        assert len(before) + len(after) >= len(good) - 15, "one word at most is exchanged"
+    for paradigm in doc_pairs.PARADIGMS:
+        goods = [row["sentence_good"] for row in found if row["UID"] == paradigm]
+        assert len(set(goods)) == len(goods)
+    read = read_pairs(str(file.parent), "reported")
+    assert [(one.name, len(one.pairs)) for one in read] == [("DocMark", 400), ("DocWord", 400)]
 
 
-def test_a_blank_is_asked_for_once_a_sentence_and_never_again():
-    texts = [f"row {i} is of the kind that comes to be" for i in range(20)] + ["none here"]
-    used = {texts[0], "row 1 [MASK] of the kind that"}
-    rows = doc_tasks.blank_rows(texts, ("is", "of"), random.Random(5), 100, used)
-    assert {text.split()[1] for text, _ in rows} == {str(i) for i in range(1, 20)} and len(rows) == 19
-    for text, label in rows:
-        number = text.split()[1]
-        assert (
-            text
-            == {"is": f"row {number} [MASK] of the kind that", "of": f"row {number} is [MASK] the kind that comes"}[
-                label
-            ]
-        )
-    assert ("row 1 is [MASK] the kind that comes", "of") in rows
-    assert {text for text, _ in rows} | set(texts[:20]) <= used
-    few = doc_tasks.blank_rows(texts, ("is", "of"), random.Random(5), 6, set())
-    assert Counter(label for _, label in few) == {"is": 3, "of": 3}
+@pytest.mark.parametrize("pattern", [doc_pairs.MARKS, doc_pairs.WORDS])
+def test_who_knows_frequencies_alone_is_right_in_half_of_the_pairs(entries, pattern):
+    """Every exchange is made in both directions, between sentences of their own."""
+    texts = list(dict.fromkeys(one for entry in entries[:4000] for one in doc_pairs.sentences(entry.text)))
+    pairs = doc_pairs.exchanges(texts, pattern, random.Random(3), 200)
+    counts = Counter(match for text in texts for match in pattern.findall(text))
+    right = 0.0
+    for good, bad in pairs:
+        in_good, in_bad = Counter(pattern.findall(good)), Counter(pattern.findall(bad))
+        (written,), (put,) = in_good - in_bad, in_bad - in_good
+        right += (counts[written] > counts[put]) + (counts[written] == counts[put]) / 2
+    assert right == 100 and len({good for good, _ in pairs}) == len(pairs) == 200
+    assert doc_pairs.exchanges(texts[:1], pattern, random.Random(3), 2) == []
 
 
 def test_sentences():
@@ -149,7 +141,7 @@ def test_sentences():
         ">>> print('This is code and it is not a sentence.')\n\n"
         "Too short."
     )
-    assert doc_tasks.sentences(text) == [
+    assert doc_pairs.sentences(text) == [
         "Return the sum of all of the elements here.",
         "It is what numpy.sum in NumPy would give you.",
     ]
@@ -158,8 +150,8 @@ def test_sentences():
 def test_too_little_held_out(entries, tmp_path, monkeypatch):
     monkeypatch.setattr(docstrings, "collect", lambda processes: entries[:3000])
     config = PrepareConfig(out="unused", train=Source(embedded="docstrings"))
-    with pytest.raises(UserError, match=r"gives \d+ rows of 2000; raise validation_fraction"):
-        doc_tasks.write(tmp_path, config)
+    with pytest.raises(UserError, match=r"gives \d+ pairs of 440; raise validation_fraction"):
+        doc_pairs.write(tmp_path, config)
     assert not any(tmp_path.iterdir())
     with pytest.raises(UserError, match="embedded=docstrings"):
-        doc_tasks.write(tmp_path, PrepareConfig(out="unused", train=Source(files=["a.txt"])))
+        doc_pairs.write(tmp_path, PrepareConfig(out="unused", train=Source(files=["a.txt"])))

@@ -29,7 +29,7 @@ def test_the_table_holds_the_published_hyperparameters():
         "MRPC": (8e-5, 10, 32, 8e-6, seeds),
         "STS-B": (3e-5, 10, 32, 3e-6, seeds),
     }
-    rows = {t.name: (t.lr, t.epochs, t.batch_size, t.weight_decay, t.seeds) for t in TASKS if t.benchmark == "GLUE"}
+    rows = {t.name: (t.lr, t.epochs, t.batch_size, t.weight_decay, t.seeds) for t in TASKS}
     assert rows == published
     assert {task.name for task in TASKS if task.from_mnli} == {"RTE", "MRPC", "STS-B"}
     assert TASKS[0].name == "MNLI"  # before those that start from it
@@ -66,15 +66,6 @@ def test_mnli_is_scored_on_two_files_of_other_columns(tmp_path):
     found = read_task(str(tmp_path), TABLE["MNLI"])
     assert found.train.labels == [2] and list(found.dev) == ["dev_matched", "dev_mismatched"]
     assert found.dev["dev_mismatched"].labels == [0] and found.dev["dev_matched"].sentences == [("q", "i")]
-
-
-def test_labels_of_the_documentation_tasks_are_those_of_training(tmp_path):
-    train = "index\tsentence\tlabel\n0\ta\tto\n1\tb\tis\n2\tc\tto\n"
-    write(tmp_path, "DocWord", train=train, dev="index\tsentence\tlabel\n0\ta\tof\n")
-    with pytest.raises(UserError, match=r"dev\.tsv:2: label `of`; known are is, to"):
-        read_task(str(tmp_path), TABLE["DocWord"])
-    write(tmp_path, "DocWord", dev="index\tsentence\tlabel\n0\ta\tto\n")
-    assert read_task(str(tmp_path), TABLE["DocWord"]).dev["dev"].labels == [1]
 
 
 @pytest.mark.parametrize(
@@ -150,11 +141,6 @@ def test_what_cannot_be_chosen(tmp_path):
         choose_tasks(str(tmp_path), ["CoLA", "RTE"])
     with pytest.raises(UserError, match=r"no such folder"):
         choose_tasks(str(tmp_path / "nowhere"), [])
-    (tmp_path / "DocPreposition").mkdir()
-    with pytest.raises(UserError, match=r"two benchmarks \(GLUE, demo\)"):
-        choose_tasks(str(tmp_path), [])
-    chosen, absent = choose_tasks(str(tmp_path), ["DocPreposition"])
-    assert [task.name for task in chosen] == ["DocPreposition"] and absent == ["DocWord"]
 
 
 def test_the_hub_has_all_of_glue_and_says_so_where_it_cannot_be_reached(monkeypatch):
@@ -162,8 +148,6 @@ def test_the_hub_has_all_of_glue_and_says_so_where_it_cannot_be_reached(monkeypa
 
     chosen, absent = choose_tasks("hub", [])
     assert len(chosen) == 8 and absent == []
-    with pytest.raises(UserError, match="DocPreposition is not in hub"):
-        choose_tasks("hub", ["DocPreposition"])
 
     def unreachable(*_, **__):
         raise ConnectionError("no\nroute")

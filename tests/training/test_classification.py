@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 from sklearn import metrics as sk
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 from torch import nn
 
 from recipe.data.glue_tasks import Examples
@@ -102,18 +100,6 @@ def test_a_special_token_in_a_text_is_text(tmp_path):
     encoded = encode(tokenizer, Examples([("red [SEP] [MASK] [CLS]",)], [0]), 32)
     special = [tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]", "[MASK]")]
     assert [(encoded.ids == one).sum() for one in special] == [1, 1, 0]
-
-
-def test_a_blank_is_the_mask_token_where_the_task_has_blanks(tmp_path):
-    write_encoder(tmp_path)
-    tokenizer = find_checkpoint(str(tmp_path)).tokenizer
-    examples = Examples([("red [MASK] tree",)], [0])
-    mask = tokenizer.token_to_id("[MASK]")
-    assert encode(tokenizer, examples, 32, blanks=True).ids.tolist().count(mask) == 1
-    assert mask not in encode(tokenizer, examples, 32).ids  # what one task says does not reach the next
-    bare = Tokenizer(WordLevel({"red": 0, "[UNK]": 1}, unk_token="[UNK]"))
-    with pytest.raises(UserError, match=r"tokenizer has no \[MASK\]"):
-        encode(bare, examples, 32, blanks=True)
 
 
 class Bias(nn.Module):
