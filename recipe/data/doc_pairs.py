@@ -16,12 +16,11 @@ from pathlib import Path
 
 from recipe.config import PrepareConfig
 from recipe.data import sources
-from recipe.data.minimal_pairs import TUNING_PAIRS
 from recipe.data.pool import resolve
 from recipe.errors import UserError
 
 FILE = "pairs.jsonl"
-PAIRS = 400  # of each paradigm that are reported: a standard error of 2.5 points at a score of 50
+PAIRS = 440  # of each paradigm: 40 to choose by, 400 to report, whose standard error is 2.5 points at a score of 50
 MARKS = re.compile(r"[,.():`'-]")
 WORDS = re.compile(r"(?<![\w`'.(-])[a-z]{4,}(?![\w`'.(=-])")
 PARADIGMS = {"DocMark": MARKS, "DocWord": WORDS}
@@ -38,7 +37,7 @@ Spot = tuple[str, int, int]  # a sentence, and where in it something may be exch
 Pair = tuple[str, str]  # as written, and with the exchange
 
 
-def write(folder: Path, config: PrepareConfig, count: int = TUNING_PAIRS + PAIRS) -> Path:
+def write(folder: Path, config: PrepareConfig, count: int = PAIRS) -> Path:
     """Write `count` pairs of each paradigm into `folder`; returns the file.
 
     Args:
