@@ -26,7 +26,7 @@ for seed in 17 18 19; do
     echo "sweep $books/sweep-tiny.yaml out=$runs/mosaic-$seed $words"
     echo "trunk $books/sweep-tiny.yaml out=$runs/trunk-$seed $words"
 done | xargs -P "${JOBS:-2}" -L 1 --process-slot-var=CORE \
-    sh -c 'exec taskset -c "$CORE" .venv/bin/python -m benchmarks.pareto "$@"' run
+    sh -c 'exec taskset -c "$CORE" .venv/bin/python -m recipe.pareto "$@"' run
 
 # The records, without weights, are what the figure is drawn from.
 rm -rf "$results"
@@ -36,6 +36,6 @@ for file in "$runs"/*/{runs,trunks}/*/run.json; do
     cp "$file" "$results/${file#"$runs"/}"
 done
 for measure in score loss; do
-    .venv/bin/python -m benchmarks.pareto plot "$results"/*/runs --out "$runs" --measure "$measure"
+    .venv/bin/python -m recipe.pareto plot "$results"/*/runs --out "$runs" --measure "$measure"
 done
 cp "$runs"/{pareto,loss}.{png,csv} "$results"

@@ -35,14 +35,15 @@ from tokenizers import Tokenizer
 
 from recipe.config import Data, PrepareConfig, Source, exit_status
 from recipe.config import Tokenizer as TokenizerSettings
-from recipe.cost.records import provenance
-from recipe.data import sources, tokenizer
+from recipe.records import provenance
+from recipe.data import tokenizer
+from recipe.corpus import sources
 from recipe.data.batch import Share, count_sequences, count_tokens
 from recipe.data.order import EpochOrder
 from recipe.data.packing import Packer
-from recipe.data.pool import resolve
+from recipe.system.processes import resolve
 from recipe.data.shards import LENGTHS, DatasetInfo, read_info
-from recipe.data.sources import Part, Rejected
+from recipe.corpus.sources import Part, Rejected
 from recipe.data.stream import Loader, open_loader
 from recipe.errors import UserError
 from recipe.prepare import prepare

@@ -17,10 +17,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import pareto, sweep
+from recipe import pareto
+from recipe.report import sweep
 from recipe import prepare
 from recipe.config import PrepareConfig, SweepConfig, exit_status, load
-from recipe.cost import records
+from recipe import records
 from recipe.training.callbacks import clock
 
 OUT = Path("demo")

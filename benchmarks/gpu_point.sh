@@ -27,5 +27,5 @@ done
 
 mkdir -p "$results"
 cp "$run"/run.json "$run"/glue/scores.md "$results"
-"$PYTHON" -m benchmarks.pareto plot "$results" --out "$run/pareto"
+"$PYTHON" -m recipe.pareto plot "$results" --out "$run/pareto"
 cp "$run"/pareto/pareto.{png,csv} "$results"

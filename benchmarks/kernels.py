@@ -137,7 +137,7 @@ def measure_all(cases: list[Case], seconds: float, out: Path, device: str) -> in
 def provenance(device: str) -> dict[str, Any]:
     versions = {"torch": torch.__version__, "triton": metadata.version("triton")}
     if device == "cpu":
-        from recipe.training.hardware import cpu_name
+        from recipe.system.hardware import cpu_name
 
         return {**report.code_provenance(), "device": cpu_name(), "threads": torch.get_num_threads(), **versions}
     properties = torch.cuda.get_device_properties(0)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from recipe.model.flops import training_flops
-from recipe.training.hardware import cpu_name
+from recipe.system.hardware import cpu_name
 
 OURS = "this"
 COLUMNS = ("", "tokens/s", "MFU", "p20 ms", "p50 ms", "p80 ms", "GiB", "first s", "loss", "this is")
@@ -107,7 +107,7 @@ def _line(cells: tuple[str, ...]) -> str:
 def provenance() -> dict[str, Any]:
     """As run.json has it; a machine that has only what benchmarks need lacks PyYAML, and gets the commit and torch's version."""
     try:
-        from recipe.cost import records
+        from recipe import records
     except ImportError:
         from benchmarks.kernel_report import code_provenance
 

@@ -11,7 +11,7 @@ from benchmarks.throughput_worker import Channel, Stopwatch, measured
 from recipe import train as recipe_train
 from recipe.config import TrainConfig, load
 from recipe.training.callbacks import AfterBatch
-from recipe.training.quiet import quiet_libraries
+from recipe.system.quiet import quiet_libraries
 
 
 def train(job: dict[str, Any], channel: Channel) -> None:

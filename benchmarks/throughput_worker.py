@@ -26,7 +26,7 @@ from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends
 from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.training.compiled import compiled_loss
-from recipe.training.hardware import keep_freed_memory
+from recipe.system.hardware import keep_freed_memory
 
 
 class Stopwatch:

@@ -29,16 +29,16 @@ import torch
 
 from recipe import train
 from recipe.config import TrainConfig, exit_status, load
-from recipe.cost import records
+from recipe import records
 from recipe.data.batch import count_tokens, split_batch
 from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.training import memory
 from recipe.training.callbacks import AfterBatch, Meter
 from recipe.training.composer_model import MaskedLM
-from recipe.training.hardware import Hardware, keep_freed_memory
-from recipe.training.optimizer import build_optimizer
+from recipe.system.hardware import Hardware, keep_freed_memory
+from recipe.training.optimizers import build_optimizer
 from recipe.training.preflight import Plan, make_plan
-from recipe.training.quiet import quiet_libraries
+from recipe.system.quiet import quiet_libraries
 
 OUT = "benchmarks/results/trainer.json"
 STEPS = 4  # of a turn, behind one that is not timed

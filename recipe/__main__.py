@@ -13,7 +13,7 @@ COMMANDS = (
     "recipe.glue",
     "recipe.pairs",
     "recipe.plan",
-    "benchmarks.pareto",
+    "recipe.pareto",
     "benchmarks.demo",
     "benchmarks.profile",
     "benchmarks.throughput",

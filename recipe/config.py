@@ -302,7 +302,7 @@ class PairsConfig:
 
 @dataclass
 class SweepConfig:
-    """`python -m benchmarks.pareto sweep` and `trunk`: models x budgets x seeds, each pretrained and scored."""
+    """`python -m recipe.pareto sweep` and `trunk`: models x budgets x seeds, each pretrained and scored."""
 
     out: str = setting(MISSING, "the folder of all runs")
     models: list[str] = setting(MISSING, "training YAMLs, each with its key=value words behind it")

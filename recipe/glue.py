@@ -16,18 +16,20 @@ import torch
 from composer.utils import dist
 
 from recipe.config import GlueConfig, run_main, to_dict
-from recipe.cost import prices, records, scores
-from recipe.data.glue_tasks import DEV, SEEDS, TASKS, Task, choose_tasks, read_task
+from recipe.cost import prices
+from recipe import records
+from recipe.finetune import scores
+from recipe.finetune.tasks import DEV, SEEDS, TASKS, Task, choose_tasks, read_task
 from recipe.errors import UserError
 from recipe.settings import check_values
-from recipe.training.board import Board
+from recipe.finetune.board import Board
 from recipe.training.callbacks import clock
 from recipe.training.checkpoint import Checkpoint, find_checkpoint
-from recipe.training.glue_jobs import ENCODER, Job, Worker, run_jobs
-from recipe.training.hardware import Hardware, find_hardware
-from recipe.training.predictions import read_test_sets, submission_name
-from recipe.training.quiet import quiet_libraries
-from recipe.training.results import choose_folder, find_record, of_final_encoder
+from recipe.finetune.jobs import ENCODER, Job, Worker, run_jobs
+from recipe.system.hardware import Hardware, find_hardware
+from recipe.finetune.predictions import read_test_sets, submission_name
+from recipe.system.quiet import quiet_libraries
+from recipe.finetune.results import choose_folder, find_record, of_final_encoder
 
 
 @dataclasses.dataclass(frozen=True)

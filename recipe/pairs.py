@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from recipe.config import PairsConfig, run_main, to_dict
-from recipe.cost import prices, records
-from recipe.data.minimal_pairs import (
+from recipe.cost import prices
+from recipe import records
+from recipe.finetune.minimal_pairs import (
     REPORTED,
     TUNING_PAIRS,
     MaskedCopies,
@@ -29,14 +30,14 @@ from recipe.data.minimal_pairs import (
     mask_each,
     read_pairs,
 )
-from recipe.data.sequence_batch import Form
+from recipe.finetune.batches import Form
 from recipe.errors import UserError
 from recipe.settings import check_values
 from recipe.training.checkpoint import Checkpoint, find_checkpoint
-from recipe.training.hardware import Hardware, find_hardware
-from recipe.training.predictions import digest
-from recipe.training.quiet import quiet_libraries
-from recipe.training.results import choose_folder, find_record, of_final_encoder
+from recipe.system.hardware import Hardware, find_hardware
+from recipe.finetune.predictions import digest
+from recipe.system.quiet import quiet_libraries
+from recipe.finetune.results import choose_folder, find_record, of_final_encoder
 
 METHOD = "pseudo-log-likelihood, each token masked in turn; a tie counts half; mean over paradigms"
 

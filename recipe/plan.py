@@ -19,11 +19,12 @@ import yaml
 
 from recipe import shipped
 from recipe.config import TrainConfig, load, to_dict
-from recipe.cost import frontier, prices, records, seeds
+from recipe.cost import frontier, prices, seeds
+from recipe import records
 from recipe.errors import UserError
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.flops import training_flops
-from recipe.training.hardware import data_sheet_flops
+from recipe.system.hardware import data_sheet_flops
 from recipe.training.memory import GIB, Need, check_fits, choose_microbatch, need_of_batch, traced
 
 MODELS = {

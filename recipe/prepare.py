@@ -26,11 +26,18 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from recipe.config import PrepareConfig, Source, exit_status, run_main, to_dict
-from recipe.data import claims, doc_pairs, duplicates, histogram, inspection, parts, shards, sources, storage, tokenizer
-from recipe.data.parts import Job
-from recipe.data.pool import resolve
+from recipe.data import shards, storage, tokenizer
+from recipe.corpus import ownership as claims
+from recipe.corpus import doc_pairs
+from recipe.corpus import duplicates
+from recipe.corpus import histogram
+from recipe.corpus import inspection
+from recipe.corpus import parts
+from recipe.corpus import sources
+from recipe.corpus.parts import Job
+from recipe.system.processes import resolve
 from recipe.data.shards import DatasetInfo, Lengths, SourceInfo, Vocabulary
-from recipe.data.sources import Part, Rejected
+from recipe.corpus.sources import Part, Rejected
 from recipe.data.storage import Mirror
 from recipe.errors import UserError
 from recipe.settings import check_values

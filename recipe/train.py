@@ -19,7 +19,8 @@ from torch import nn
 
 from recipe import convert
 from recipe.config import TrainConfig, run_main, to_dict
-from recipe.cost import prices, records
+from recipe.cost import prices
+from recipe import records
 from recipe.data.batch import Batch, count_sequences, count_tokens, split_batch
 from recipe.data.cache import local_folder
 from recipe.data.stream import open_loader
@@ -32,12 +33,12 @@ from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums
 from recipe.training.checks import batching_of, parse_time, planned_documents
 from recipe.training.compiled import compiled_loss
 from recipe.training.composer_model import MaskedLM
-from recipe.training.hardware import Hardware, keep_freed_memory
+from recipe.system.hardware import Hardware, keep_freed_memory
 from recipe.training.loggers import build_loggers
-from recipe.training.optimizer import build_optimizer
+from recipe.training.optimizers import build_optimizer
 from recipe.training.preflight import Plan, make_plan
-from recipe.training.quiet import quiet_libraries
-from recipe.training.schedule import build_schedule
+from recipe.system.quiet import quiet_libraries
+from recipe.training.schedules import build_schedule
 from recipe.training.trainer import OnDevice, Trainer, join_ranks
 
 

@@ -11,7 +11,7 @@ import torch
 
 from recipe.config import PrepareConfig, Source, Tokenizer
 from recipe.prepare import prepare
-from recipe.training.quiet import quiet_libraries
+from recipe.system.quiet import quiet_libraries
 
 torch.set_num_threads(1)  # the tensors of tests are small, and threads that wait for a busy core cost far more
 quiet_libraries()

@@ -27,7 +27,7 @@ SCHEMAS = {
     "recipe.train": TrainConfig,
     "recipe.glue": GlueConfig,
     "recipe.pairs": PairsConfig,
-    "benchmarks.pareto": SweepConfig,
+    "recipe.pareto": SweepConfig,
 }
 SMALL = {
     "recipe.prepare": ["processes=1", "tokenizer.vocab_size=600"],

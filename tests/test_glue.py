@@ -8,10 +8,10 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from recipe.config import GlueConfig, load, run_main
-from recipe.cost import records
+from recipe import records
 from recipe.errors import UserError
 from recipe.glue import glue, main
-from recipe.training import glue_jobs
+from recipe.finetune import jobs as glue_jobs
 from tests.tiny_encoder import write_encoder, write_inference, write_run, write_sst2, write_stsb, write_tsv
 
 REAL = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "glue"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from recipe.config import GlueConfig, load
-from recipe.cost import records
+from recipe import records
 from recipe.glue import glue
 from tests.test_glue import without_times
 from tests.tiny_encoder import write_inference, write_run, write_sst2

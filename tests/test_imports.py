@@ -31,7 +31,7 @@ ONLY_IN = {
     "torch.utils.tensorboard": ["recipe/training/loggers.py"],
     "wandb": ["recipe/training/loggers.py"],
     "mlflow": ["recipe/training/loggers.py"],
-    "matplotlib": ["benchmarks/", "recipe/data/histogram.py"],
+    "matplotlib": ["benchmarks/", "recipe/corpus/histogram.py"],
     "plotly": ["benchmarks/"],
 }
 # What the files below a folder never import.
@@ -150,10 +150,10 @@ def test_kernels_load_torch_and_nothing_heavier():
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        ("recipe.cost.records", ["torch", "composer", "streaming", "transformers", "omegaconf"]),
+        ("recipe.records", ["torch", "composer", "streaming", "transformers", "omegaconf"]),
         ("recipe.cost.frontier", ["torch", "composer", "streaming", "transformers"]),
         ("recipe.cost.prices", ["torch", "composer", "streaming", "transformers"]),
-        ("benchmarks.pareto", ["torch", "composer", "streaming", "transformers"]),
+        ("recipe.pareto", ["torch", "composer", "streaming", "transformers"]),
         ("benchmarks.throughput", ["composer", "streaming", "transformers", "omegaconf", "yaml"]),
         ("benchmarks.throughput_worker", ["composer", "streaming", "transformers", "omegaconf"]),
         ("recipe.config", ["torch", "composer", "streaming", "transformers"]),

@@ -16,7 +16,7 @@ import pytest
 
 from recipe import train
 from recipe.config import TrainConfig, load
-from recipe.cost.records import read_record
+from recipe.records import read_record
 from tests.seen_batches import telling
 
 ROOT = Path(__file__).resolve().parents[1]

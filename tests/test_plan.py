@@ -8,7 +8,8 @@ import pytest
 
 from recipe import plan, train
 from recipe.config import TrainConfig, load, to_dict
-from recipe.cost import prices, records
+from recipe.cost import prices
+from recipe import records
 from recipe.cost.prices import Row
 from recipe.training.memory import GIB, LiveBytes, Need
 

@@ -15,8 +15,8 @@ import pytest
 
 from benchmarks import data, demo
 from recipe.cost import seeds
-from recipe.cost.records import read_record
-from recipe.data import doc_pairs
+from recipe.records import read_record
+from recipe.corpus import doc_pairs
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from benchmarks import pareto
+from recipe import pareto
 from recipe import plan, prepare
 from recipe.config import PrepareConfig, run_main
-from recipe.cost.records import read_record
-from recipe.data import inspection
+from recipe.records import read_record
+from recipe.corpus import inspection
 from tests.fixtures.make import ARITHMETIC, CHECKPOINT_AT
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,7 +10,7 @@ import torch
 
 from recipe.config import Tokenizer
 from recipe.convert import save_encoder
-from recipe.cost import records
+from recipe import records
 from recipe.cost.prices import Price
 from recipe.data import tokenizer
 from recipe.model.config import EncoderConfig, padded_vocab_size

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from recipe.config import Data
 from recipe.data import storage, tokenizer
-from recipe.data.parts import alone
+from recipe.corpus.parts import alone
 from recipe.data.shards import LENGTHS, DatasetInfo, read_info
 from recipe.errors import UserError
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from kernels.cpu.build import cache_folder
-from recipe.training.hardware import cpu_name
+from recipe.system.hardware import cpu_name
 
 # Sides of square matrices; the larger ones of a CPU keep many threads busy, and would take one thread seconds.
 SIDES = {"cpu": (512, 1024), "many threads": (1024, 2048, 4096), "cuda": (4096, 8192)}

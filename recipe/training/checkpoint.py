@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kernels import backends
 from recipe import convert
 from recipe.config import Tokenizer as TokenizerSettings
-from recipe.cost import records
+from recipe import records
 from recipe.data import tokenizer
 from recipe.errors import UserError
 from recipe.model.config import EncoderConfig, padded_vocab_size
@@ -24,7 +24,7 @@ from recipe.model.encoder import Backends
 from recipe.model.heads import MosaicBertForMaskedLM, MosaicBertForSequenceClassification
 from recipe.model.huggingface import POOLER, HFForMaskedLM, HFForSequenceClassification, load_tokenizer, read_family
 from recipe.training.checkpoint_files import read_checkpoint
-from recipe.training.hardware import Hardware
+from recipe.system.hardware import Hardware
 
 Loaded = TypeVar("Loaded", HFForMaskedLM, HFForSequenceClassification)
 

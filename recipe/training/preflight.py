@@ -13,7 +13,8 @@ from torch import Tensor
 from kernels import backends
 from recipe import convert
 from recipe.config import TrainConfig, to_dict
-from recipe.cost import prices, records
+from recipe.cost import prices
+from recipe import records
 from recipe.data import storage
 from recipe.data.batch import BIN_SEQUENCES
 from recipe.data.cache import local_folder, open_dataset
@@ -27,7 +28,7 @@ from recipe.settings import as_word, what_changed
 from recipe.training import checkpoint_files, memory
 from recipe.training.checks import batching_of, check_numbers
 from recipe.training.compiled import check_compiles
-from recipe.training.hardware import Hardware, find_hardware
+from recipe.system.hardware import Hardware, find_hardware
 from recipe.training.loggers import check_loggers
 
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")

@@ -23,7 +23,7 @@ from composer.utils import dist
 from torch import Tensor
 
 from recipe.training.checkpoint_files import composer_reads_safely
-from recipe.training.quiet import quiet_stdout
+from recipe.system.quiet import quiet_stdout
 
 
 class OnDevice(dict):

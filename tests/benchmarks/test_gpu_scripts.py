@@ -52,7 +52,7 @@ def test_a_point_is_trained_scored_and_drawn(call, tmp_path):
         "-m recipe.train benchmarks/books/base.yaml data.path=data/mine duration=1ba seed=3 out=runs/base-books "
         "autoresume=true",
         "-m recipe.glue benchmarks/books/glue-base.yaml data=my glue seeds=2 checkpoint=runs/base-books",
-        "-m benchmarks.pareto plot benchmarks/results/base-books --out runs/base-books/pareto",
+        "-m recipe.pareto plot benchmarks/results/base-books --out runs/base-books/pareto",
     ]
     kept = {path.name for path in (tmp_path / "benchmarks/results/base-books").iterdir()}
     assert kept == {"run.json", "scores.md", "pareto.png", "pareto.csv"}, "records, and no weights"
@@ -72,7 +72,7 @@ def test_a_point_without_its_folders_is_refused(call):
 
 
 def test_the_books_get_their_folders_as_arguments(call, tmp_path):
-    """Each command line reaches benchmarks.pareto in whole words, the fine-tuning's with its own folder of tasks."""
+    """Each command line reaches recipe.pareto in whole words, the fine-tuning's with its own folder of tasks."""
     done = subprocess.run(["bash", str(ROOT / "benchmarks/books.sh"), "corpus"], capture_output=True, text=True)
     assert done.returncode == 2 and "CORPUS_FOLDER GLUE_FOLDER VOCAB" in done.stderr
     (tmp_path / ".venv/bin").mkdir(parents=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipe.cost import records
+from recipe import records
 from recipe.cost.prices import Price
-from recipe.cost.records import new_record, provenance, read_record, write_record
+from recipe.records import new_record, provenance, read_record, write_record
 from recipe.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -234,8 +234,8 @@ def test_the_cost_side_needs_none_of_the_training_libraries():
         "import sys\n"
         "for name in ('torch', 'composer', 'streaming', 'transformers', 'numpy', 'omegaconf'):\n"
         "    sys.modules[name] = None\n"
-        "import recipe.cost.prices, recipe.cost.frontier, recipe.cost.records\n"
-        "print(recipe.cost.records.provenance()['packages']['torch'])\n"
+        "import recipe.cost.prices, recipe.cost.frontier, recipe.records\n"
+        "print(recipe.records.provenance()['packages']['torch'])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ from streaming import MDSWriter
 
 from recipe.config import Data
 from recipe.data import documents
-from recipe.data.parts import alone
+from recipe.corpus.parts import alone
 from recipe.data.shard_files import check_files
 from recipe.data.shards import LENGTHS, read_info
 from recipe.data.stream import open_loader

@@ -20,7 +20,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from recipe import train
 from recipe.config import TrainConfig, load
-from recipe.cost.records import read_record
+from recipe.records import read_record
 from recipe.training.loggers import PROJECT, run_id
 from tests.test_interruption import ROOT, interrupted
 from tests.tiny_run import write_yaml

@@ -2,8 +2,8 @@
 
 import io
 
-from recipe.training import board
-from recipe.training.board import Board
+from recipe.finetune import board
+from recipe.finetune.board import Board
 from recipe.training.callbacks import clock
 
 

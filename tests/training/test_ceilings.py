@@ -10,7 +10,7 @@ import torch
 
 from recipe.training import ceilings
 from recipe.training.callbacks import Meter, Sums
-from recipe.training.hardware import Hardware
+from recipe.system.hardware import Hardware
 
 
 @pytest.fixture

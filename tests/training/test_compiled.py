@@ -16,7 +16,7 @@ from benchmarks.throughput_batches import drawn
 from kernels.backends import Resolved
 from recipe import train
 from recipe.config import TrainConfig, load
-from recipe.cost.records import read_record, write_record
+from recipe.records import read_record, write_record
 from recipe.data.batch import pad_batch, split_batch
 from recipe.errors import UserError
 from recipe.model.config import EncoderConfig

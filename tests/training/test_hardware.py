@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from recipe.errors import UserError
-from recipe.training import hardware
-from recipe.training.hardware import find_hardware, keep_freed_memory
+from recipe.system import hardware
+from recipe.system.hardware import find_hardware, keep_freed_memory
 
 HAS_BF16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 

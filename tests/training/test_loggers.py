@@ -15,7 +15,7 @@ from tensorboard.plugins.hparams.metadata import PLUGIN_NAME
 
 from recipe import train
 from recipe.config import TrainConfig, load, run_main
-from recipe.cost.records import read_record
+from recipe.records import read_record
 from recipe.training import loggers
 from tests.test_interruption import interrupted
 from tests.tiny_run import write_yaml

@@ -8,8 +8,8 @@ from composer.optim import DecoupledAdamW
 from torch import nn
 
 from recipe.config import Optimizer
-from recipe.training.optimizer import build_optimizer
-from recipe.training.schedule import linear_with_warmup
+from recipe.training.optimizers import build_optimizer
+from recipe.training.schedules import linear_with_warmup
 
 STEPS = 20
 

@@ -9,7 +9,7 @@ from composer.models import ComposerModel
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from recipe.training.schedule import LinearWithWarmup, linear_with_warmup, warmup_stable_decay
+from recipe.training.schedules import LinearWithWarmup, linear_with_warmup, warmup_stable_decay
 
 BATCHES, BATCH_SIZE, LR = 20, 2, 0.5
 

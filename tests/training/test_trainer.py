@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from recipe import train
 from recipe.config import TrainConfig, load, run_main
-from recipe.cost.records import read_record
+from recipe.records import read_record
 from recipe.data.batch import Collator
 from recipe.errors import UserError
 from recipe.training import memory

@@ -1,0 +1,164 @@
+"""Fine-tuning of one encoder on one task with one seed, by Composer's trainer."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from composer import Callback, DataSpec, Logger, State, Trainer
+from composer.devices import DeviceGPU
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from recipe.config import Optimizer
+from recipe.finetune.batches import Batch, EncodedExamples, Form, count_sequences, count_tokens
+from recipe.errors import UserError
+from recipe.model.heads import sequence_loss
+from recipe.training.composer_model import AutocastModel
+from recipe.system.hardware import Hardware
+from recipe.training.optimizers import build_optimizer
+from recipe.training.schedules import LinearWithWarmup
+from recipe.training.trainer import join_ranks
+
+WARMUP = 0.06
+BETAS, EPS = [0.9, 0.98], 1e-6
+REPORT_EVERY_S = 1.0  # to the board, whose FIRST_S it is; a report waits for the device
+
+Report = Callable[[str, float, float | None], None]  # a job's name, the part of it that is done (0..1), its loss
+
+
+def no_report(name: str, part: float, loss: float | None) -> None:
+    """For who does not look."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What is fitted, and how."""
+
+    name: str  # for messages
+    lr: float
+    weight_decay: float
+    epochs: float
+    batch_size: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    logits: dict[str, np.ndarray]  # (N, C) float32 of each development set
+    seconds: float  # of training and prediction
+    tokens: int  # real ones, trained on
+    sequences: int
+    batches: int
+
+
+class Classifier(AutocastModel):
+    """Either classification model: it asks for `sequence_logits` and nothing else."""
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        with self.autocast():
+            return self.model.sequence_logits(batch).float()
+
+    def loss(self, outputs: Tensor, batch: dict[str, Any]) -> Tensor:
+        return sequence_loss(outputs, batch["labels"])
+
+
+class Count(Callback):
+    """What was trained on, and how far it is, now and then."""
+
+    def __init__(self, name: str, batches: int, report: Report) -> None:
+        self.name = name
+        self.batches = batches
+        self.report = report
+        self.tokens = self.sequences = self.done = 0
+        self.said = time.perf_counter()
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self.tokens += _total(count_tokens, state.batch)
+        self.sequences += _total(count_sequences, state.batch)
+        self.done += 1
+        now = time.perf_counter()
+        if now - self.said > REPORT_EVERY_S:
+            self.said = now
+            loss = float(state.loss.detach()) if isinstance(state.loss, Tensor) else None
+            self.report(self.name, self.done / self.batches, loss)
+
+
+def fine_tune(
+    model: nn.Module,
+    fit: Fit,
+    train: EncodedExamples,
+    dev: dict[str, EncodedExamples],
+    form: Form,
+    hardware: Hardware,
+    report: Report = no_report,
+) -> Outcome:
+    """Fit `model` in place and predict the development sets, once, at the end.
+
+    AdamW as in pretraining, 6 % warm-up, then linear to 0; shuffled anew each epoch, in an order that the seed decides;
+    the last, shorter batch is used. A batch has `fit.batch_size` examples whatever their lengths; `form.max_tokens` bounds only
+    what runs at a time, and the gradient is the whole batch's.
+
+    Raises:
+        UserError: the loss ran away, so that the predictions are no numbers; or the GPU's memory was not enough.
+    """
+    order = torch.Generator().manual_seed(fit.seed)
+    pieces = partial(form.microbatches, train)
+    loader = DataLoader(range(len(train)), fit.batch_size, shuffle=True, generator=order, collate_fn=pieces)
+    batches = max(1, math.ceil(fit.epochs * len(loader)))
+    count = Count(fit.name, batches, report)
+    settings = Optimizer(lr=fit.lr, betas=BETAS, eps=EPS, weight_decay=fit.weight_decay)
+    # The process' own GPU: jobs that run side by side have one each.
+    device = DeviceGPU(torch.cuda.current_device()) if hardware.kind == "gpu" else "cpu"
+    join_ranks(device)
+    trainer = Trainer(
+        model=Classifier(model, hardware.device, hardware.autocast),
+        optimizers=build_optimizer(model, settings),
+        schedulers=LinearWithWarmup(WARMUP, 0.0),
+        train_dataloader=DataSpec(
+            loader,
+            split_batch=lambda pieces, _: pieces,
+            get_num_samples_in_batch=lambda pieces: _total(count_sequences, pieces),
+            get_num_tokens_in_batch=lambda pieces: _total(count_tokens, pieces),
+        ),
+        max_duration=f"{batches}ba",
+        device=device,
+        precision="fp32",  # Composer's own; the model brings its autocast, on a CPU too
+        seed=fit.seed,
+        callbacks=[count],
+        progress_bar=False,
+    )
+    started = time.perf_counter()
+    try:
+        trainer.fit()
+        logits = {name: _predict(trainer, examples, form) for name, examples in dev.items()}
+    except torch.OutOfMemoryError:
+        raise UserError(f"{fit.name}: out of memory with max_tokens={form.max_tokens}; set a smaller one") from None
+    finally:
+        trainer.close()
+    seconds = time.perf_counter() - started
+    if not all(np.isfinite(values).all() for values in logits.values()):
+        raise UserError(f"{fit.name}: the loss ran away (lr {fit.lr:g}); set a smaller lr_scale")
+    return Outcome(logits, seconds, count.tokens, count.sequences, count.done)
+
+
+def _predict(trainer: Trainer, examples: EncodedExamples, form: Form) -> np.ndarray:
+    """(N, C), in the examples' own order."""
+    parts = form.parts(examples, range(len(examples)))
+    loader = DataLoader(range(len(examples)), batch_sampler=parts, collate_fn=partial(form.batch, examples))
+    counts = {"get_num_samples_in_batch": count_sequences, "get_num_tokens_in_batch": count_tokens}
+    predicted = torch.cat(trainer.predict(DataSpec(loader, **counts))).numpy()
+    logits = np.empty_like(predicted)
+    logits[np.concatenate(parts)] = predicted
+    return logits
+
+
+def _total(count: Callable[[Batch], int], pieces: Batch | list[Batch]) -> int:
+    """Of a batch in pieces, or of one of them: Composer asks for both."""
+    return sum(map(count, pieces)) if isinstance(pieces, list) else count(pieces)

@@ -1,0 +1,93 @@
+"""Predictions as files: of a development set, to check the metrics by, and of a test set, as gluebenchmark.com takes them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from recipe.finetune.tasks import HUB, Examples, Task, TaskData, rows_of
+from recipe.errors import UserError
+
+# What the site calls a test set's file, where that is not the task's own name.
+SUBMISSION_NAMES = {"test_matched": "MNLI-m", "test_mismatched": "MNLI-mm"}
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Examples without labels; `examples.labels` are zeros."""
+
+    index: list[str]  # the first column, which a submission repeats
+    examples: Examples
+
+    __test__ = False  # no test class, whatever its name says
+
+
+def read_test_sets(data: str, task: Task) -> dict[str, TestSet]:
+    """The test sets that lie beside a task's other files, by file name; of the hub, none.
+
+    Raises:
+        UserError: a file without the task's columns, or with a broken row.
+    """
+    found = {}
+    for name in (dev.replace("dev", "test") for dev in task.dev):
+        file = Path(data) / task.name / f"{name}.tsv"
+        if data == HUB or not file.is_file():
+            continue
+        with file.open(encoding="utf-8-sig", errors="replace") as stream:
+            first_column = stream.readline().rstrip("\r\n").split("\t")[0]
+        # A test set has an index where the others have a label, and a header line even where they have none.
+        rows = list(rows_of(file, dataclasses.replace(task, label=first_column, columns=None)))
+        if not rows:
+            raise UserError(f"{file}: no example in it")
+        zeros = [0] * len(rows) if task.labels != () else [0.0] * len(rows)
+        found[name] = TestSet([row[2] for row in rows], Examples([row[1] for row in rows], zeros))
+    return found
+
+
+def words_of(logits: np.ndarray, labels: Sequence[str]) -> list[str]:
+    """(N, C) logits as the labels' own words, or (N, 1) as numbers."""
+    if not labels:
+        return [f"{value:.9g}" for value in logits[:, 0]]
+    return [labels[i] for i in logits.argmax(axis=1)]
+
+
+def write_dev(file: Path, data: TaskData, examples: Examples, logits: np.ndarray) -> None:
+    """Label and prediction of every development example, in the words of the task's files."""
+    gold = [data.labels[i] for i in examples.labels] if data.labels else [f"{value:g}" for value in examples.labels]
+    rows = zip(gold, words_of(logits, data.labels), strict=True)
+    _write(file, ["label\tprediction", *(f"{label}\t{prediction}" for label, prediction in rows)])
+
+
+def write_test(file: Path, test: TestSet, data: TaskData, logits: np.ndarray) -> None:
+    """A submission's file; scores of STS-B are clipped to its scale, 0 to 5."""
+    if not data.labels:
+        logits = logits.clip(0.0, 5.0)
+    rows = zip(test.index, words_of(logits, data.labels), strict=True)
+    _write(file, ["index\tprediction", *(f"{index}\t{prediction}" for index, prediction in rows)])
+
+
+def submission_name(task: str, test: str) -> str:
+    return f"{SUBMISSION_NAMES.get(test, task) if task == 'MNLI' else task}.tsv"
+
+
+def digest(files: Sequence[Path]) -> str | None:
+    """SHA-256 of the files' contents together; None for none."""
+    if not files:
+        return None
+    total = hashlib.sha256()
+    for file in files:
+        total.update(file.name.encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                total.update(chunk)
+    return total.hexdigest()
+
+
+def _write(file: Path, lines: list[str]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")

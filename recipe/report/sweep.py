@@ -1,0 +1,249 @@
+"""Many runs for one figure: models x budgets x seeds, each pretrained and scored, in one of two ways.
+
+`sweep` gives every budget a run of its own, its schedule decayed for it. `trunk` trains one run a model and seed at a
+constant rate and lets short decays branch off it, so that a whole curve costs little more than its dearest point: a branch has
+the batches and the rates of a warm-up-stable-decay run of its own length, whose first part was paid once for all of them (only
+the draws of dropout may differ, as the trunk's evaluation draws too). A branch's `cost` is that of the whole run; its `trunk`
+says what part of it was shared.
+
+What is finished is not done again, and what was interrupted continues.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recipe import glue, pairs, plan, train
+from recipe.config import GlueConfig, PairsConfig, SweepConfig, TrainConfig, load, to_dict
+from recipe.cost import prices
+from recipe import records
+from recipe.errors import UserError
+from recipe.settings import check_values
+from recipe.training.checkpoint_files import read_checkpoint
+from recipe.system.hardware import find_hardware
+from recipe.system.quiet import quiet_libraries
+
+BUDGET = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)(ba|sp|tok|ep|h|usd)")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run to be made."""
+
+    name: str
+    words: tuple[str, ...]  # YAML and key=value words
+    budget: str
+    seed: int
+
+    def config(self, out: Path, *more: str) -> TrainConfig:
+        words = [*self.words[1:], f"out={out}", f"seed={self.seed}", "autoresume=true", *more]
+        return load(TrainConfig, self.words[0], words)
+
+
+def points_of(config: SweepConfig) -> list[Point]:
+    """Every model with every budget and every seed.
+
+    Raises:
+        UserError: an empty list, a budget that is none, or two models of one name.
+    """
+    check_values(config)
+    for key in ("models", "budgets", "seeds"):
+        values = getattr(config, key)
+        if not values or len(set(values)) < len(values):
+            raise UserError(f"{key}={values}: give at least one, and none twice")
+    for budget in config.budgets:
+        if not BUDGET.fullmatch(budget):
+            raise UserError(f"budgets: `{budget}`: give 300ba, 2000000tok, 100000sp, 1ep, 0.5h (device-hours) or 20usd")
+    words = [tuple(model.split()) for model in config.models]
+    names = [load(TrainConfig, first, rest).model.name for first, *rest in words]
+    names = [name if names.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(names, 1)]
+    return [
+        Point(f"{name}-{budget}-s{seed}", model, budget, seed)
+        for name, model in zip(names, words, strict=True)
+        for budget in config.budgets
+        for seed in config.seeds
+    ]
+
+
+def duration_of(point: Point, config: SweepConfig) -> str:
+    """The budget as a `duration`; hours and dollars by the speed of the run `speed`, as recipe.plan has it.
+
+    Raises:
+        UserError: hours or dollars without a run that says how fast they are used up.
+    """
+    number, unit = BUDGET.fullmatch(point.budget).groups()
+    if unit not in ("h", "usd"):
+        return f"{float(number):.0f}{unit}"
+    if config.speed is None:
+        raise UserError(f"budgets: `{point.budget}` needs a speed; give speed=RUN, a run of this model on this device")
+    wanted = point.config(Path(config.out))
+    hardware = find_hardware(wanted.device, wanted.precision, ranks=1)
+    price = prices.price_of(hardware.name, hardware.kind, wanted.cost.prices, wanted.cost.usd_per_hour)
+    dollars = float(number) * (price.usd_per_hour if unit == "h" else 1)
+    row = prices.Row(hardware.name, (hardware.kind,), price.usd_per_hour, price.source)
+    speed = plan.measured_speed(records.read_record(config.speed), config.speed)
+    return plan.forecast(wanted, row, hardware.count, dollars, speed, []).config.duration
+
+
+def sweep(config: SweepConfig) -> list[Path]:
+    """A run a point; returns their folders.
+
+    Raises:
+        UserError: at the end, when all others are done, for the points that failed.
+    """
+    points = points_of(config)
+    durations = [duration_of(point, config) for point in points]
+
+    def pretrain(point: Point, out: Path) -> None:
+        train.train(point.config(out, f"duration={durations[points.index(point)]}"))
+
+    return run_all(config, points, pretrain)
+
+
+def trunk(config: SweepConfig) -> list[Path]:
+    """A trunk a model and seed, a branch a budget; returns the branches' folders.
+
+    Raises:
+        UserError: a budget that is no number of batches, or at the end, for points that failed.
+    """
+    # Beside the runs of a sweep in one figure, a name must say which of the two it is.
+    points = [replace(point, name=f"trunk-{point.name}") for point in points_of(config)]
+    for point in points:
+        if point.config(Path(config.out)).data.mask_rate_end is not None:
+            raise UserError(
+                "data.mask_rate_end: the rate falls over a run's own length, so no trunk is shared; use sweep"
+            )
+    lengths = {point: batches_of(duration_of(point, config)) for point in points}
+
+    def pretrain(point: Point, out: Path) -> None:
+        siblings = [other for other in points if (other.words, other.seed) == (point.words, point.seed)]
+        branch(point, lengths, siblings, config, out)
+
+    return run_all(config, points, pretrain)
+
+
+def batches_of(duration: str) -> int:
+    if not duration.endswith("ba"):
+        raise UserError(f"budgets: {duration}: a trunk branches at batches; give ba, h or usd")
+    return int(duration.removesuffix("ba"))
+
+
+def run_all(config: SweepConfig, points: Sequence[Point], pretrain: Callable[[Point, Path], None]) -> list[Path]:
+    """Pretrain and score every point; one that fails is said in one line, and the others go on."""
+    scored_by = [
+        (score, schema, *word.split())
+        for score, schema, word in ((glue.glue, GlueConfig, config.glue), (pairs.pairs, PairsConfig, config.pairs))
+        if word
+    ]
+    if not scored_by:
+        raise UserError("no scoring: give glue=YAML, pairs=YAML or both")
+    for _, schema, file, *words in scored_by:
+        load(schema, file, [*words, "checkpoint=any"])  # a mistake in it is found before hours of training
+    quiet_libraries()
+    torch.set_float32_matmul_precision("high")
+    done, failed = [], []
+    for number, point in enumerate(points, 1):
+        out = Path(config.out) / "runs" / point.name
+        print(f"\n[{number}/{len(points)}] {point.name}", flush=True)
+        try:
+            pretrain(point, out)
+            for score, schema, file, *words in scored_by:
+                score(load(schema, file, [*words, f"checkpoint={out}"]))
+            done.append(out)
+        except UserError as error:
+            failed.append(point.name)
+            print(f"error: {point.name}: {error}", file=sys.stderr, flush=True)
+    if failed:
+        raise UserError(f"{', '.join(failed)} failed; repair and run the same command again: it continues with them")
+    return done
+
+
+def branch(point: Point, lengths: dict[Point, int], siblings: Sequence[Point], config: SweepConfig, out: Path) -> None:
+    """The run of `point`, begun with the checkpoint that the trunk left where its decay starts."""
+    at = {other: max(1, round(lengths[other] * (1 - config.decay))) for other in siblings}
+    if at[point] >= lengths[point]:
+        raise UserError(f"budgets: {point.budget} has no batch to decay in at decay={config.decay}; give more")
+    # Counted in batches, the warm-up is the same for all: it is that of the shortest.
+    first = point.config(out).schedule.warmup * min(lengths[other] for other in siblings)
+    folder = Path(config.out) / "trunks" / point.name.removeprefix("trunk-").replace(f"-{point.budget}-", "-")
+    last = max(at.values())
+    stops = ",".join(str(batch) for batch in sorted(set(at.values())))
+    stem = train.train(
+        point.config(
+            folder,
+            f"duration={last}ba",
+            f"checkpoint_at=[{stops}]",
+            f"keep_checkpoints={len(set(at.values())) + 1}",
+            "schedule.shape=wsd",
+            "schedule.decay=0",
+            f"schedule.warmup={first / last}",
+        )
+    )
+    length = lengths[point]
+    shape = ("schedule.shape=wsd", f"schedule.decay={1 - at[point] / length}", f"schedule.warmup={first / length}")
+    wanted = point.config(out, f"duration={length}ba", *shape)
+    if not (out / records.FILE_NAME).is_file():
+        begin(wanted, out, folder, stem, at[point])
+    train.train(wanted)
+
+
+def begin(config: TrainConfig, out: Path, trunk_folder: Path, stem: dict[str, Any], batch: int) -> None:
+    """Write a run that has come as far as the trunk's checkpoint at `batch`, for recipe.train to continue."""
+    checkpoints = sorted((trunk_folder / "checkpoints").glob(f"ba{batch}-rank*.pt"))
+    if not checkpoints:
+        raise UserError(f"{trunk_folder}: no checkpoint at batch {batch} any more; remove the folder to train it again")
+    state = read_checkpoint(checkpoints[0])["state"]
+    total = dict(state["callbacks"])["Meter"]["progress"]["total"]
+    device = stem["device"]
+    price = prices.Price(device["usd_per_hour"], device["price_source"])
+    record = {
+        **stem,
+        "name": out.name,
+        "status": "running",
+        "config": to_dict(config),
+        "provenance": records.provenance(),
+    }
+    record["glue"] = record["eval"] = None
+    record.pop("pairs", None)
+    record["trunk"] = {
+        "run": str(trunk_folder),
+        "batch": batch,
+        "tokens": total["tokens"],
+        "cost": prices.bill(total["seconds"], device["count"], price, device["kind"]),
+    }
+    shutil.rmtree(out, ignore_errors=True)  # the beginning of a copy that was interrupted; a run would have a record
+    (out / "checkpoints").mkdir(parents=True)
+    for file in checkpoints:
+        copy = out / "checkpoints" / file.name
+        shutil.copyfile(file, copy)
+        copy.with_name(file.name.replace(f"ba{batch}-", "latest-")).symlink_to(copy.name)
+    shutil.copytree(trunk_folder / "encoder", out / "encoder", ignore=shutil.ignore_patterns("*.safetensors"))
+    records.write_record(out, record)
+
+
+def spent(folder: Path) -> dict[str, float]:
+    """What a finished sweep or trunk really cost: every trunk once, and of each branch its own part alone."""
+    found = [records.read_record(file) for file in sorted(folder.glob("*/*/run.json"))]
+    keys = ("usd", "device_hours", "seconds")
+    return {
+        key: sum(r["cost"][key] - (r.get("trunk") or {"cost": {key: 0}})["cost"][key] for r in found) for key in keys
+    }
+
+
+def run(way: Callable[[SweepConfig], list[Path]], config: SweepConfig) -> list[Path]:
+    """`sweep` or `trunk`, and what it cost."""
+    folders = way(config)
+    bill = spent(Path(config.out))
+    alone = sum(records.read_record(folder)["cost"]["usd"] for folder in folders)
+    print(
+        f"\npretraining: ${bill['usd']:.4f}, {bill['device_hours']:.3f} device-hours in all; the runs one by one: ${alone:.4f}"
+    )
+    return folders
