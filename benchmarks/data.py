@@ -35,18 +35,18 @@ from tokenizers import Tokenizer
 
 from recipe.config import Data, PrepareConfig, Source, exit_status
 from recipe.config import Tokenizer as TokenizerSettings
-from recipe.records import provenance
-from recipe.data import tokenizer
 from recipe.corpus import sources
+from recipe.corpus.sources import Part, Rejected
+from recipe.data import tokenizer
 from recipe.data.batch import Share, count_sequences, count_tokens
 from recipe.data.order import EpochOrder
 from recipe.data.packing import Packer
-from recipe.system.processes import resolve
 from recipe.data.shards import LENGTHS, DatasetInfo, read_info
-from recipe.corpus.sources import Part, Rejected
 from recipe.data.stream import Loader, open_loader
 from recipe.errors import UserError
 from recipe.prepare import prepare
+from recipe.records import provenance
+from recipe.system.processes import resolve
 
 CHUNK = 256  # documents that are tokenised at a time, as in preparation
 BATCH = 256  # sequences

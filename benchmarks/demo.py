@@ -17,11 +17,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipe import pareto
-from recipe.report import sweep
-from recipe import prepare
+from recipe import pareto, prepare, records
 from recipe.config import PrepareConfig, SweepConfig, exit_status, load
-from recipe import records
+from recipe.report import sweep
 from recipe.training.callbacks import clock
 
 OUT = Path("demo")

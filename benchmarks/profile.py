@@ -30,11 +30,11 @@ from benchmarks.profile_parts import PARTS, STEP
 from benchmarks.roofline import Ceilings, Counts
 from recipe import train
 from recipe.config import TrainConfig, exit_status, load
-from recipe.records import provenance
 from recipe.data.batch import count_sequences, count_tokens, sequence_lengths
 from recipe.errors import UserError
-from recipe.training.callbacks import AfterBatch
+from recipe.records import provenance
 from recipe.system.quiet import quiet_libraries
+from recipe.training.callbacks import AfterBatch
 
 OUT = "benchmarks/results/profile"
 WARM_UP = 4  # steps before anything is timed

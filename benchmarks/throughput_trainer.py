@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.throughput_worker import Channel, Stopwatch, measured
+from benchmarks.throughput_channel import Channel, Stopwatch, measured
 from recipe import train as recipe_train
 from recipe.config import TrainConfig, load
-from recipe.training.callbacks import AfterBatch
 from recipe.system.quiet import quiet_libraries
+from recipe.training.callbacks import AfterBatch
 
 
 def train(job: dict[str, Any], channel: Channel) -> None:

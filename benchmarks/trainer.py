@@ -27,18 +27,17 @@ from typing import Any
 
 import torch
 
-from recipe import train
+from recipe import records, train
 from recipe.config import TrainConfig, exit_status, load
-from recipe import records
 from recipe.data.batch import count_tokens, split_batch
 from recipe.model.heads import MosaicBertForMaskedLM
+from recipe.system.hardware import Hardware, keep_freed_memory
+from recipe.system.quiet import quiet_libraries
 from recipe.training import memory
 from recipe.training.callbacks import AfterBatch, Meter
 from recipe.training.composer_model import MaskedLM
-from recipe.system.hardware import Hardware, keep_freed_memory
 from recipe.training.optimizers import build_optimizer
 from recipe.training.preflight import Plan, make_plan
-from recipe.system.quiet import quiet_libraries
 
 OUT = "benchmarks/results/trainer.json"
 STEPS = 4  # of a turn, behind one that is not timed

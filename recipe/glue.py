@@ -15,21 +15,21 @@ from typing import Any
 import torch
 from composer.utils import dist
 
+from recipe import records
 from recipe.config import GlueConfig, run_main, to_dict
 from recipe.cost import prices
-from recipe import records
-from recipe.finetune import scores
-from recipe.finetune.tasks import DEV, SEEDS, TASKS, Task, choose_tasks, read_task
 from recipe.errors import UserError
-from recipe.settings import check_values
+from recipe.finetune import scores
 from recipe.finetune.board import Board
+from recipe.finetune.jobs import ENCODER, Job, Worker, run_jobs
+from recipe.finetune.predictions import read_test_sets, submission_name
+from recipe.finetune.results import choose_folder, find_record, of_final_encoder
+from recipe.finetune.tasks import DEV, SEEDS, TASKS, Task, choose_tasks, read_task
+from recipe.settings import check_values
+from recipe.system.hardware import Hardware, find_hardware
+from recipe.system.quiet import quiet_libraries
 from recipe.training.callbacks import clock
 from recipe.training.checkpoint import Checkpoint, find_checkpoint
-from recipe.finetune.jobs import ENCODER, Job, Worker, run_jobs
-from recipe.system.hardware import Hardware, find_hardware
-from recipe.finetune.predictions import read_test_sets, submission_name
-from recipe.system.quiet import quiet_libraries
-from recipe.finetune.results import choose_folder, find_record, of_final_encoder
 
 
 @dataclasses.dataclass(frozen=True)

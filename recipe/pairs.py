@@ -18,9 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recipe import records
 from recipe.config import PairsConfig, run_main, to_dict
 from recipe.cost import prices
-from recipe import records
+from recipe.errors import UserError
+from recipe.finetune.batches import Form
 from recipe.finetune.minimal_pairs import (
     REPORTED,
     TUNING_PAIRS,
@@ -30,14 +32,12 @@ from recipe.finetune.minimal_pairs import (
     mask_each,
     read_pairs,
 )
-from recipe.finetune.batches import Form
-from recipe.errors import UserError
-from recipe.settings import check_values
-from recipe.training.checkpoint import Checkpoint, find_checkpoint
-from recipe.system.hardware import Hardware, find_hardware
-from recipe.finetune.predictions import digest
-from recipe.system.quiet import quiet_libraries
 from recipe.finetune.results import choose_folder, find_record, of_final_encoder
+from recipe.settings import check_values
+from recipe.system.files import digest
+from recipe.system.hardware import Hardware, find_hardware
+from recipe.system.quiet import quiet_libraries
+from recipe.training.checkpoint import Checkpoint, find_checkpoint
 
 METHOD = "pseudo-log-likelihood, each token masked in turn; a tie counts half; mean over paradigms"
 

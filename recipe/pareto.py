@@ -15,15 +15,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from recipe.report import figure
-from recipe.report import page as report
-from recipe.report import study
-from recipe.report import words
-from recipe.report.study import Study
 from recipe.config import SweepConfig, run_main
 from recipe.cost.frontier import AXES
 from recipe.cost.measures import LOSS, MEASURES, PAIRS, SCORE
 from recipe.errors import UserError
+from recipe.report import figure, page, study, words
+from recipe.report.study import Study
 
 TERMINAL_COLUMNS = ("run", "model", "way", "protocol", SCORE.column, PAIRS.column, LOSS.column, "ci95", "usd", "device_hours",
                     "seconds", "tokens", "frontier")  # fmt: skip
@@ -39,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def many(way: str, config: SweepConfig) -> None:
     """`sweep YAML` or `trunk YAML`: make the runs, then draw all that stand in the same folder."""
-    from recipe.report import sweep# only this needs torch
+    from recipe.report import sweep  # only this needs torch
 
     sweep.run(getattr(sweep, way), config)
     for measure in (SCORE.name,) * bool(config.glue) + (PAIRS.name,) * bool(config.pairs):
@@ -116,7 +113,7 @@ def draw(
     except OSError as error:
         raise UserError(f"{folder}: cannot be made a folder ({error.strerror}); choose another with --out") from None
     picture, vector = figure.write(found, folder)
-    return [picture, write_csv(found, folder), report.write_html(found, folder), vector]
+    return [picture, write_csv(found, folder), page.write_html(found, folder), vector]
 
 
 def print_table(found: Study) -> None:

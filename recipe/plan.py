@@ -17,10 +17,9 @@ from typing import Any
 import torch
 import yaml
 
-from recipe import shipped
+from recipe import records, shipped
 from recipe.config import TrainConfig, load, to_dict
 from recipe.cost import frontier, prices, seeds
-from recipe import records
 from recipe.errors import UserError
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.flops import training_flops

@@ -26,21 +26,16 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from recipe.config import PrepareConfig, Source, exit_status, run_main, to_dict
-from recipe.data import shards, storage, tokenizer
-from recipe.corpus import ownership as claims
-from recipe.corpus import doc_pairs
-from recipe.corpus import duplicates
-from recipe.corpus import histogram
-from recipe.corpus import inspection
-from recipe.corpus import parts
-from recipe.corpus import sources
+from recipe.corpus import doc_pairs, duplicates, histogram, inspection, ownership, parts, sources
 from recipe.corpus.parts import Job
-from recipe.system.processes import resolve
-from recipe.data.shards import DatasetInfo, Lengths, SourceInfo, Vocabulary
 from recipe.corpus.sources import Part, Rejected
+from recipe.data import shards, storage, tokenizer
+from recipe.data.shards import DatasetInfo, Lengths, SourceInfo, Vocabulary
 from recipe.data.storage import Mirror
 from recipe.errors import UserError
 from recipe.settings import check_values
+from recipe.system.files import locked, write_whole
+from recipe.system.processes import resolve
 
 if TYPE_CHECKING:
     from transformers import BertTokenizerFast
@@ -61,7 +56,7 @@ def prepare(config: PrepareConfig) -> DatasetInfo | None:
     started = time.monotonic()
     _check(config)
     origins = {key: sources.describe(source) for key, source in _sources(config).items()}
-    existing = claims.finished(config, origins)
+    existing = ownership.finished(config, origins)
     if existing:
         print(f"{config.out}: already prepared from this configuration and text, nothing to do")
         if config.tasks and not Path(config.tasks).is_dir():
@@ -70,7 +65,7 @@ def prepare(config: PrepareConfig) -> DatasetInfo | None:
         return existing
     existing_tokenizer = tokenizer.load(config.tokenizer)
     all_parts = {key: sources.parts(source, resolve(config.processes)) for key, source in _sources(config).items()}
-    with claims.claimed(config, claims.plan(config, origins)) as mirror:
+    with ownership.owned(config, ownership.plan(config, origins)) as mirror:
         try:
             if config.tasks and not config.shard_of:
                 _write_tasks(config)
@@ -211,7 +206,7 @@ def _vocabulary(
     used = existing or _train_tokenizer(config, train)
     draft = local / parts.STATE / f"tokenizer.{os.getpid()}"
     tokenizer.save(used, draft)
-    with parts.alone(local / parts.STATE / "tokenizer.lock"):
+    with locked(local / parts.STATE / "tokenizer.lock"):
         if not (local / "tokenizer").exists():  # another machine's is the same, byte for byte
             draft.rename(local / "tokenizer")
     vocabulary = Vocabulary(
@@ -225,7 +220,7 @@ def _vocabulary(
         mask_id=used.mask_token_id,
     )
     mirror.push(*files)
-    parts.write_whole(local / name, lambda draft: draft.write_text(json.dumps(dataclasses.asdict(vocabulary)), "utf-8"))
+    write_whole(local / name, lambda draft: draft.write_text(json.dumps(dataclasses.asdict(vocabulary)), "utf-8"))
     mirror.push(name)
     return vocabulary
 
@@ -262,17 +257,17 @@ def _finish(
         splits={split: of_split.info() for split, of_split in lengths.items()},
         sources={key: SourceInfo(origins[key], dict(r.counts), r.examples) for key, r in rejected.items()},
         config=to_dict(config),
-        packages=claims.packages(),
+        packages=ownership.packages(),
     )
     histogram.draw(lengths, local / histogram.NAME)
     shards.write_info(info, local)
     of_splits = [f"{split}/{name}" for split in lengths for name in ("index.json", shards.LENGTHS)]
-    mirror.push(*of_splits, histogram.NAME, claims.INFO)  # the last one says that all is there
+    mirror.push(*of_splits, histogram.NAME, ownership.INFO)  # the last one says that all is there
     if not mirror.remote:
         shutil.rmtree(local / parts.STATE)
         out = Path(config.out)
         if out.exists():
-            out.rmdir()  # an empty one, `claims.finished` has checked
+            out.rmdir()  # an empty one, `ownership.finished` has checked
         local.rename(out)
     return info
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from recipe.cost.prices import OWN_PRICE, Price
 from recipe.errors import UserError
+from recipe.system.files import write_whole
 
 FORMAT = 2  # 2: device.price_row, trunk and dataset in every record
 PACKAGE = "bert-recipe"  # this project, as pyproject.toml names it
@@ -155,16 +156,15 @@ def write_record(path: str | Path, record: dict[str, Any]) -> Path:
     assert problem is None, problem
     file = _file_of(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
+
+    def write(draft: Path) -> None:
+        with draft.open("w", encoding="utf-8") as stream:
             json.dump(record, stream, indent=1, ensure_ascii=False, allow_nan=False)
             stream.write("\n")
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    write_whole(file, write)
     return file
 
 

@@ -17,10 +17,9 @@ from composer.loggers import LoggerDestination
 from composer.utils import dist, reproducibility
 from torch import nn
 
-from recipe import convert
+from recipe import convert, records
 from recipe.config import TrainConfig, run_main, to_dict
 from recipe.cost import prices
-from recipe import records
 from recipe.data.batch import Batch, count_sequences, count_tokens, split_batch
 from recipe.data.cache import local_folder
 from recipe.data.stream import open_loader
@@ -28,16 +27,16 @@ from recipe.errors import UserError
 from recipe.model.flops import training_flops
 from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.model.huggingface import HFBertForMaskedLM
+from recipe.system.hardware import Hardware, keep_freed_memory
+from recipe.system.quiet import quiet_libraries
 from recipe.training import ceilings, memory
 from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, clock, limit_of, loss_words, say
 from recipe.training.checks import batching_of, parse_time, planned_documents
 from recipe.training.compiled import compiled_loss
 from recipe.training.composer_model import MaskedLM
-from recipe.system.hardware import Hardware, keep_freed_memory
 from recipe.training.loggers import build_loggers
 from recipe.training.optimizers import build_optimizer
 from recipe.training.preflight import Plan, make_plan
-from recipe.system.quiet import quiet_libraries
 from recipe.training.schedules import build_schedule
 from recipe.training.trainer import OnDevice, Trainer, join_ranks
 

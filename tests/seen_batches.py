@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from recipe import train
 from recipe.config import TrainConfig, run_main
 from recipe.training.composer_model import MaskedLM
-from tests.data.hashing import hashes
+from tests.hashing import hashes
 
 
 @contextlib.contextmanager

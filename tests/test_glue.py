@@ -7,11 +7,11 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from recipe.config import GlueConfig, load, run_main
 from recipe import records
+from recipe.config import GlueConfig, load, run_main
 from recipe.errors import UserError
-from recipe.glue import glue, main
 from recipe.finetune import jobs as glue_jobs
+from recipe.glue import glue, main
 from tests.tiny_encoder import write_encoder, write_inference, write_run, write_sst2, write_stsb, write_tsv
 
 REAL = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "glue"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from recipe.config import GlueConfig, load
 from recipe import records
+from recipe.config import GlueConfig, load
 from recipe.glue import glue
 from tests.test_glue import without_times
 from tests.tiny_encoder import write_inference, write_run, write_sst2

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from recipe.cost import frontier
 from recipe import records
+from recipe.cost import frontier
 from recipe.errors import UserError
 from recipe.glue import glue
 from tests.test_glue import config, one_thread  # noqa: F401

@@ -11,16 +11,15 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
-from recipe import convert
+from recipe import convert, records
 from recipe.config import PairsConfig, run_main
-from recipe import records
-from recipe.finetune.minimal_pairs import mask_each, read_pairs
 from recipe.finetune.batches import Form
+from recipe.finetune.minimal_pairs import mask_each, read_pairs
 from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.model.huggingface import HFBertForMaskedLM
 from recipe.pairs import main, pseudo_log_likelihoods
-from recipe.training.checkpoint import find_checkpoint
 from recipe.system.hardware import find_hardware
+from recipe.training.checkpoint import find_checkpoint
 from tests.tiny_encoder import write_encoder, write_pairs, write_run
 from tests.training.test_checkpoint import composer_checkpoint
 from tests.training.test_families import FAMILIES, write_family

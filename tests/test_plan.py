@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from recipe import plan, train
+from recipe import plan, records, train
 from recipe.config import TrainConfig, load, to_dict
 from recipe.cost import prices
-from recipe import records
 from recipe.cost.prices import Row
 from recipe.training.memory import GIB, LiveBytes, Need
 

@@ -14,9 +14,9 @@ from statistics import fmean
 import pytest
 
 from benchmarks import data, demo
+from recipe.corpus import doc_pairs
 from recipe.cost import seeds
 from recipe.records import read_record
-from recipe.corpus import doc_pairs
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {

@@ -82,7 +82,7 @@ def test_what_the_tests_import_is_declared():
     loggers = [file for file in files if relative(file).startswith("tests/loggers/")]
     assert undeclared([file for file in files if file not in loggers], known) == []
     assert undeclared(loggers, known | declared("requirements-loggers.in")) == []
-    assert "tests/data/object_store.py: moto" in undeclared(files, known - {"moto"})
+    assert "tests/object_store.py: moto" in undeclared(files, known - {"moto"})
 
 
 def test_a_run_installs_no_package_of_the_tests():

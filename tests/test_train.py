@@ -18,10 +18,10 @@ import torch
 from kernels.cpu import build
 from recipe import train
 from recipe.config import TrainConfig, load
-from recipe.records import read_record, write_record
 from recipe.errors import UserError
-from recipe.training.checkpoint import find_checkpoint
+from recipe.records import read_record, write_record
 from recipe.system.hardware import find_hardware
+from recipe.training.checkpoint import find_checkpoint
 from tests.tiny_run import write_yaml
 
 ROOT = Path(__file__).resolve().parents[1]

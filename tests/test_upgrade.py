@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from recipe import pareto
-from recipe import plan, prepare
+from recipe import pareto, plan, prepare
 from recipe.config import PrepareConfig, run_main
-from recipe.records import read_record
 from recipe.corpus import inspection
+from recipe.records import read_record
 from tests.fixtures.make import ARITHMETIC, CHECKPOINT_AT
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+from recipe import records
 from recipe.config import Tokenizer
 from recipe.convert import save_encoder
-from recipe import records
 from recipe.cost.prices import Price
 from recipe.data import tokenizer
 from recipe.model.config import EncoderConfig, padded_vocab_size

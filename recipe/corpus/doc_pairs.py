@@ -16,8 +16,8 @@ from pathlib import Path
 
 from recipe.config import PrepareConfig
 from recipe.corpus import sources
-from recipe.system.processes import resolve
 from recipe.errors import UserError
+from recipe.system.processes import resolve
 
 FILE = "pairs.jsonl"
 PAIRS = 440  # of each paradigm: 40 to choose by, 400 to report, whose standard error is 2.5 points at a score of 50

@@ -21,8 +21,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipe.system.processes import worker_pool
 from recipe.errors import UserError
+from recipe.system.processes import worker_pool
 
 # import name -> distribution; `python` is the standard library
 PACKAGES = {

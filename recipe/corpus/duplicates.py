@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from recipe.corpus import sources
-from recipe.corpus.parts import STATE, Job, Tally, alone, disk_full, end_if_stopped, run, save_array, write_whole
+from recipe.corpus.parts import STATE, Job, Tally, disk_full, end_if_stopped, run, save_array
 from recipe.corpus.sources import Position, Rejected
+from recipe.system.files import locked, write_whole
 
 BUCKET = 2**23  # documents that are compared at a time
 _CHUNK_DOCUMENTS = 1024
@@ -33,7 +34,7 @@ def mark(jobs: list[Job], first: list[Job], processes: int) -> None:
         return
     mine = {id(job) for job in first}
     run(hash_part, [*first, *(job for job in jobs if id(job) not in mine)], processes, "hashes")
-    with alone(mirror.local / STATE / "duplicates.lock"):
+    with locked(mirror.local / STATE / "duplicates.lock"):
         if not mirror.pull(done):
             _mark(jobs)
             mirror.push(*(job.name("drop.npy") for job in jobs))
@@ -44,7 +45,7 @@ def mark(jobs: list[Job], first: list[Job], processes: int) -> None:
 def hash_part(job: Job) -> None:
     """Write the part's `hash`: (documents,) uint64."""
     try:
-        with alone(job.file("lock"), end_if_stopped):
+        with locked(job.file("lock"), end_if_stopped):
             if not job.mirror.pull(job.name("hash")):
                 hashes = np.fromiter(_hashes(job), np.uint64)
                 # np.tofile would not say that it is the disk that is full

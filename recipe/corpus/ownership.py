@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from recipe.config import PrepareConfig, to_dict
+from recipe.corpus.parts import STATE
 from recipe.data import shards, storage, tokenizer
-from recipe.corpus.parts import STATE, write_whole
 from recipe.data.shards import DatasetInfo
 from recipe.data.storage import Mirror
 from recipe.errors import UserError
 from recipe.settings import what_changed
+from recipe.system.files import write_whole
 
 _PACKAGES = ("tokenizers", "transformers", "mosaicml-streaming", "datasets", "pyarrow", "numpy")
 INFO, PLAN = "dataset.json", f"{STATE}/plan.json"
@@ -84,7 +85,7 @@ def working_folder(config: PrepareConfig) -> Path:
 
 
 @contextlib.contextmanager
-def claimed(config: PrepareConfig, plan: dict[str, Any]) -> Iterator[Mirror]:
+def owned(config: PrepareConfig, plan: dict[str, Any]) -> Iterator[Mirror]:
     """Hold the folder of an unfinished preparation, which must be of this plan.
 
     On one file system, runs with `shard_of` share it, and a run without it has it alone.

@@ -14,14 +14,11 @@ With a remote `out` the same names lie in the store, and OUT.partial is a local 
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import itertools
 import json
 import multiprocessing
 import os
 import shutil
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
@@ -33,14 +30,15 @@ from typing import Any
 import numpy as np
 
 from recipe.config import PrepareConfig
-from recipe.data import shards, storage, tokenizer
 from recipe.corpus import sources
-from recipe.system.processes import CONTEXT, worker_pool
-from recipe.system.progress import BYTES, DOCUMENTS, LEFT_OUT, STOP, WEIGHT, Progress
-from recipe.data.shards import Lengths, ShardWriter
 from recipe.corpus.sources import Part, Position, Rejected, Unreadable
+from recipe.data import shards, tokenizer
+from recipe.data.shards import Lengths, ShardWriter
 from recipe.data.storage import Mirror
 from recipe.errors import UserError
+from recipe.system.files import DISK_FULL, locked, write_whole
+from recipe.system.processes import CONTEXT, worker_pool
+from recipe.system.progress import BYTES, DOCUMENTS, LEFT_OUT, STOP, WEIGHT, Progress
 
 _CHUNK_DOCUMENTS = 256  # tokenized at a time
 _MOST_FAILURES = 20  # parts that cannot be read; beyond, it is not the files
@@ -173,27 +171,6 @@ def end_if_stopped() -> None:
         raise _Stopped
 
 
-@contextlib.contextmanager
-def alone(lock: Path, while_waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold this lock file; another process that holds it is waited for. The system frees a dead process's lock."""
-    with lock.open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                while_waiting()
-                time.sleep(0.2)
-        yield
-
-
-def write_whole(file: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` write a file that appears under its name only when it is whole."""
-    draft = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    write(draft)
-    draft.replace(file)
-
-
 def are_whole(jobs: list[Job]) -> list[bool]:
     """Whether each part, as its text is now, has been written."""
     found = jobs[0].mirror.pull_all([job.name("json") for job in jobs]) if jobs else []
@@ -207,7 +184,7 @@ def _is_of(job: Job, size: int | None) -> bool:
 def write_part(job: Job) -> None:
     """Tokenize one part and write its shards, one folder a split, unless that has been done."""
     try:
-        with alone(job.file("lock"), end_if_stopped):
+        with locked(job.file("lock"), end_if_stopped):
             if not are_whole([job])[0]:
                 _write(job)
     except OSError as error:
@@ -216,7 +193,7 @@ def write_part(job: Job) -> None:
 
 def disk_full(error: OSError, folder: Path) -> UserError | None:
     """What to say where it is the disk that is full."""
-    if error.errno not in storage.DISK_FULL:
+    if error.errno not in DISK_FULL:
         return None
     return UserError(
         f"{folder}: {error.strerror}; free some space and run the same command again, finished parts are kept"

@@ -25,8 +25,7 @@ import pyarrow
 import pyarrow.parquet
 
 from recipe.config import Source
-from recipe.corpus import docstrings
-from recipe.corpus import hub
+from recipe.corpus import docstrings, hub
 from recipe.errors import UserError
 
 _COMPRESSION = {".gz": "gzip", ".zst": "zstd"}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from recipe.config import Data
 from recipe.data import storage, tokenizer
-from recipe.corpus.parts import alone
 from recipe.data.shards import LENGTHS, DatasetInfo, read_info
 from recipe.errors import UserError
+from recipe.system.files import locked
 
 _INFO = "dataset.json"
 
@@ -42,7 +42,7 @@ def open_dataset(data: Data, splits: Sequence[str]) -> DatasetInfo:
     remote = storage.is_remote(data.path)
     if remote:
         folder.mkdir(parents=True, exist_ok=True)
-        with alone(folder / "description.lock"):  # of ranks, and runs, that start together
+        with locked(folder / "description.lock"):  # of ranks, and runs, that start together
             _fetch_info(data.path, folder)
             for name in tokenizer.FILES:
                 storage.fetch(data.path, f"tokenizer/{name}", folder)
@@ -50,7 +50,7 @@ def open_dataset(data: Data, splits: Sequence[str]) -> DatasetInfo:
     for split in splits:
         info.split(split)
     if remote:
-        with alone(folder / "description.lock"):
+        with locked(folder / "description.lock"):
             for split in splits:
                 for name in ("index.json", LENGTHS):
                     storage.fetch(data.path, f"{split}/{name}", folder)

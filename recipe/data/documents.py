@@ -23,10 +23,10 @@ from streaming.base.hashing import get_hash
 
 from recipe.data import storage
 from recipe.data.order import Block
-from recipe.corpus.parts import alone
 from recipe.data.shard_files import CHANGED, check_lengths, fault, read_index
 from recipe.data.shards import HASH
 from recipe.errors import UserError
+from recipe.system.files import locked
 
 _THREADS = 2  # that fetch and unpack shards
 
@@ -134,7 +134,7 @@ class Documents:
         raw, shard = self._raw(number), self._index[number]
         packed = self._folder / (shard["zip_data"] or shard["raw_data"])["basename"]
         raw.parent.mkdir(parents=True, exist_ok=True)
-        with alone(raw.with_name(f"{raw.name}.lock")):
+        with locked(raw.with_name(f"{raw.name}.lock")):
             while True:
                 with suppress(FileNotFoundError):  # or removed again by a process that has read it already
                     return _map(raw)

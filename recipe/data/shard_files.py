@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recipe.data.shards import DTYPE, LENGTHS
-from recipe.data.storage import DISK_FULL
 from recipe.errors import UserError
+from recipe.system.files import DISK_FULL
 
 _REMEDY = "copy the file again, or prepare the dataset again"
 CHANGED = "{file}: its hash or its size is not the one in the index, so its bytes have changed; remove it, it is unpacked again"

@@ -7,7 +7,6 @@ ones that Streaming reads: for S3 those of boto3 and `S3_ENDPOINT_URL`, for Azur
 
 from __future__ import annotations
 
-import errno
 import functools
 import logging
 import os
@@ -22,9 +21,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from recipe.errors import UserError
+from recipe.system.files import DISK_FULL
 
 SCHEMES = ("s3", "gs", "oci", "azure", "azure-dl")
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ATTEMPTS = 4
 _THREADS = 8  # that ask for small files at once; botocore keeps ten connections
 _PAUSE_S = 0.5  # before the second attempt; doubled before each further one

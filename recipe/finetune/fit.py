@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from recipe.config import Optimizer
-from recipe.finetune.batches import Batch, EncodedExamples, Form, count_sequences, count_tokens
 from recipe.errors import UserError
+from recipe.finetune.batches import Batch, EncodedExamples, Form, count_sequences, count_tokens
 from recipe.model.heads import sequence_loss
-from recipe.training.composer_model import AutocastModel
 from recipe.system.hardware import Hardware
+from recipe.training.composer_model import AutocastModel
 from recipe.training.optimizers import build_optimizer
 from recipe.training.schedules import LinearWithWarmup
 from recipe.training.trainer import join_ranks

@@ -26,19 +26,20 @@ import torch
 from composer.utils import reproducibility
 from safetensors.torch import load_file, save_file
 
+from recipe import records
 from recipe.config import GlueConfig, to_dict
 from recipe.cost import prices
-from recipe import records
-from recipe.finetune.tasks import DEV, HUB, TUNING, Task, TaskData, read_task
-from recipe.finetune.batches import EncodedExamples, Form, encode
 from recipe.errors import UserError
-from recipe.model.huggingface import is_classifier
-from recipe.training.checkpoint import Checkpoint, find_checkpoint
+from recipe.finetune.batches import EncodedExamples, Form, encode
 from recipe.finetune.fit import Fit, Report, fine_tune, no_report
-from recipe.system.hardware import Hardware, find_hardware
 from recipe.finetune.metrics import measure
-from recipe.finetune.predictions import TestSet, digest, read_test_sets, write_dev, write_test
+from recipe.finetune.predictions import TestSet, read_test_sets, write_dev, write_test
+from recipe.finetune.tasks import DEV, HUB, TUNING, Task, TaskData, read_task
+from recipe.model.huggingface import is_classifier
+from recipe.system.files import digest
+from recipe.system.hardware import Hardware, find_hardware
 from recipe.system.quiet import quiet_libraries
+from recipe.training.checkpoint import Checkpoint, find_checkpoint
 
 ENCODER = "encoder.safetensors"  # what a job leaves for the tasks that start from it
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from recipe.finetune.batches import EncodedExamples
 from recipe.errors import UserError
+from recipe.finetune.batches import EncodedExamples
 
 TUNING, REPORTED = "tuning", "reported"
 TUNING_PAIRS = 40  # the first of each paradigm

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from recipe.finetune.tasks import HUB, Examples, Task, TaskData, rows_of
 from recipe.errors import UserError
+from recipe.finetune.tasks import HUB, Examples, Task, TaskData, rows_of
 
 # What the site calls a test set's file, where that is not the task's own name.
 SUBMISSION_NAMES = {"test_matched": "MNLI-m", "test_mismatched": "MNLI-mm"}
@@ -73,19 +72,6 @@ def write_test(file: Path, test: TestSet, data: TaskData, logits: np.ndarray) ->
 
 def submission_name(task: str, test: str) -> str:
     return f"{SUBMISSION_NAMES.get(test, task) if task == 'MNLI' else task}.tsv"
-
-
-def digest(files: Sequence[Path]) -> str | None:
-    """SHA-256 of the files' contents together; None for none."""
-    if not files:
-        return None
-    total = hashlib.sha256()
-    for file in files:
-        total.update(file.name.encode())
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                total.update(chunk)
-    return total.hexdigest()
 
 
 def _write(file: Path, lines: list[str]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from recipe.config import to_dict
 from recipe import records
+from recipe.config import to_dict
 from recipe.errors import UserError
 from recipe.settings import as_word, what_changed
 from recipe.training.checkpoint import Checkpoint

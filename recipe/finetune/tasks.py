@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from recipe.errors import UserError
 from recipe.finetune.examples import Examples
 from recipe.finetune.tuning_split import tuning_split
-from recipe.errors import UserError
 
 HUB = "hub"  # instead of a folder
 DEV, TUNING = "dev", "tuning"  # the splits to score on

@@ -13,10 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from recipe.report import study
-from recipe.report import words
-from recipe.report.study import Study
 from recipe.cost.frontier import Curve
+from recipe.report import study, words
+from recipe.report.study import Study
 
 WIDTH_INCHES, HEIGHT_INCHES, DPI = 8.0, 5.2, 160
 MARKER_POINTS = 7

@@ -10,11 +10,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from recipe.report import study
-from recipe.report import words
+from recipe.cost.frontier import Point
+from recipe.report import study, words
 from recipe.report.published import SOURCE
 from recipe.report.study import Run, Study
-from recipe.cost.frontier import Point
 
 SYMBOLS = {
     "o": "circle",

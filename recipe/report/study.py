@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from recipe.report import published as papers
 from recipe import shipped
 from recipe.cost import frontier, seeds
 from recipe.cost.frontier import BRANCH, Curve, Point
 from recipe.cost.measures import LOSS, MEASURES, PAIRS, SCORE, Measure
-from recipe.records import FILE_NAME, read_record
 from recipe.errors import UserError
+from recipe.records import FILE_NAME, read_record
+from recipe.report import published as papers
 
 PRICES = "yamls/prices.yaml"  # what the published points' GPU-hours are billed by
 BILL = ("usd", "gpu_hours", "device_hours", "seconds")

@@ -21,15 +21,14 @@ from typing import Any
 
 import torch
 
-from recipe import glue, pairs, plan, train
+from recipe import glue, pairs, plan, records, train
 from recipe.config import GlueConfig, PairsConfig, SweepConfig, TrainConfig, load, to_dict
 from recipe.cost import prices
-from recipe import records
 from recipe.errors import UserError
 from recipe.settings import check_values
-from recipe.training.checkpoint_files import read_checkpoint
 from recipe.system.hardware import find_hardware
 from recipe.system.quiet import quiet_libraries
+from recipe.training.checkpoint_files import read_checkpoint
 
 BUDGET = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)(ba|sp|tok|ep|h|usd)")
 

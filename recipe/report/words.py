@@ -6,11 +6,11 @@ import math
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from recipe.report.published import SOURCE
-from recipe.report.study import MOST_PARADIGMS, Study
 from recipe.cost import frontier
 from recipe.cost.frontier import Curve, Gain, Saving
 from recipe.cost.measures import LOSS, PAIRS, SCORE, Measure
+from recipe.report.published import SOURCE
+from recipe.report.study import MOST_PARADIGMS, Study
 
 
 class Words(NamedTuple):

@@ -14,17 +14,16 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from kernels import backends
-from recipe import convert
+from recipe import convert, records
 from recipe.config import Tokenizer as TokenizerSettings
-from recipe import records
 from recipe.data import tokenizer
 from recipe.errors import UserError
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends
 from recipe.model.heads import MosaicBertForMaskedLM, MosaicBertForSequenceClassification
 from recipe.model.huggingface import POOLER, HFForMaskedLM, HFForSequenceClassification, load_tokenizer, read_family
-from recipe.training.checkpoint_files import read_checkpoint
 from recipe.system.hardware import Hardware
+from recipe.training.checkpoint_files import read_checkpoint
 
 Loaded = TypeVar("Loaded", HFForMaskedLM, HFForSequenceClassification)
 

@@ -11,10 +11,9 @@ from composer.utils import dist
 from torch import Tensor
 
 from kernels import backends
-from recipe import convert
+from recipe import convert, records
 from recipe.config import TrainConfig, to_dict
 from recipe.cost import prices
-from recipe import records
 from recipe.data import storage
 from recipe.data.batch import BIN_SEQUENCES
 from recipe.data.cache import local_folder, open_dataset
@@ -25,10 +24,10 @@ from recipe.errors import UserError
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends
 from recipe.settings import as_word, what_changed
+from recipe.system.hardware import Hardware, find_hardware
 from recipe.training import checkpoint_files, memory
 from recipe.training.checks import batching_of, check_numbers
 from recipe.training.compiled import check_compiles
-from recipe.system.hardware import Hardware, find_hardware
 from recipe.training.loggers import check_loggers
 
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")

@@ -22,8 +22,8 @@ from composer.trainer.trainer import TrainerMode
 from composer.utils import dist
 from torch import Tensor
 
-from recipe.training.checkpoint_files import composer_reads_safely
 from recipe.system.quiet import quiet_stdout
+from recipe.training.checkpoint_files import composer_reads_safely
 
 
 class OnDevice(dict):

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import peers, throughput, throughput_batches, throughput_report, throughput_worker
+from benchmarks import peers, throughput, throughput_batches, throughput_channel, throughput_report
 from kernels.backends import Requirements, resolve
 from recipe.data.batch import pad_batch
 
@@ -76,7 +76,7 @@ def test_a_run_of_real_processes(tmp_path, monkeypatch, capfd):
 
 def test_a_stopwatch_keeps_each_step_s_seconds_and_loss():
     """The loss as it was at the step's end, whatever becomes of its tensor, which a CUDA graph overwrites."""
-    watch, loss = throughput_worker.Stopwatch("cpu"), torch.zeros(())
+    watch, loss = throughput_channel.Stopwatch("cpu"), torch.zeros(())
     for turn in range(2):
         watch.start()
         for value in (3.0, 2.0):

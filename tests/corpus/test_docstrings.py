@@ -10,11 +10,9 @@ from collections import Counter
 import pytest
 
 from recipe.config import PrepareConfig, Source
-from recipe.corpus import doc_pairs
-from recipe.corpus import docstrings
-from recipe.corpus import sources
-from recipe.finetune.minimal_pairs import read_pairs
+from recipe.corpus import doc_pairs, docstrings, sources
 from recipe.errors import UserError
+from recipe.finetune.minimal_pairs import read_pairs
 
 LONG = "x" * docstrings.MIN_CHARACTERS
 SOURCE = f'''"""Module. {LONG}"""

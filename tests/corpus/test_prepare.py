@@ -11,13 +11,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from recipe.config import Source, Tokenizer
+from recipe.corpus import duplicates, inspection, sources
 from recipe.data import shards
-from recipe.corpus import duplicates
-from recipe.corpus import inspection
-from recipe.corpus import sources
 from recipe.errors import UserError
 from recipe.prepare import prepare
-from tests.data.preparing import ROOT, command, config_of, make_text, same_bytes, stored, write_text, write_vocabulary
+from tests.preparing import ROOT, command, config_of, make_text, same_bytes, stored, write_text, write_vocabulary
 
 
 def test_shards_hold_the_text(tmp_path, corpus, capsys):

@@ -12,7 +12,7 @@ from recipe.config import PrepareConfig, run_main
 from recipe.corpus import parts
 from recipe.errors import UserError
 from recipe.prepare import prepare
-from tests.data.preparing import (
+from tests.preparing import (
     ROOT,
     command,
     config_of,

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from recipe.corpus import inspection, ownership, parts
 from recipe.data import storage
-from recipe.corpus import ownership as claims
-from recipe.corpus import inspection
-from recipe.corpus import parts
 from recipe.errors import UserError
 from recipe.prepare import prepare
-from tests.data.object_store import BUCKET
-from tests.data.preparing import (
+from tests.object_store import BUCKET
+from tests.preparing import (
     command,
     config_of,
     group_members,
@@ -41,9 +39,9 @@ def same_as_local(store, tmp_path, **settings):
     there = {name.removeprefix("sets/new/"): name for name in store.names("sets/new/") if "/state/" not in name}
     assert there.keys() == names.keys()
     for name, path in names.items():
-        if name != claims.INFO:
+        if name != ownership.INFO:
             assert store.read(there[name]) == path.read_bytes(), name
-    infos = [json.loads(content) for content in (store.read(there[claims.INFO]), names[claims.INFO].read_bytes())]
+    infos = [json.loads(content) for content in (store.read(there[ownership.INFO]), names[ownership.INFO].read_bytes())]
     for info in infos:
         del info["config"]["out"], info["config"]["work"], info["config"]["processes"]
     assert infos[0] == infos[1]
@@ -187,7 +185,7 @@ def test_a_folder_in_the_way_of_the_working_folder_is_left_alone(tmp_path, corpu
 
 def test_where_the_work_lies(tmp_path):
     folders = [
-        claims.working_folder(config_of(tmp_path, **settings)).as_posix()
+        ownership.working_folder(config_of(tmp_path, **settings)).as_posix()
         for settings in (
             dict(out="data/c4/"), dict(out=OUT), dict(out=OUT, shard_of="2/4"), dict(out=OUT, work="/big", shard_of="2/4"),
         )

@@ -30,7 +30,7 @@ from recipe.errors import UserError
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
 from recipe.model.heads import MosaicBertForMaskedLM
-from tests.data.hashing import hashes
+from tests.hashing import hashes
 
 CLS, SEP, PAD, MASK, VOCABULARY, LENGTH = 2, 3, 0, 4, 192, 16
 

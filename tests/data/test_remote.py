@@ -18,8 +18,8 @@ from recipe.data.cache import local_folder, open_dataset
 from recipe.data.stream import Loader, open_loader
 from recipe.errors import UserError
 from recipe.prepare import prepare
-from tests.data.hashing import hashes
-from tests.data.object_store import BUCKET, ObjectStore
+from tests.hashing import hashes
+from tests.object_store import BUCKET, ObjectStore
 
 REMOTE = f"s3://{BUCKET}/corpus"
 SPLITS = ("train", "validation")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from recipe.data.batch import count_sequences
-from tests.data.hashing import hashes, open_some
+from tests.hashing import hashes, open_some
 
 
 def _rank(rank: int, dataset: Path, file: Path, batching: str, start: int, batches: int) -> None:

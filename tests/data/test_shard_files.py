@@ -16,11 +16,11 @@ from streaming import MDSWriter
 
 from recipe.config import Data
 from recipe.data import documents
-from recipe.corpus.parts import alone
 from recipe.data.shard_files import check_files
 from recipe.data.shards import LENGTHS, read_info
 from recipe.data.stream import open_loader
 from recipe.errors import UserError
+from recipe.system.files import locked
 
 SHARD = "train/part-00000/shard.00000.mds.zstd"
 
@@ -177,7 +177,7 @@ def test_an_index_that_is_none(copy, content):
 
 
 def _hold(lock: str, ready, release) -> None:
-    with alone(Path(lock)):
+    with locked(Path(lock)):
         ready.set()
         release.wait(60)
 

@@ -7,7 +7,7 @@ import pytest
 
 from recipe.data import storage
 from recipe.errors import UserError
-from tests.data.object_store import BUCKET
+from tests.object_store import BUCKET
 
 FOLDER = f"s3://{BUCKET}/some/folder"
 

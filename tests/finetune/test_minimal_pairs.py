@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipe.finetune.minimal_pairs import mask_each, read_pairs
 from recipe.errors import UserError
+from recipe.finetune.minimal_pairs import mask_each, read_pairs
 from recipe.training.checkpoint import find_checkpoint
 from tests.tiny_encoder import write_encoder, write_pairs
 

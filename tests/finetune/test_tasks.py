@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from recipe.finetune.tasks import TASKS, choose_tasks, read_task
 from recipe.errors import UserError
+from recipe.finetune.tasks import TASKS, choose_tasks, read_task
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "glue"
 TABLE = {task.name: task for task in TASKS}

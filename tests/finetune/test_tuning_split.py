@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from recipe.errors import UserError
 from recipe.finetune.examples import Examples
 from recipe.finetune.tasks import TASKS, read_task
 from recipe.finetune.tuning_split import tuning_split
-from recipe.errors import UserError
 from tests.tiny_encoder import write_tsv
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "glue"

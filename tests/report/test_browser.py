@@ -9,8 +9,8 @@ import subprocess
 
 import pytest
 
-from recipe.pareto import draw
 from recipe.cost.measures import MEASURES
+from recipe.pareto import draw
 from tests.report.test_pareto import run
 
 CHROMIUM = shutil.which("chromium")

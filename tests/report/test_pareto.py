@@ -8,15 +8,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from recipe.report import published
-from recipe.report import study
-from recipe.report import words
-from recipe.pareto import draw, main
 from recipe import records
 from recipe.cost.frontier import BRANCH, Curve, value_at
 from recipe.cost.prices import Price, bill
-from recipe.records import new_record, write_record
 from recipe.errors import UserError
+from recipe.pareto import draw, main
+from recipe.records import new_record, write_record
+from recipe.report import published, study, words
 
 ROOT = Path(__file__).resolve().parents[2]
 PRICE = Price(2.5, "yamls/prices.yaml: a100-80gb", "a100-80gb")

@@ -6,9 +6,9 @@ import html
 
 import pytest
 
-from recipe.report import study
 from recipe.pareto import draw, main
 from recipe.records import write_record
+from recipe.report import study
 from tests.report.test_pareto import rows_of, run
 
 

@@ -5,14 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from recipe.report import study
-from recipe.report import sweep
-from recipe.pareto import main
-from recipe import train
+from recipe import records, train
 from recipe.config import SweepConfig, TrainConfig, load
-from recipe import records
 from recipe.cost.frontier import BRANCH, Curve
 from recipe.errors import UserError
+from recipe.pareto import main
+from recipe.report import study, sweep
 from tests.tiny_encoder import write_pairs, write_sst2
 
 ROOT = Path(__file__).resolve().parents[2]

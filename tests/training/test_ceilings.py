@@ -8,9 +8,9 @@ import os
 import pytest
 import torch
 
+from recipe.system.hardware import Hardware
 from recipe.training import ceilings
 from recipe.training.callbacks import Meter, Sums
-from recipe.system.hardware import Hardware
 
 
 @pytest.fixture

@@ -8,15 +8,15 @@ from composer import Trainer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from recipe.finetune.tasks import Examples
-from recipe.finetune.batches import encode
 from recipe.errors import UserError
+from recipe.finetune.batches import encode
+from recipe.finetune.tasks import Examples
 from recipe.model.config import EncoderConfig
 from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.model.huggingface import HFBertForMaskedLM
+from recipe.system.hardware import find_hardware
 from recipe.training.checkpoint import find_checkpoint
 from recipe.training.composer_model import MaskedLM
-from recipe.system.hardware import find_hardware
 from tests.tiny_encoder import write_encoder, write_run
 
 HARDWARE = find_hardware("cpu", "fp32", 1)

@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipe import pareto
-from recipe import glue, plan, train
+from recipe import glue, pareto, plan, train
 from recipe.config import GlueConfig, TrainConfig, load, run_main
-from recipe.records import read_record, write_record
 from recipe.errors import UserError
+from recipe.records import read_record, write_record
 from recipe.training import checkpoint_files
 from tests.tiny_encoder import write_encoder
 from tests.tiny_run import write_yaml

@@ -8,13 +8,13 @@ import torch
 from sklearn import metrics as sk
 from torch import nn
 
-from recipe.finetune.tasks import Examples
-from recipe.finetune.batches import EncodedExamples, Form, count_sequences, count_tokens, encode
 from recipe.errors import UserError
-from recipe.training.checkpoint import find_checkpoint
+from recipe.finetune.batches import EncodedExamples, Form, count_sequences, count_tokens, encode
 from recipe.finetune.fit import Fit, fine_tune
-from recipe.system.hardware import find_hardware
 from recipe.finetune.metrics import measure
+from recipe.finetune.tasks import Examples
+from recipe.system.hardware import find_hardware
+from recipe.training.checkpoint import find_checkpoint
 from tests.tiny_encoder import ANIMALS, COLOURS, sentence, write_encoder, write_tokenizer
 
 

@@ -16,13 +16,13 @@ from benchmarks.throughput_batches import drawn
 from kernels.backends import Resolved
 from recipe import train
 from recipe.config import TrainConfig, load
-from recipe.records import read_record, write_record
 from recipe.data.batch import pad_batch, split_batch
 from recipe.errors import UserError
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
 from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.model.huggingface import HFBertForMaskedLM
+from recipe.records import read_record, write_record
 from recipe.training.callbacks import AfterBatch
 from recipe.training.compiled import compiled_loss
 from tests.tiny_run import write_yaml

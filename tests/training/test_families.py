@@ -11,12 +11,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from recipe.config import GlueConfig
-from recipe.finetune.tasks import Examples
-from recipe.finetune.batches import encode
 from recipe.errors import UserError
+from recipe.finetune.batches import encode
+from recipe.finetune.tasks import Examples
 from recipe.glue import glue
-from recipe.training.checkpoint import find_checkpoint
 from recipe.system.hardware import find_hardware
+from recipe.training.checkpoint import find_checkpoint
 from tests.tiny_encoder import ANIMALS, COLOURS, FILLERS, write_encoder, write_inference, write_sst2, write_tokenizer
 
 HARDWARE = find_hardware("cpu", "fp32", 1)

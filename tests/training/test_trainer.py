@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from recipe import train
 from recipe.config import TrainConfig, load, run_main
-from recipe.records import read_record
 from recipe.data.batch import Collator
 from recipe.errors import UserError
+from recipe.records import read_record
 from recipe.training import memory
 from recipe.training.callbacks import AfterBatch
 from recipe.training.composer_model import MaskedLM

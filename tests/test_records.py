@@ -9,10 +9,10 @@ import pytest
 
 from recipe import records
 from recipe.cost.prices import Price
-from recipe.records import new_record, provenance, read_record, write_record
 from recipe.errors import UserError
+from recipe.records import new_record, provenance, read_record, write_record
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture

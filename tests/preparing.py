@@ -19,7 +19,7 @@ from streaming.base.util import clean_stale_shared_memory
 
 from recipe.config import PrepareConfig, Source, Tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 WORDS = [
     "the",
     "cat",
