@@ -42,7 +42,7 @@ def hf_bert(sizes: Sizes, length: int) -> tuple[nn.Module, Loss]:
     """`BertForMaskedLM` with SDPA and its own loss, its head on every position, as its users run it."""
     if importlib.util.find_spec("transformers") is None:
         raise Absent("the package transformers is not installed")
-    from recipe.model.huggingface import HFBertForMaskedLM
+    from recipe.model.hf_bert import HFBertForMaskedLM
 
     model = HFBertForMaskedLM(EncoderConfig(**vars(sizes)), length).bert
     return model, lambda batch: padded_loss(model, batch)

@@ -32,6 +32,7 @@ from recipe import train
 from recipe.config import TrainConfig, exit_status, load
 from recipe.data.batch import count_sequences, count_tokens, sequence_lengths
 from recipe.errors import UserError
+from recipe.model.architectures import architecture
 from recipe.records import provenance
 from recipe.system.quiet import quiet_libraries
 from recipe.training.callbacks import AfterBatch
@@ -111,10 +112,10 @@ def measure(config: TrainConfig, steps: int, trace: str | None = None) -> dict[s
 
 def _record(config: TrainConfig, run: dict[str, Any], watch: Watch, ceilings: Ceilings) -> dict[str, Any]:
     sequences, tokens, squared, masked = watch.counted
-    gated = config.model.name == "mosaic_bert"
-    counts = Counts(tokens, squared, masked if gated else tokens)
+    kind = architecture(config.model.name)
+    counts = Counts(tokens, squared, kind.predicted(tokens, masked))
     width = 2 if run["precision"] == "bfloat16" else 4
-    work = roofline.floors(run["encoder"], gated, run["parameters"], counts, width)
+    work = roofline.floors(run["encoder"], kind.gated, run["parameters"], counts, width)
     each = [1e3 * (b - a) for a, b in zip(watch.ends[:-1], watch.ends[1:], strict=True)]
     step_ms = 1e3 * (watch.ends[-1] - watch.ends[0]) / watch.steps
     whole_ms = watch.whole_us / watch.steps / 1e3

@@ -30,7 +30,7 @@ import torch
 from recipe import records, train
 from recipe.config import TrainConfig, exit_status, load
 from recipe.data.batch import count_tokens, split_batch
-from recipe.model.heads import MosaicBertForMaskedLM
+from recipe.model.architectures import STREAM
 from recipe.system.hardware import Hardware, keep_freed_memory
 from recipe.system.quiet import quiet_libraries
 from recipe.training import memory
@@ -142,7 +142,7 @@ def growth(plan: Plan, rounds: int) -> dict[str, Any]:
         size = min(size, GPU_TOKENS // length)
         batch = split_batch(batch, size)[0]
     sizes = [dataclasses.replace(plan.encoder, num_hidden_layers=n * plan.encoder.num_hidden_layers) for n in LAYERS]
-    models = [MosaicBertForMaskedLM(encoder, plan.backends).to(hardware.device) for encoder in sizes]
+    models = [plan.architecture.masked_lm(one, length, plan.backends).to(hardware.device) for one in sizes]
     wrapped = [MaskedLM(model, hardware.device, hardware.autocast).train() for model in models]
     optimizers = [build_optimizer(model, plan.config.optimizer) for model in models]
     seconds: list[list[float]] = [[] for _ in models]
@@ -222,7 +222,6 @@ def _run(words: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         aside = [f"out={folder}/run", "duration=1000000ba", "data.eval_documents=1", "autoresume=false"]
         plan = make_plan(load(TrainConfig, words.yaml, [*words.words, *aside]))
-        ours = plan.config.model.name == "mosaic_bert"
         record = {
             "provenance": records.provenance(),
             "config": {**train.to_dict(plan.config), "out": None},  # a folder that is gone
@@ -230,7 +229,7 @@ def _run(words: argparse.Namespace) -> None:
             "threads": torch.get_num_threads(),
             "trainer": compare(plan, words.rounds),
             "microbatches": microbatches(plan, words.rounds) if plan.hardware.kind == "cpu" else [],
-            "growth": growth(plan, words.rounds) if ours else None,
+            "growth": growth(plan, words.rounds) if plan.architecture.form == STREAM else None,
         }
     words.out.parent.mkdir(parents=True, exist_ok=True)
     words.out.write_text(json.dumps(record, indent=1) + "\n", "utf-8")

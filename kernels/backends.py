@@ -32,6 +32,9 @@ class Backend:
     what: str
     refusal: Callable[[Requirements], str | None]  # None: it can
     slow: Callable[[Requirements], str | None] = lambda _: None  # why `auto` passes over it although it can
+    compiles: bool = True  # in one graph; others look at lengths on the host, or keep what they made for a batch
+    few_sizes: bool = False  # whether batches of few different sizes are worth some filling (recipe/model/shapes.py)
+    adds_sparse: bool = False  # whether its loss adds the word embeddings' sparse gradient to the decoder's
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,16 @@ class Resolved:
     def in_short(self) -> str:
         """The name, and only what is unusual about it."""
         return f"{self.name} ({self.why})" if self.why.startswith("not ") else self.name
+
+    def fact(self, kind: str, name: str) -> bool:
+        """What the backend's row says of it; of other people's code, which has no row, what most rows say.
+
+        Args:
+            kind: attention or kernels.
+            name: a field of Backend that is true or false.
+        """
+        row = next((row for row in ROWS[kind] if row.name == self.name), None)
+        return getattr(row or Backend, name)
 
 
 def _never(_: Requirements) -> None:
@@ -117,17 +130,18 @@ def _cpu_attention(needs: Requirements) -> str | None:
 ATTENTION = (
     Backend("triton", "fused varlen Triton kernels, ALiBi in registers", _triton_attention, slow=_interpreted),
     Backend("flash_attn", "FlashAttention 2, varlen with ALiBi", _flash_attn),
-    Backend("xformers", "block-diagonal mask, no ALiBi", _xformers),
-    Backend("flex", "torch's flex_attention, masked by sequence", _flex),
+    Backend("xformers", "block-diagonal mask, no ALiBi", _xformers, compiles=False),
+    Backend("flex", "torch's flex_attention, masked by sequence", _flex, compiles=False),
     Backend("cpu", "C++ loops compiled here, scores stay in cache", _cpu_attention),
     Backend("sdpa", "torch's scaled_dot_product_attention, padded inside", _never),
-    Backend("reference", "plain torch, one sequence at a time", _never),
+    Backend("reference", "plain torch, one sequence at a time", _never, compiles=False),
 )
 KERNELS = (
     Backend("triton", "fused Triton kernels", _triton, slow=_interpreted),
-    Backend("cpu", "C++ loops compiled here", _cpu),
+    Backend("cpu", "C++ loops compiled here", _cpu, few_sizes=True, adds_sparse=True),
     Backend("reference", "plain torch", _never),
 )
+ROWS = {"attention": ATTENTION, "kernels": KERNELS}
 
 
 def resolve(kind: str, requested: str, requirements: Requirements) -> Resolved:
@@ -137,7 +151,7 @@ def resolve(kind: str, requested: str, requirements: Requirements) -> Resolved:
     Raises:
         ValueError: no such backend, or it is refused; the message lists every backend and why.
     """
-    rows = {"attention": ATTENTION, "kernels": KERNELS}[kind]
+    rows = ROWS[kind]
     refusals = {row.name: row.refusal(requirements) for row in rows}
     listing = "; ".join(f"{name}: {reason or 'can run'}" for name, reason in refusals.items())
     if requested == "auto":

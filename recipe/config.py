@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recipe import shipped
 from recipe.errors import UserError
+from recipe.model.architectures import ARCHITECTURES
 from recipe.settings import MISSING, check_values, describe, setting
 
 C = TypeVar("C")
@@ -122,12 +123,10 @@ class Data:
     batching: str = setting(
         "auto",
         "sequences: so many documents per batch, without padding; tokens: documents packed into a "
-        "fixed number of tokens; padded: for hf_bert; auto: padded for hf_bert, else sequences",
+        "fixed number of tokens; padded: for models that take rows (hf_bert); auto: what the model takes",
         choices=("auto", "sequences", "tokens", "padded"),
     )
-    masking: str = setting(
-        "token", "what is masked: single tokens, whole words or spans of tokens", choices=("token", "word", "span")
-    )
+    masking: str = setting("token", "what is masked as one", choices=("token", "word", "span"))
     mask_rate: float = setting(0.30, "share of tokens that training predicts", above=0, below=1)
     mask_rate_end: Optional[float] = setting(
         None, "share that `mask_rate` reaches at the end of the run, linearly; none: constant", above=0, below=1
@@ -148,7 +147,7 @@ class Data:
 class Model:
     """The encoder. The defaults are MosaicBERT-Base; `hf_bert` is the baseline at the same sizes."""
 
-    name: str = setting("mosaic_bert", "the architecture", choices=("mosaic_bert", "hf_bert"))
+    name: str = setting("mosaic_bert", "the architecture", choices=ARCHITECTURES)
     hidden_size: int = setting(768, "width of the encoder, a multiple of `num_attention_heads`", least=1)
     num_hidden_layers: int = setting(12, "layers", least=1)
     num_attention_heads: int = setting(12, "attention heads per layer", least=1)

@@ -77,10 +77,10 @@ def load_mosaicml(path: str | Path, backends: Backends | None = None) -> MosaicB
     return model.eval()
 
 
-def save_encoder(model: nn.Module, config: EncoderConfig, folder: Path) -> None:
-    """Write `config.json` and `model.safetensors` into `folder`."""
+def save_encoder(model: nn.Module, config: EncoderConfig, folder: Path, model_type: str = "mosaic_bert") -> None:
+    """Write `config.json` and `model.safetensors` into `folder`; `model_type` is the architecture's name."""
     folder.mkdir(parents=True, exist_ok=True)
-    config.save(folder)
+    config.save(folder, model_type)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     save_file(state, folder / "model.safetensors")
 

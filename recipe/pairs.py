@@ -56,7 +56,7 @@ class Plan:
 
     @property
     def form(self) -> Form:
-        return Form(self.config.max_tokens, None if self.checkpoint.streams else self.checkpoint.pad_id)
+        return Form(self.config.max_tokens, self.checkpoint.padding)
 
 
 def pairs(config: PairsConfig) -> dict[str, Any]:

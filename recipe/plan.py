@@ -21,6 +21,7 @@ from recipe import records, shipped
 from recipe.config import TrainConfig, load, to_dict
 from recipe.cost import frontier, prices, seeds
 from recipe.errors import UserError
+from recipe.model.architectures import ARCHITECTURES, architecture
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.flops import training_flops
 from recipe.system.hardware import data_sheet_flops
@@ -74,13 +75,13 @@ def forecast(
         UserError: no budget, no device, or a budget below one batch.
     """
     sizes, data = sizes_of(config), config.data
-    gated = config.model.name == "mosaic_bert"
+    kind = architecture(config.model.name)
     if budget_usd <= 0 or count < 1:
         raise UserError(f"--budget-usd {budget_usd:g} --count {count}: give more than 0 dollars and at least 1 device")
     length = speed.tokens_per_sequence or data.sequence_length
     batch_tokens = config.batch_size * length
-    predicted = batch_tokens * (data.mask_rate if gated else 1)
-    step = training_flops(dataclasses.asdict(sizes), gated, round(batch_tokens), batch_tokens * length, predicted)
+    predicted = kind.predicted(batch_tokens, batch_tokens * data.mask_rate)
+    step = training_flops(dataclasses.asdict(sizes), kind.gated, round(batch_tokens), batch_tokens * length, predicted)
     step_s = step / (speed.flops * count)
     most_s = budget_usd / (row.usd_per_hour * count) * 3600
     batches = int(most_s / step_s)
@@ -92,7 +93,7 @@ def forecast(
     bf16 = config.precision != "fp32" and (row.kind == "gpu" if speed.bf16 is None else speed.bf16)
     autocast, ranks = torch.bfloat16 if bf16 else None, ranks_of(row, count)
     need = need_of_batch(
-        config.model.name, sizes, data.sequence_length, data.mask_rate, autocast, ranks,
+        kind, sizes, data.sequence_length, data.mask_rate, autocast, ranks,
         traced(config.model.attention, config.model.kernels),
         in_pieces=lambda need: microbatch_of(config, row, count, need) < config.batch_size // ranks,
     )  # fmt: skip
@@ -156,9 +157,12 @@ def measured_speed(record: dict[str, Any], where: str) -> Speed:
     """
     if record["kind"] != "pretrain" or not record["tokens"] or not record["cost"]["seconds"]:
         raise UserError(f"--record {where}: no pretraining run that has trained on anything; give another")
-    gated, tokens, length = record["model"] == "mosaic_bert", record["tokens"], record["tokens"] / record["sequences"]
-    predicted = tokens * (record["config"]["data"]["mask_rate"] if gated else 1)
-    flops = training_flops(record["encoder"], gated, tokens, tokens * length, predicted)
+    if record["model"] not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise UserError(f"--record {where}: its model, `{record['model']}`, is not known here; known are {known}")
+    kind, tokens, length = architecture(record["model"]), record["tokens"], record["tokens"] / record["sequences"]
+    predicted = kind.predicted(tokens, tokens * record["config"]["data"]["mask_rate"])
+    flops = training_flops(record["encoder"], kind.gated, tokens, tokens * length, predicted)
     each = flops / record["cost"]["seconds"] / record["device"]["count"]
     source = f"measured on {record['device']['name']} by run `{record['name']}`"
     return Speed(each, source, length, record.get("precision") == "bfloat16")

@@ -21,17 +21,14 @@ from recipe import convert, records
 from recipe.config import TrainConfig, run_main, to_dict
 from recipe.cost import prices
 from recipe.data.batch import Batch, count_sequences, count_tokens, split_batch
-from recipe.data.cache import local_folder
 from recipe.data.stream import open_loader
 from recipe.errors import UserError
 from recipe.model.flops import training_flops
-from recipe.model.heads import MosaicBertForMaskedLM
-from recipe.model.huggingface import HFBertForMaskedLM
 from recipe.system.hardware import Hardware, keep_freed_memory
 from recipe.system.quiet import quiet_libraries
 from recipe.training import ceilings, memory
 from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, clock, limit_of, loss_words, say
-from recipe.training.checks import batching_of, parse_time, planned_documents
+from recipe.training.checks import parse_time
 from recipe.training.compiled import compiled_loss
 from recipe.training.composer_model import MaskedLM
 from recipe.training.loggers import build_loggers
@@ -87,9 +84,7 @@ def agreed(plan: Plan) -> Plan:
 
 
 def build_model(plan: Plan) -> nn.Module:
-    if plan.config.model.name == "hf_bert":
-        return HFBertForMaskedLM(plan.encoder, plan.config.data.sequence_length)
-    model = MosaicBertForMaskedLM(plan.encoder, plan.backends)
+    model = plan.architecture.masked_lm(plan.encoder, plan.config.data.sequence_length, plan.backends)
     if plan.weights is not None:
         convert.load_weights(model, plan.weights, str(plan.config.init_from))
     return model
@@ -105,16 +100,14 @@ def with_measured_peak(hardware: Hardware) -> Hardware:
 
 
 def step_flops(plan: Plan, sums: Sums) -> float:
-    baseline = plan.config.model.name == "hf_bert"
-    predicted = sums.tokens if baseline else sums.masked
+    predicted = plan.architecture.predicted(sums.tokens, sums.masked)
     sizes = dataclasses.asdict(plan.encoder)
-    return training_flops(sizes, not baseline, sums.tokens, sums.squared_lengths, predicted)
+    return training_flops(sizes, plan.architecture.gated, sums.tokens, sums.squared_lengths, predicted)
 
 
 def wrapped(plan: Plan, model: nn.Module) -> MaskedLM:
     """The model as the trainer wants it, its training loss compiled where that is asked for."""
-    one_shape = batching_of(plan.config) == "tokens"
-    compiled = compiled_loss(model, one_shape) if plan.config.model.compile else None
+    compiled = compiled_loss(model, plan.packed) if plan.config.model.compile else None
     return MaskedLM(model, plan.hardware.device, plan.hardware.autocast, compiled)
 
 
@@ -130,7 +123,7 @@ def build_trainer(
         schedulers=build_schedule(config.schedule),
         train_dataloader=data_spec(plan, train=True, batch_size=config.batch_size // plan.ranks),
         eval_dataloader=evaluator(plan),
-        eval_interval=interval(config, config.eval_every),
+        eval_interval=interval(plan, config.eval_every),
         max_duration=config.duration,
         device_train_microbatch_size=plan.microbatch.size,
         accumulate_train_batch_on_tokens=True,
@@ -141,7 +134,7 @@ def build_trainer(
         save_folder=str(plan.out / "checkpoints"),
         save_filename="ba{batch}-rank{rank}.pt",
         save_latest_filename="latest-rank{rank}.pt",
-        save_interval=save_interval(config),
+        save_interval=save_interval(plan),
         save_num_checkpoints_to_keep=config.keep_checkpoints,
         autoresume=plan.resumes,
         callbacks=[*callbacks, random_state],
@@ -152,18 +145,18 @@ def build_trainer(
     return trainer
 
 
-def interval(config: TrainConfig, every: str) -> str:
+def interval(plan: Plan, every: str) -> str:
     """What Composer calls it; "at the end only" is 1dur, or the duration where Composer is not told how long an epoch is."""
     if parse_time("", every).value:
         return every
-    return config.duration if batching_of(config) == "tokens" else "1dur"
+    return plan.config.duration if plan.packed else "1dur"
 
 
-def save_interval(config: TrainConfig) -> str | Callable[[State, Event], bool]:
+def save_interval(plan: Plan) -> str | Callable[[State, Event], bool]:
     """When Composer writes a checkpoint; at the end it does so in any case."""
-    if not config.checkpoint_at:
-        return interval(config, config.checkpoint_every)
-    at = set(config.checkpoint_at)
+    if not plan.config.checkpoint_at:
+        return interval(plan, plan.config.checkpoint_every)
+    at = set(plan.config.checkpoint_at)
 
     def is_time(state: State, event: Event) -> bool:
         over = float(state.get_elapsed_duration() or 0) >= 1
@@ -173,17 +166,16 @@ def save_interval(config: TrainConfig) -> str | Callable[[State, Event], bool]:
 
 
 def data_spec(plan: Plan, train: bool, batch_size: int) -> DataSpec:
-    config, gpu = plan.config, plan.hardware.kind == "gpu"
-    workers = config.data.workers if config.data.workers >= 0 else 8 * gpu
+    config = plan.config
     loader = open_loader(
         config.data,
         plan.info,
         train=train,
         batch_size=batch_size,
         seed=config.seed,
-        batching=batching_of(config),
-        workers=workers,
-        run_documents=planned_documents(config, plan.info) if config.data.mask_rate_end is not None else None,
+        batching=plan.batching,
+        workers=plan.workers,
+        run_documents=plan.run_documents,
     )
     return DataSpec(
         loader,
@@ -224,7 +216,7 @@ def start_record(plan: Plan, model: nn.Module) -> dict[str, Any]:
         record = records.new_record(
             kind="pretrain",
             name=plan.out.name,
-            model=plan.config.model.name,
+            model=plan.architecture.name,
             config=to_dict(plan.config),
             device=records.device(hardware.kind, hardware.name, hardware.count, plan.price),
             backends={key: dataclasses.asdict(getattr(plan.backends, key)) for key in ("attention", "kernels")},
@@ -244,11 +236,8 @@ def start_record(plan: Plan, model: nn.Module) -> dict[str, Any]:
 def describe_encoder(plan: Plan, model: nn.Module) -> None:
     """Sizes and tokenizer into `encoder/` at the start, so that a checkpoint can be scored before the run is over."""
     folder = plan.out / "encoder"
-    shutil.copytree(local_folder(plan.config.data) / "tokenizer", folder, dirs_exist_ok=True)
-    if isinstance(model, HFBertForMaskedLM):
-        model.save_config(folder)
-    else:
-        plan.encoder.save(folder)
+    shutil.copytree(plan.folder / "tokenizer", folder, dirs_exist_ok=True)
+    plan.architecture.save_sizes(model, folder)
 
 
 def keep(plan: Plan, record: dict[str, Any]):
@@ -270,11 +259,7 @@ def keep(plan: Plan, record: dict[str, Any]):
 def finish(plan: Plan, model: nn.Module, record: dict[str, Any], progress: Progress) -> None:
     """Write the encoder, then the record, and say both."""
     if dist.get_global_rank() == 0:
-        folder = plan.out / "encoder"
-        if isinstance(model, HFBertForMaskedLM):
-            model.save(folder)
-        else:
-            convert.save_encoder(model, plan.encoder, folder)
+        plan.architecture.save(model, plan.out / "encoder")
     record["status"] = "finished"
     keep(plan, record)(progress)
     result, cost = record["eval"], record["cost"]
@@ -294,7 +279,7 @@ def say_start(plan: Plan, record: dict[str, Any], hardware: Hardware) -> None:
     peak = (
         f"peak {hardware.peak_flops / 1e12:.3g} TFLOP/s ({source})" if hardware.peak_flops else "peak unknown, no MFU"
     )
-    say(f"{config.model.name}, {record['parameters'] / 1e6:.1f} M parameters -> {plan.out}")
+    say(f"{plan.architecture.name}, {record['parameters'] / 1e6:.1f} M parameters -> {plan.out}")
     say(f"  on {hardware.devices}, {record['precision']}, {peak}")
     say(f"  {plan.backends.in_short}")
     if config.model.compile:

@@ -16,7 +16,7 @@ from recipe.config import PairsConfig, run_main
 from recipe.finetune.batches import Form
 from recipe.finetune.minimal_pairs import mask_each, read_pairs
 from recipe.model.heads import MosaicBertForMaskedLM
-from recipe.model.huggingface import HFBertForMaskedLM
+from recipe.model.hf_bert import HFBertForMaskedLM
 from recipe.pairs import main, pseudo_log_likelihoods
 from recipe.system.hardware import find_hardware
 from recipe.training.checkpoint import find_checkpoint
@@ -32,7 +32,7 @@ def by_hand(folder: Path, text: str) -> float:
     """One token masked at a time, one forward pass each, every logit computed."""
     checkpoint = find_checkpoint(str(folder))
     ids = torch.tensor(checkpoint.tokenizer.encode(text).ids)
-    if checkpoint.streams:
+    if checkpoint.padding is None:
         sizes, weights = convert.read_encoder(folder)
         model = MosaicBertForMaskedLM(sizes)
         model.load_state_dict(weights)
@@ -56,7 +56,7 @@ def test_batches_give_what_one_token_at_a_time_gives(tmp_path, kind, max_tokens)
     checkpoint = find_checkpoint(str(tmp_path))
     copies, which = mask_each(checkpoint.tokenizer, TEXTS, checkpoint.mask_id)
     model = checkpoint.masked_lm(checkpoint.resolve_backends(HARDWARE)).eval()
-    form = Form(max_tokens, None if checkpoint.streams else checkpoint.pad_id)
+    form = Form(max_tokens, checkpoint.padding)
     found = pseudo_log_likelihoods(model, copies, form, HARDWARE)[which]
     expected = [by_hand(tmp_path, text) for text in TEXTS]
     np.testing.assert_allclose(found, expected, rtol=2e-5)

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from recipe.config import TrainConfig, load
+from recipe.model.architectures import architecture
 from recipe.plan import sizes_of
-from recipe.training.checks import batching_of, parse_time
+from recipe.training.checks import parse_time
 from recipe.training.memory import GIB, MARGIN, choose_microbatch, training_need
+from recipe.training.preflight import resolve_batching
 
 FOLDER = Path(__file__).resolve().parents[1] / "yamls" / "pretrain"
 GPU_FILES = sorted(file.stem for file in FOLDER.glob("*.yaml") if file.stem != "small")
@@ -32,7 +34,8 @@ def test_the_recipes_that_are_promised_are_there():
 def test_each_is_the_paper_s_recipe_with_what_its_name_says(name):
     config = load(TrainConfig, str(FOLDER / f"{name}.yaml"))
     parse_time("duration", config.duration)
-    assert config.microbatch_size == 0 and batching_of(config) in ("sequences", "padded")
+    batching = resolve_batching(config.data.batching, architecture(config.model.name))
+    assert config.microbatch_size == 0 and batching in ("sequences", "padded")
     assert config.batch_size * config.data.sequence_length == 4096 * 128
     optimizer = PAPER | ({"lr": 2e-4} if "large" in name else {})
     assert {key: getattr(config.optimizer, key) for key in optimizer} == optimizer
@@ -49,7 +52,8 @@ def test_each_is_the_paper_s_recipe_with_what_its_name_says(name):
 def test_the_automatic_microbatch_fits_80_gb_and_is_the_one_stated(name):
     config = load(TrainConfig, str(FOLDER / f"{name}.yaml"))
     data = config.data
-    need = training_need(config.model.name, sizes_of(config), data.sequence_length, data.mask_rate, torch.bfloat16)
+    kind = architecture(config.model.name)
+    need = training_need(kind, sizes_of(config), data.sequence_length, data.mask_rate, torch.bfloat16)
     chosen = choose_microbatch(need, config.batch_size, 0, 80 * GIB, "gpu", "an 80 GB GPU")
     assert chosen.need <= (1 - MARGIN["gpu"]) * 80 * GIB
     gib, stated = re.search(r"(\d+) GiB with microbatches of (\d+)", heading(name)).groups()

@@ -15,7 +15,7 @@ from recipe.cost.prices import Price
 from recipe.data import tokenizer
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.heads import MosaicBertForMaskedLM
-from recipe.model.huggingface import HFBertForMaskedLM
+from recipe.model.hf_bert import HFBertForMaskedLM
 
 COLOURS = ["red", "green", "blue", "black", "white"]
 ANIMALS = ["horse", "tiger", "snake", "whale", "mouse"]
@@ -45,7 +45,7 @@ def write_encoder(folder: Path, model: str = "mosaic_bert", positions: int = 64)
                           intermediate_size=64)  # fmt: skip
     torch.manual_seed(3)
     if model == "hf_bert":
-        HFBertForMaskedLM(sizes, positions).save(folder)
+        HFBertForMaskedLM(sizes, positions).bert.save_pretrained(folder)
     else:
         save_encoder(MosaicBertForMaskedLM(sizes), sizes, folder)
     return sizes

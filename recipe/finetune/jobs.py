@@ -77,7 +77,7 @@ class Worker:
         self.devices = 1 if hardware.kind == "gpu" else hardware.count / config.processes
         self.backends = checkpoint.resolve_backends(hardware)
         self.price = prices.price_of(hardware.name, hardware.kind, config.cost.prices, config.cost.usd_per_hour)
-        self.form = Form(config.max_tokens, None if checkpoint.streams else checkpoint.pad_id)
+        self.form = Form(config.max_tokens, checkpoint.padding)
         self.weights_digest = digest(checkpoint.files)
         self.report: Report = no_report
         self._last: Encoded | None = None

@@ -22,7 +22,7 @@ VOCAB_MULTIPLE = 64  # the decoder's matrix product is fastest when its width is
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Sizes of a MosaicBERT encoder, under Hugging Face's names. The defaults are Base.
+    """Sizes of an encoder, under Hugging Face's names. The defaults are Base.
 
     `vocab_size` counts the rows of the embedding: the vocabulary rounded up by `padded_vocab_size`.
     """
@@ -59,8 +59,9 @@ class EncoderConfig:
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
 
-    def save(self, folder: Path) -> None:
-        text = json.dumps({"model_type": "mosaic_bert", **dataclasses.asdict(self)}, indent=2)
+    def save(self, folder: Path, model_type: str = "mosaic_bert") -> None:
+        """Write `config.json`; `model_type` is the architecture's name."""
+        text = json.dumps({"model_type": model_type, **dataclasses.asdict(self)}, indent=2)
         (folder / "config.json").write_text(text + "\n")
 
     @classmethod

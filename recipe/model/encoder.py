@@ -127,7 +127,7 @@ class Encoder(nn.Module):
         super().__init__()
         backends = backends or Backends()
         self.config = config
-        self.few_shapes = backends.kernels.name == "cpu"  # see shapes.py
+        self.few_shapes = backends.kernels.fact("kernels", "few_sizes")  # see shapes.py
         self.embeddings = Embeddings(config, backends)
         self.layers = nn.ModuleList(Layer(config, backends) for _ in range(config.num_hidden_layers))
         self.register_buffer("slopes", kernels.alibi_slopes(config.num_attention_heads), persistent=False)

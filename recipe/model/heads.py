@@ -47,7 +47,7 @@ class MosaicBertForMaskedLM(nn.Module):
         self.config = config
         self.backends = backends or Backends()
         self.encoder = Encoder(config, self.backends)
-        self.encoder.embeddings.sparse_gradient = self.backends.kernels.name == "cpu"
+        self.encoder.embeddings.sparse_gradient = self.backends.kernels.fact("kernels", "adds_sparse")
         self.head = PredictionHead(config, self.backends)
         initialize(self, config.initializer_range)
 

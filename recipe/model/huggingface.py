@@ -1,4 +1,4 @@
-"""Hugging Face's models behind the two methods that this project's have: its BERT, the baseline, and its other encoders."""
+"""Any of Hugging Face's encoders, read from its folder, behind the two methods that this project's models have."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import (
@@ -15,8 +14,6 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
-    BertForMaskedLM,
     PretrainedConfig,
 )
 from transformers.models.auto.modeling_auto import (
@@ -24,50 +21,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from recipe.model.config import EncoderConfig
-
 POOLER = "pooler."  # of an encoder; masked-language models have none
-
-
-class HFBertForMaskedLM(nn.Module):
-    """`BertForMaskedLM` on padded batches, its head on every position, as its users run it."""
-
-    def __init__(self, config: EncoderConfig, max_length: int) -> None:
-        super().__init__()
-        self.config = config
-        self.bert = BertForMaskedLM(
-            BertConfig(
-                vocab_size=config.vocab_size,
-                hidden_size=config.hidden_size,
-                num_hidden_layers=config.num_hidden_layers,
-                num_attention_heads=config.num_attention_heads,
-                intermediate_size=config.intermediate_size,
-                hidden_dropout_prob=config.hidden_dropout_prob,
-                attention_probs_dropout_prob=config.attention_probs_dropout_prob,
-                layer_norm_eps=config.layer_norm_eps,
-                max_position_embeddings=max_length,
-                attn_implementation="sdpa",
-            )
-        )
-
-    def masked_lm_loss(self, batch: dict) -> tuple[Tensor, Tensor]:
-        """Loss and accuracy at the labelled positions: input_ids, attention_mask, labels, all (S, L); -100 is no label."""
-        logits = self.bert(**{key: batch[key] for key in ("input_ids", "attention_mask")}).logits
-        labels = batch["labels"]
-        labelled = labels != -100
-        count = labelled.sum().clamp(min=1)
-        # The library's own loss, but 0 and not NaN where a microbatch of short texts has no label.
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum") / count
-        right = (logits.detach().argmax(dim=-1) == labels) & labelled
-        return loss, right.sum() / count
-
-    def save(self, folder: Path) -> None:
-        """Hugging Face's own folder: config.json and model.safetensors."""
-        self.bert.save_pretrained(folder)
-
-    def save_config(self, folder: Path) -> None:
-        """Its config.json alone."""
-        self.bert.config.save_pretrained(folder)
 
 
 class HFForSequenceClassification(nn.Module):

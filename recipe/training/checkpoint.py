@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,14 @@ from typing import Any, TypeVar
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from kernels import backends
+from kernels.backends import Requirements, Resolved
 from recipe import convert, records
 from recipe.config import Tokenizer as TokenizerSettings
 from recipe.data import tokenizer
 from recipe.errors import UserError
+from recipe.model.architectures import ARCHITECTURES, PADDED, Architecture, architecture
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends
-from recipe.model.heads import MosaicBertForMaskedLM, MosaicBertForSequenceClassification
 from recipe.model.huggingface import POOLER, HFForMaskedLM, HFForSequenceClassification, load_tokenizer, read_family
 from recipe.system.hardware import Hardware
 from recipe.training.checkpoint_files import read_checkpoint
@@ -35,13 +36,12 @@ TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sent
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(ABC):
     """An encoder on disk, found and checked, with its weights not read yet where Hugging Face's library reads them."""
 
     model: str  # mosaic_bert, hf_bert, or the model_type of another of Hugging Face's encoders
     name: str
     folder: Path  # sizes and tokenizer
-    sizes: EncoderConfig | None  # of a mosaic_bert
     run: Path | None  # the pretraining run that it came from
     batch: int | None  # at which that run wrote it; None for its final encoder
     files: tuple[Path, ...]  # of the weights
@@ -52,53 +52,100 @@ class Checkpoint:
     max_length: int | None  # the longest input that the model can take; None where it is not limited
 
     @property
-    def streams(self) -> bool:
-        """Whether the model takes streams of tokens; the others take padded rows."""
-        return self.sizes is not None
+    @abstractmethod
+    def padding(self) -> int | None:
+        """What padded rows are filled with; None for a model that takes streams of tokens."""
 
+    @abstractmethod
     def resolve_backends(self, hardware: Hardware) -> Backends:
-        if self.sizes is None:
-            return Backends(*[backends.Resolved("transformers", "Hugging Face's own code")] * 2)
-        needs = backends.Requirements(
-            hardware.device, hardware.activation_dtype, self.sizes.head_dim, self.sizes.attention_probs_dropout_prob
-        )
-        try:
-            return Backends(*(backends.resolve(kind, "auto", needs) for kind in ("attention", "kernels")))
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        """What its operations run on, on this hardware.
 
+        Raises:
+            UserError: nothing can run here.
+        """
+
+    @abstractmethod
     def classifier(self, outputs: int, chosen: Backends) -> nn.Module:
         """A model with `sequence_logits`, its encoder as pretrained, its pooler (where that is missing) and classifier new.
 
         Raises:
             UserError: a weight of the encoder is missing or has another shape.
         """
-        if self.sizes is None:
-            return self._hf_classifier(outputs)
-        model = MosaicBertForSequenceClassification(self.sizes, outputs, chosen)
-        convert.load_classification_weights(model, self._own_weights(), str(self.folder))
-        return model
 
+    @abstractmethod
     def masked_lm(self, chosen: Backends) -> nn.Module:
         """A model with `masked_logits`, every weight as pretrained.
 
         Raises:
             UserError: a weight is missing, as the head's are in an encoder that was trained for something else.
         """
-        if self.sizes is None:
-            model = self._from_hf(lambda: HFForMaskedLM(self.folder, pretrained=self.weights is None))
-            if self.weights is not None:
-                weights = {n.removeprefix(HF_MODEL): t for n, t in self.weights.items() if n.startswith(HF_MODEL)}
-                convert.load_weights(model.model, weights, str(self.folder))
-            return model
-        model = MosaicBertForMaskedLM(self.sizes, chosen)
-        convert.load_weights(model, self._own_weights(), str(self.folder))
+
+
+@dataclass(frozen=True)
+class OwnCheckpoint(Checkpoint):
+    """In this project's own form: `model` is a row of the table of architectures."""
+
+    sizes: EncoderConfig
+
+    @property
+    def padding(self) -> int | None:
+        return self.pad_id if self._row.form == PADDED else None
+
+    @property
+    def _row(self) -> Architecture:
+        return architecture(self.model)
+
+    def resolve_backends(self, hardware: Hardware) -> Backends:
+        needs = Requirements(
+            hardware.device, hardware.activation_dtype, self.sizes.head_dim, self.sizes.attention_probs_dropout_prob
+        )
+        try:
+            return self._row.backends("auto", "auto", needs)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
+    def classifier(self, outputs: int, chosen: Backends) -> nn.Module:
+        model = self._row.classifier(self.sizes, outputs, chosen)
+        convert.load_classification_weights(model, self._weights(), str(self.folder))
         return model
 
-    def _own_weights(self) -> dict[str, Tensor]:
+    def masked_lm(self, chosen: Backends) -> nn.Module:
+        model = self._row.masked_lm(self.sizes, self.max_length or 0, chosen)
+        convert.load_weights(model, self._weights(), str(self.folder))
+        return model
+
+    def _weights(self) -> dict[str, Tensor]:
         return convert.read_encoder(self.folder)[1] if self.weights is None else self.weights
 
-    def _from_hf(self, build: Callable[[], Loaded]) -> Loaded:
+
+@dataclass(frozen=True)
+class FamilyCheckpoint(Checkpoint):
+    """Of any of Hugging Face's encoders."""
+
+    @property
+    def padding(self) -> int | None:
+        return self.pad_id
+
+    def resolve_backends(self, hardware: Hardware) -> Backends:
+        return Backends(*[Resolved("transformers", "Hugging Face's own code")] * 2)
+
+    def classifier(self, outputs: int, chosen: Backends) -> nn.Module:
+        model = self._loaded(lambda: HFForSequenceClassification(self.folder, outputs, pretrained=self.weights is None))
+        if self.weights is not None:
+            encoder = model.model.base_model
+            pooler = {name: tensor for name, tensor in encoder.state_dict().items() if name.startswith(POOLER)}
+            weights = {n.removeprefix(HF_PREFIX): t for n, t in self.weights.items() if n.startswith(HF_PREFIX)}
+            convert.load_weights(encoder, pooler | weights, str(self.folder))
+        return model
+
+    def masked_lm(self, chosen: Backends) -> nn.Module:
+        model = self._loaded(lambda: HFForMaskedLM(self.folder, pretrained=self.weights is None))
+        if self.weights is not None:
+            weights = {n.removeprefix(HF_MODEL): t for n, t in self.weights.items() if n.startswith(HF_MODEL)}
+            convert.load_weights(model.model, weights, str(self.folder))
+        return model
+
+    def _loaded(self, build: Callable[[], Loaded]) -> Loaded:
         """What `build` returns, every weight of it loaded, or a UserError."""
         # The library's own list of new weights is checked here, as an error and not a line to overlook.
         logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -106,24 +153,13 @@ class Checkpoint:
             model = build()
         except (
             Exception
-        ) as error:  # the library raises OSError, RuntimeError, ValueError, and safetensors' and pickle's own
+        ) as error:  # the library raises OSError, RuntimeError, ValueError, safetensors' and pickle's own
             raise UserError(f"{self.folder}: cannot be loaded: {_one_line(error)}") from None
         if model.unloaded:
             raise UserError(
                 f"{self.folder}: no weights for `{model.unloaded[0]}` in the shape that config.json says "
                 f"({len(model.unloaded)} missing); not a {self.model} under Hugging Face's names"
             )
-        return model
-
-    def _hf_classifier(self, outputs: int) -> nn.Module:
-        model = self._from_hf(
-            lambda: HFForSequenceClassification(self.folder, outputs, pretrained=self.weights is None)
-        )
-        if self.weights is not None:
-            encoder = model.model.base_model
-            pooler = {name: tensor for name, tensor in encoder.state_dict().items() if name.startswith(POOLER)}
-            weights = {n.removeprefix(HF_PREFIX): t for n, t in self.weights.items() if n.startswith(HF_PREFIX)}
-            convert.load_weights(encoder, pooler | weights, str(self.folder))
         return model
 
 
@@ -165,18 +201,19 @@ def _from_folder(
         raise UserError(f"{folder}: no {WEIGHTS[0]}; {FORMS}")
     try:
         values = json.loads((folder / "config.json").read_text("utf-8"))
-        ours = values["model_type"] == "mosaic_bert"
+        opener = _own if values["model_type"] in ARCHITECTURES else _family
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / 'config.json'}: not the configuration of an encoder ({error!r})") from None
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise UserError(f"{folder}: no tokenizer in it (tokenizer.json or vocab.txt); copy the one it was trained with")
     name = (run or folder).resolve().name + (f"-ba{batch}" if batch is not None else "")
-    kind = _ours(folder, values) if ours else _theirs(folder)
-    return Checkpoint(name=name, folder=folder, run=run, batch=batch, files=files, weights=weights, **kind)
+    found = {"name": name, "folder": folder, "run": run, "batch": batch, "files": files, "weights": weights}
+    return opener(values, found)
 
 
-def _ours(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """What a Checkpoint says of its kind, for a MosaicBERT's folder."""
+def _own(values: dict[str, Any], found: dict[str, Any]) -> Checkpoint:
+    """One in this project's form, from its config.json and what is known of its files."""
+    folder = found["folder"]
     try:
         sizes = EncoderConfig.from_dict(values)
     except (ValueError, TypeError) as error:
@@ -185,42 +222,46 @@ def _ours(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{folder}: type_vocab_size={sizes.type_vocab_size}; pairs of sentences need 2")
     try:
         if (folder / "tokenizer.json").is_file():
-            found = tokenizer.encoder(folder)
+            encoder = tokenizer.encoder(folder)
         else:
-            found = tokenizer.load(TokenizerSettings(name=str(folder))).backend_tokenizer
-            found.encode_special_tokens = True  # a literal `[MASK]` in a text is plain text
+            encoder = tokenizer.load(TokenizerSettings(name=str(folder))).backend_tokenizer
+            encoder.encode_special_tokens = True  # a literal `[MASK]` in a text is plain text
     except UserError:
         raise
     except Exception as error:  # the library raises bare exceptions
         raise UserError(f"{folder / 'tokenizer.json'}: not a tokenizer ({_one_line(error)})") from None
     # The embedding has the vocabulary's size, rounded up; any other tokenizer is another model's.
-    if padded_vocab_size(found.get_vocab_size()) != sizes.vocab_size:
-        raise _mismatch(folder, found, sizes.vocab_size)
-    pad_id, mask_id = found.token_to_id("[PAD]"), found.token_to_id("[MASK]")
-    common = {"tokenizer": found, "pad_id": pad_id, "mask_id": mask_id}
-    return {"model": "mosaic_bert", "sizes": sizes, "max_length": None, **common}
+    if padded_vocab_size(encoder.get_vocab_size()) != sizes.vocab_size:
+        raise _mismatch(folder, encoder, sizes.vocab_size)
+    ids = {"pad_id": encoder.token_to_id("[PAD]"), "mask_id": encoder.token_to_id("[MASK]")}
+    return OwnCheckpoint(model=values["model_type"], sizes=sizes, max_length=None, tokenizer=encoder, **ids, **found)
 
 
-def _theirs(folder: Path) -> dict[str, Any]:
+def _family(values: dict[str, Any], found: dict[str, Any]) -> Checkpoint:
     """The same for one of Hugging Face's."""
+    folder = found["folder"]
     try:
         family = read_family(folder)
     except Exception as error:  # a config.json may hold anything
         raise UserError(f"{folder / 'config.json'}: not the configuration of an encoder ({_one_line(error)})") from None
     try:
-        found, pad_id, mask_id = load_tokenizer(folder)
+        encoder, pad_id, mask_id = load_tokenizer(folder)
     except Exception as error:  # the libraries raise bare exceptions
         raise UserError(f"{folder}: its tokenizer cannot be loaded ({_one_line(error)})") from None
-    if found.get_vocab_size() > family.vocab_size:
-        raise _mismatch(folder, found, family.vocab_size)
+    if encoder.get_vocab_size() > family.vocab_size:
+        raise _mismatch(folder, encoder, family.vocab_size)
     if family.pad_id is not None and family.pad_id != pad_id:
         raise UserError(
             f"{folder}: the tokenizer pads with {pad_id}, config.json with {family.pad_id}; they are not of one model, copy the "
             "tokenizer that it was trained with"
         )
-    model = "hf_bert" if family.model_type == "bert" else family.model_type
-    common = {"tokenizer": found, "pad_id": pad_id, "mask_id": mask_id}
-    return {"model": model, "sizes": None, "max_length": family.longest, **common}
+    model = NAMES.get(family.model_type, family.model_type)
+    ids = {"pad_id": pad_id, "mask_id": mask_id}
+    return FamilyCheckpoint(model=model, max_length=family.longest, tokenizer=encoder, **ids, **found)
+
+
+# What a record calls one of Hugging Face's, by the model_type in config.json, where that is another name.
+NAMES = {"bert": "hf_bert"}
 
 
 def _mismatch(folder: Path, found: Tokenizer, rows: int) -> UserError:

@@ -14,12 +14,12 @@ from recipe.settings import check_values
 _UNITS = (TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN, TimeUnit.EPOCH)
 
 
-def check_numbers(config: TrainConfig, info: DatasetInfo, ranks: int) -> None:
+def check_numbers(config: TrainConfig, info: DatasetInfo, ranks: int, batching: str) -> None:
     """Raise a `UserError` for the first number that cannot work with these shards on so many ranks."""
     check_values(config)
     _check_batches(config, info, ranks)
     _check_data(config, info)
-    _check_batching(config, info, ranks)
+    _check_batching(config, info, ranks, batching)
     _check_optimizer(config)
     for key in ("duration", "eval_every", "checkpoint_every"):
         parse_time(key, getattr(config, key))
@@ -69,22 +69,11 @@ def _check_maskable(setting: str, split: SplitInfo) -> None:
         )
 
 
-def batching_of(config: TrainConfig) -> str:
-    """sequences, tokens or padded; a `UserError` where the model cannot take it."""
-    wanted, baseline = config.data.batching, config.model.name == "hf_bert"
-    if wanted == "auto":
-        return "padded" if baseline else "sequences"
-    if (wanted == "padded") != baseline:
-        fits = "padded" if baseline else "sequences or tokens"
-        raise UserError(f"data.batching={wanted}: {config.model.name} takes {fits}; set that, or leave the key out")
-    return wanted
-
-
-def planned_documents(config: TrainConfig, info: DatasetInfo) -> int:
+def planned_documents(config: TrainConfig, info: DatasetInfo, batching: str) -> int:
     """How many documents the whole run sees."""
     duration = parse_time("duration", config.duration)
     documents = info.split(config.data.train_split).documents
-    packed = batching_of(config) == "tokens"
+    packed = batching == "tokens"
     per_unit = {TimeUnit.SAMPLE: 1, TimeUnit.EPOCH: documents} | ({} if packed else {TimeUnit.BATCH: config.batch_size})
     if duration.unit not in per_unit:
         units = "sp" if packed else "sp, ba or ep"
@@ -94,8 +83,8 @@ def planned_documents(config: TrainConfig, info: DatasetInfo) -> int:
     return duration.value * per_unit[duration.unit]
 
 
-def _check_batching(config: TrainConfig, info: DatasetInfo, ranks: int) -> None:
-    if batching_of(config) == "tokens":
+def _check_batching(config: TrainConfig, info: DatasetInfo, ranks: int, batching: str) -> None:
+    if batching == "tokens":
         for key, value in (("batch_size", config.batch_size // ranks), ("microbatch_size", config.microbatch_size)):
             if value % BIN_SEQUENCES:
                 raise UserError(
@@ -108,7 +97,7 @@ def _check_batching(config: TrainConfig, info: DatasetInfo, ranks: int) -> None:
                 f"give sp, the split has {documents} documents"
             )
     if config.data.mask_rate_end is not None:
-        planned_documents(config, info)
+        planned_documents(config, info, batching)
 
 
 def _check_optimizer(config: TrainConfig) -> None:

@@ -7,10 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from kernels.backends import Resolved
 from recipe.errors import UserError
-
-# Attention that a graph can hold; the others look at lengths on the host, or keep what they made for a batch.
-ATTENTION = ("triton", "flash_attn", "cpu", "sdpa", "transformers")
 
 
 def compiled_loss(
@@ -38,15 +36,16 @@ def compiled_loss(
     return loss_of
 
 
-def check_compiles(attention: str, device: str) -> None:
+def check_compiles(attention: Resolved, device: str) -> None:
     """Whether the step can be compiled here, with this attention: something small is, for there is no other way to know.
 
     Raises:
         UserError: the attention cannot be compiled, or this machine has no compiler that works.
     """
-    if attention not in ATTENTION:
+    if not attention.fact("attention", "compiles"):
         raise UserError(
-            f"model.compile=true: attention={attention} cannot be compiled; set model.attention=auto, or leave model.compile out"
+            f"model.compile=true: attention={attention.name} cannot be compiled; set model.attention=auto, or leave "
+            "model.compile out"
         )
     try:
         torch.compile(_twice, fullgraph=True)(torch.ones(2, device=device))

@@ -24,10 +24,9 @@ from torch.utils._pytree import tree_leaves
 
 from kernels import backends
 from recipe.errors import UserError
+from recipe.model.architectures import PADDED, STREAM, Architecture
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
-from recipe.model.heads import MosaicBertForMaskedLM
-from recipe.model.huggingface import HFBertForMaskedLM
 
 GIB = 2**30
 FEW, MANY = 4, 1024  # sequences of the steps that are traced, and twice as many
@@ -100,7 +99,7 @@ class Need:
 
 
 def training_need(
-    model: str,
+    kind: Architecture,
     sizes: EncoderConfig,
     sequence_length: int,
     mask_rate: float,
@@ -112,7 +111,6 @@ def training_need(
     """What pretraining on full sequences with AdamW needs; nothing is allocated to find it.
 
     Args:
-        model: mosaic_bert or hf_bert.
         autocast: dtype of the activations, None for float32.
         ranks: over how many devices the batch is split.
         chosen: as `traced` gives them; absent: fused ones.
@@ -122,7 +120,7 @@ def training_need(
     lines = []
     for count in FEW, MANY:
         step = (sequence_length, mask_rate, autocast, passes, chosen or traced())
-        peaks = [_step_peak(model, sizes, n, *step) for n in (count, 2 * count)]
+        peaks = [_step_peak(kind, sizes, n, *step) for n in (count, 2 * count)]
         (low, parameters), (high, _) = peaks
         optimizer = parameters * (ADAM_BYTES + (DDP_BYTES if ranks > 1 else 0))
         lines.append((2 * low - high + optimizer, (high - low) / count))
@@ -246,7 +244,7 @@ def explain(error: BaseException, microbatch: Microbatch, where: str) -> str:
 
 
 def _step_peak(
-    name: str,
+    kind: Architecture,
     sizes: EncoderConfig,
     sequences: int,
     length: int,
@@ -257,8 +255,8 @@ def _step_peak(
 ) -> tuple[int, int]:
     """(most bytes alive, number of parameters) of forward and backward passes whose gradients add up."""
     with FakeTensorMode(), LiveBytes() as live:
-        model = HFBertForMaskedLM(sizes, length) if name == "hf_bert" else MosaicBertForMaskedLM(sizes, chosen)
-        batch = (padded_batch if name == "hf_bert" else full_batch)(sequences, length, mask_rate)
+        model = kind.masked_lm(sizes, length, chosen)
+        batch = LARGEST[kind.form](sequences, length, mask_rate)
         for _ in range(passes):
             with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
                 loss, _ = model.masked_lm_loss(batch)
@@ -285,3 +283,7 @@ def padded_batch(sequences: int, length: int, _: float) -> dict[str, Any]:
     zeros = torch.zeros(sequences, length, dtype=torch.int64)
     mask = torch.ones(sequences, 1, length, dtype=torch.int64)
     return {"input_ids": zeros, "attention_mask": mask, "labels": zeros.clone()}
+
+
+# The largest batch of each form that there can be, of (sequences, length, masking rate).
+LARGEST: dict[str, Callable[[int, int, float], dict[str, Any]]] = {STREAM: full_batch, PADDED: padded_batch}

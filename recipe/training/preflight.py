@@ -11,7 +11,7 @@ from composer.utils import dist
 from torch import Tensor
 
 from kernels import backends
-from recipe import convert, records
+from recipe import records
 from recipe.config import TrainConfig, to_dict
 from recipe.cost import prices
 from recipe.data import storage
@@ -21,12 +21,13 @@ from recipe.data.shard_files import check_files
 from recipe.data.shards import DatasetInfo
 from recipe.data.stream import check_vocabulary
 from recipe.errors import UserError
+from recipe.model.architectures import PADDED, Architecture, architecture
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends
 from recipe.settings import as_word, what_changed
 from recipe.system.hardware import Hardware, find_hardware
 from recipe.training import checkpoint_files, memory
-from recipe.training.checks import batching_of, check_numbers
+from recipe.training.checks import check_numbers, planned_documents
 from recipe.training.compiled import check_compiles
 from recipe.training.loggers import check_loggers
 
@@ -41,16 +42,26 @@ class Plan:
     info: DatasetInfo
     hardware: Hardware
     price: prices.Price
+    architecture: Architecture
     encoder: EncoderConfig
     backends: Backends
     microbatch: memory.Microbatch
     weights: dict[str, Tensor] | None  # to start from
     ranks: int
     resumes: bool  # from a checkpoint in the output folder
+    folder: Path  # of the dataset on this machine
+    batching: str  # sequences, tokens or padded
+    workers: int  # processes of the loader
+    run_documents: int | None  # that the whole run sees; known where the masking rate falls over the run
 
     @property
     def out(self) -> Path:
         return Path(self.config.out)
+
+    @property
+    def packed(self) -> bool:
+        """Whether its batches have one shape."""
+        return self.batching == "tokens"
 
 
 def make_plan(config: TrainConfig) -> Plan:
@@ -64,20 +75,55 @@ def make_plan(config: TrainConfig) -> Plan:
     for split in splits:
         check_files(folder, split, storage.is_remote(config.data.path))
     check_vocabulary(folder, info)
-    check_numbers(config, info, ranks)
+    kind = architecture(config.model.name)
+    batching = resolve_batching(config.data.batching, kind)
+    check_numbers(config, info, ranks, batching)
     check_loggers(config.loggers)
     encoder = encoder_config(config, info)
-    chosen = resolve_backends(config, encoder, hardware)
+    chosen = resolve_backends(config, kind, encoder, hardware)
     price = prices.price_of(hardware.name, hardware.kind, config.cost.prices, config.cost.usd_per_hour)
-    microbatch = choose_microbatch(config, encoder, hardware, chosen, ranks)
-    weights = initial_weights(config, encoder, info)
+    microbatch = choose_microbatch(config, kind, encoder, hardware, chosen, ranks, batching)
+    weights = initial_weights(config, kind, encoder, info)
     if config.model.compile:
-        check_compiles(chosen.attention.name, hardware.device)
-    return Plan(config, info, hardware, price, encoder, chosen, microbatch, weights, ranks, resumes(config))
+        check_compiles(chosen.attention, hardware.device)
+    return Plan(
+        config=config,
+        info=info,
+        hardware=hardware,
+        price=price,
+        architecture=kind,
+        encoder=encoder,
+        backends=chosen,
+        microbatch=microbatch,
+        weights=weights,
+        ranks=ranks,
+        resumes=resumes(config),
+        folder=folder,
+        batching=batching,
+        workers=config.data.workers if config.data.workers >= 0 else 8 * (hardware.kind == "gpu"),
+        run_documents=planned_documents(config, info, batching) if config.data.mask_rate_end is not None else None,
+    )
+
+
+def resolve_batching(wanted: str, kind: Architecture) -> str:
+    """sequences, tokens or padded; a `UserError` where the model cannot take it."""
+    rows = kind.form == PADDED
+    if wanted == "auto":
+        return "padded" if rows else "sequences"
+    if (wanted == "padded") != rows:
+        fits = "padded" if rows else "sequences or tokens"
+        raise UserError(f"data.batching={wanted}: {kind.name} takes {fits}; set that, or leave the key out")
+    return wanted
 
 
 def choose_microbatch(
-    config: TrainConfig, encoder: EncoderConfig, hardware: Hardware, chosen: Backends, ranks: int
+    config: TrainConfig,
+    kind: Architecture,
+    encoder: EncoderConfig,
+    hardware: Hardware,
+    chosen: Backends,
+    ranks: int,
+    batching: str,
 ) -> memory.Microbatch:
     """What each rank takes at a time: as set, or the largest that fits; refused where nothing does."""
     share, wanted = config.batch_size // ranks, config.microbatch_size
@@ -94,12 +140,12 @@ def choose_microbatch(
             capacity,
             hardware.kind,
             hardware.name,
-            multiple=BIN_SEQUENCES if batching_of(config) == "tokens" else 1,
+            multiple=BIN_SEQUENCES if batching == "tokens" else 1,
             most=memory.CPU_TOKENS // data.sequence_length if hardware.kind == "cpu" else 0,
         )
 
     traced = memory.traced(chosen.attention.name, chosen.kernels.name)
-    of_step = (config.model.name, encoder, data.sequence_length, data.mask_rate, hardware.autocast, ranks, traced)
+    of_step = (kind, encoder, data.sequence_length, data.mask_rate, hardware.autocast, ranks, traced)
     return choose(memory.need_of_batch(*of_step, in_pieces=lambda need: choose(need).size < share))
 
 
@@ -118,17 +164,15 @@ def encoder_config(config: TrainConfig, info: DatasetInfo) -> EncoderConfig:
         raise UserError(f"model: {error}") from None
 
 
-def initial_weights(config: TrainConfig, encoder: EncoderConfig, info: DatasetInfo) -> dict[str, Tensor] | None:
+def initial_weights(
+    config: TrainConfig, kind: Architecture, encoder: EncoderConfig, info: DatasetInfo
+) -> dict[str, Tensor] | None:
     """The weights of `init_from`, of this model's sizes and these shards' vocabulary."""
     if config.init_from is None:
         return None
-    if config.model.name == "hf_bert":
-        raise UserError(
-            "init_from: for mosaic_bert alone; hf_bert's positions are made for one length. Leave the key out"
-        )
     folder = Path(config.init_from)
     folder = folder / "encoder" if (folder / "encoder").is_dir() else folder
-    sizes, weights = convert.read_encoder(folder)
+    sizes, weights = kind.read(folder)
     for name in SIZES:
         there, here = getattr(sizes, name), getattr(encoder, name)
         if there != here:
@@ -141,20 +185,12 @@ def initial_weights(config: TrainConfig, encoder: EncoderConfig, info: DatasetIn
     return weights
 
 
-def resolve_backends(config: TrainConfig, encoder: EncoderConfig, hardware: Hardware) -> Backends:
-    if config.model.name == "hf_bert":
-        for key in ("attention", "kernels"):
-            if getattr(config.model, key) != "auto":
-                raise UserError(f"model.{key}: hf_bert runs on Hugging Face's own code; leave the key out")
-        return Backends(*[backends.Resolved("transformers", "Hugging Face's own BERT, attention by torch SDPA")] * 2)
+def resolve_backends(config: TrainConfig, kind: Architecture, encoder: EncoderConfig, hardware: Hardware) -> Backends:
     needs = backends.Requirements(
         hardware.device, hardware.activation_dtype, encoder.head_dim, encoder.attention_probs_dropout_prob
     )
     try:
-        return Backends(
-            backends.resolve("attention", config.model.attention, needs),
-            backends.resolve("kernels", config.model.kernels, needs),
-        )
+        return kind.backends(config.model.attention, config.model.kernels, needs)
     except ValueError as error:
         raise UserError(str(error)) from None
 

@@ -14,7 +14,7 @@ from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
 from recipe.model.flops import training_flops
 from recipe.model.heads import MosaicBertForMaskedLM
-from recipe.model.huggingface import HFBertForMaskedLM
+from recipe.model.hf_bert import HFBertForMaskedLM
 
 SMALL = EncoderConfig(vocab_size=320, hidden_size=48, num_hidden_layers=3, num_attention_heads=3, intermediate_size=80)
 SEQUENCES, LENGTH = 4, 24

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from transformers import AutoModelForMaskedLM, BertForMaskedLM
 
 from recipe.model.config import EncoderConfig
-from recipe.model.huggingface import HFBertForMaskedLM, HFForSequenceClassification, read_family
+from recipe.model.hf_bert import HFBertForMaskedLM
+from recipe.model.huggingface import HFForSequenceClassification, read_family
 
 CONFIG = EncoderConfig(
     vocab_size=320,
@@ -76,7 +77,7 @@ def test_no_label_costs_nothing(model, batch):
 
 
 def test_save_and_load(model, batch, tmp_path):
-    model.save(tmp_path / "encoder")
+    model.bert.save_pretrained(tmp_path / "encoder")
     assert {"config.json", "model.safetensors"} <= {file.name for file in (tmp_path / "encoder").iterdir()}
     loaded, report = AutoModelForMaskedLM.from_pretrained(tmp_path / "encoder", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
@@ -86,7 +87,7 @@ def test_save_and_load(model, batch, tmp_path):
 
 
 def test_classification_starts_from_the_saved_encoder(model, batch, tmp_path):
-    model.save(tmp_path)
+    model.bert.save_pretrained(tmp_path)
     classifier = HFForSequenceClassification(tmp_path, num_labels=3).eval()
     encoder = dict(classifier.model.bert.named_parameters())
     for name, parameter in model.bert.bert.named_parameters():

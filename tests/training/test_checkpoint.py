@@ -13,7 +13,7 @@ from recipe.finetune.batches import encode
 from recipe.finetune.tasks import Examples
 from recipe.model.config import EncoderConfig
 from recipe.model.heads import MosaicBertForMaskedLM
-from recipe.model.huggingface import HFBertForMaskedLM
+from recipe.model.hf_bert import HFBertForMaskedLM
 from recipe.system.hardware import find_hardware
 from recipe.training.checkpoint import find_checkpoint
 from recipe.training.composer_model import MaskedLM
@@ -32,7 +32,7 @@ def logits(path: Path) -> torch.Tensor:
         if "pooler" in name or "classifier" in name:
             nn.init.normal_(parameter, std=0.02)
     encoded = encode(checkpoint.tokenizer, TEXTS, 32)
-    batch = encoded.padded([0, 1], checkpoint.pad_id) if not checkpoint.streams else encoded.stream([0, 1])
+    batch = encoded.stream([0, 1]) if checkpoint.padding is None else encoded.padded([0, 1], checkpoint.padding)
     with torch.no_grad():
         return model.sequence_logits(batch)
 
@@ -73,7 +73,7 @@ def test_a_composer_checkpoint_gives_its_own_weights(tmp_path, kind):
     if kind == "mosaic_bert":
         save_file(model.state_dict(), tmp_path / "other" / "model.safetensors")
     else:
-        model.save(tmp_path / "other")
+        model.bert.save_pretrained(tmp_path / "other")
     assert torch.equal(logits(file), logits(tmp_path / "other"))
     assert not torch.allclose(logits(file), logits(run))
     (run / "checkpoints" / "latest-rank0.pt").symlink_to(file.name)

@@ -184,7 +184,7 @@ def test_a_budget_changes_what_runs_at_a_time_and_not_what_is_learnt(tmp_path, k
             return real(batch)
 
         model.sequence_logits = watched
-        form = Form(budget, None if checkpoint.streams else checkpoint.pad_id)
+        form = Form(budget, checkpoint.padding)
         outcome = fine_tune(model, job, data, {"dev": data}, form, hardware)
         assert (outcome.batches, outcome.sequences) == (6, 48) and max(ran) <= budget
         assert len(ran) == 7 if budget == 10_000 else len(ran) > 30

@@ -21,7 +21,7 @@ from recipe.errors import UserError
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
 from recipe.model.heads import MosaicBertForMaskedLM
-from recipe.model.huggingface import HFBertForMaskedLM
+from recipe.model.hf_bert import HFBertForMaskedLM
 from recipe.records import read_record, write_record
 from recipe.training.callbacks import AfterBatch
 from recipe.training.compiled import compiled_loss

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from recipe.errors import UserError
+from recipe.model.architectures import architecture
 from recipe.model.config import EncoderConfig
 from recipe.model.heads import MosaicBertForMaskedLM
-from recipe.model.huggingface import HFBertForMaskedLM
+from recipe.model.hf_bert import HFBertForMaskedLM
 from recipe.training.memory import (
     GIB,
     MARGIN,
@@ -33,7 +34,7 @@ SIZES = EncoderConfig(vocab_size=512, hidden_size=64, num_hidden_layers=3, num_a
 @pytest.mark.parametrize("kind", ["mosaic_bert", "hf_bert"])
 def test_the_prediction_is_what_real_steps_have_alive(kind, autocast, names):
     sequences, length, chosen = 6, 48, traced(*names)
-    predicted = training_need(kind, SIZES, length, 0.3, autocast, chosen=chosen).of(sequences)
+    predicted = training_need(architecture(kind), SIZES, length, 0.3, autocast, chosen=chosen).of(sequences)
     with LiveBytes() as live:
         model = HFBertForMaskedLM(SIZES, length) if kind == "hf_bert" else MosaicBertForMaskedLM(SIZES, chosen)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -50,7 +51,7 @@ def test_the_prediction_is_what_real_steps_have_alive(kind, autocast, names):
 
 def test_nothing_is_allocated_and_ranks_cost_their_buckets():
     enormous = EncoderConfig(hidden_size=8192, num_attention_heads=64, intermediate_size=32768, num_hidden_layers=3)
-    one, eight = (training_need("mosaic_bert", enormous, 64, 0.3, None, ranks=ranks) for ranks in (1, 8))
+    one, eight = (training_need(architecture("mosaic_bert"), enormous, 64, 0.3, None, ranks=ranks) for ranks in (1, 8))
     parameters = 3 * (4 * 8192**2 + 3 * 8192 * 32768)
     assert one.fixed > 16 * parameters > 40 * GIB
     assert eight.fixed - one.fixed == pytest.approx(4 * (parameters + 30528 * 8192 + 8192**2), rel=0.01)
@@ -135,7 +136,7 @@ def test_evaluation_needs_less_than_training_and_no_logits_of_other_positions(ki
     with torch.no_grad(), LiveBytes() as live:
         model.eval().masked_lm_loss(batch)
     weights = 4 * sum(p.numel() for p in model.parameters())
-    assert weights + live.peak < training_need(kind, sizes, length, 0.3, None, chosen=plain).of(sequences)
+    assert weights + live.peak < training_need(architecture(kind), sizes, length, 0.3, None, chosen=plain).of(sequences)
     if kind == "mosaic_bert":
         masked = round(sequences * length * rate)
         everywhere = sequences * length * sizes.vocab_size * 4

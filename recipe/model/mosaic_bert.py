@@ -1,0 +1,40 @@
+"""MosaicBERT's row in the table of architectures; the model itself is `recipe.model.encoder` and `recipe.model.heads`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from kernels.backends import Requirements, resolve
+from recipe import convert
+from recipe.model.architectures import STREAM, Architecture
+from recipe.model.config import EncoderConfig
+from recipe.model.encoder import Backends
+from recipe.model.heads import MosaicBertForMaskedLM, MosaicBertForSequenceClassification
+
+
+def _backends(attention: str, kernels: str, needs: Requirements) -> Backends:
+    return Backends(resolve("attention", attention, needs), resolve("kernels", kernels, needs))
+
+
+def _masked_lm(sizes: EncoderConfig, length: int, backends: Backends) -> nn.Module:
+    return MosaicBertForMaskedLM(sizes, backends)  # ALiBi has no longest length
+
+
+def _save(model: nn.Module, folder: Path) -> None:
+    convert.save_encoder(model, model.config, folder)
+
+
+MOSAIC_BERT = Architecture(
+    name="mosaic_bert",
+    form=STREAM,
+    gated=True,
+    predicts_all=False,
+    backends=_backends,
+    masked_lm=_masked_lm,
+    save=_save,
+    save_sizes=lambda model, folder: model.config.save(folder),
+    read=convert.read_encoder,
+    classifier=MosaicBertForSequenceClassification,
+)

@@ -1,0 +1,74 @@
+"""One row, one room: what is new is one file and its row, and everything else works with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from recipe import glue, pairs, plan, records, train
+from recipe.config import GlueConfig, PairsConfig, TrainConfig, load
+from recipe.cost import prices
+from recipe.model.architectures import ARCHITECTURES
+from recipe.pareto import draw
+from recipe.training.callbacks import AfterBatch
+from tests.tiny_encoder import write_pairs, write_sst2
+from tests.toys.bag_of_words import BAG_OF_WORDS
+
+ROOT = Path(__file__).resolve().parents[1]
+MOST_LINES = 60
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "tests/toys").glob("*.py")), ids=lambda file: file.stem)
+def test_a_room_is_small(file):
+    assert len(file.read_text().splitlines()) <= MOST_LINES
+
+
+@pytest.fixture
+def yaml(tmp_path, tiny_dataset) -> Path:
+    file = tmp_path / "train.yaml"
+    file.write_text(
+        f"out: {tmp_path / 'run'}\ndata: {{path: {tiny_dataset}, sequence_length: 32, eval_documents: 16}}\n"
+        "model: {hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 64}\n"
+        "batch_size: 8\nduration: 6ba\nlog_every: 1\ncheckpoint_every: 2ba\ndevice: cpu\nprecision: fp32\n"
+        "cost: {usd_per_hour: 3.6}\nautoresume: true\n"
+    )
+    return file
+
+
+def interrupt(state) -> None:
+    if state.timestamp.batch.value == 3:
+        raise KeyboardInterrupt
+
+
+def test_an_architecture(yaml, tmp_path, monkeypatch):
+    """Trained, resumed to the last digit, scored in both ways, planned and drawn."""
+    monkeypatch.setitem(ARCHITECTURES, "bag_of_words", lambda: BAG_OF_WORDS)
+    config = load(TrainConfig, str(yaml), ["model.name=bag_of_words"])
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config, [AfterBatch(interrupt)])
+    record = train.train(config)
+    whole = train.train(load(TrainConfig, str(yaml), ["model.name=bag_of_words", f"out={tmp_path / 'whole'}"]))
+    assert [row["loss"] for row in record["loss_curve"]] == [row["loss"] for row in whole["loss_curve"]]
+    assert record["model"] == "bag_of_words" and record["batches"] == 6 and len(record["resumed"]) == 1
+    write_sst2(tmp_path / "tasks", train=32, dev=16)
+    write_pairs(tmp_path / "pairs.jsonl", {"one": 48})
+    (tmp_path / "score.yaml").write_text(f"checkpoint: {tmp_path / 'run'}\ndevice: cpu\ncost: {{usd_per_hour: 3.6}}\n")
+    score, run = str(tmp_path / "score.yaml"), tmp_path / "run"
+    glue.glue(load(GlueConfig, score, [f"data={tmp_path / 'tasks'}", "seeds=1", "epochs=1", "precision=fp32"]))
+    pairs.pairs(load(PairsConfig, score, [f"data={tmp_path / 'pairs.jsonl'}"]))
+    record = records.read_record(run)
+    assert record["glue"]["tasks"]["SST-2"]["score"] is not None and record["pairs"]["paradigms"]["one"]["pairs"] == 8
+    speed = plan.measured_speed(record, "run")
+    row = prices.Row("here", ("cpu",), 3.6, "test")
+    found = plan.forecast(config, row, record["device"]["count"], 2 * record["cost"]["usd"], speed, [])
+    assert found.batches == pytest.approx(12, abs=2) and found.need.fixed > 0
+    for measure in ("score", "pairs", "loss"):
+        assert all(file.is_file() for file in draw([run], tmp_path / "out", measure=measure))
+
+
+def test_what_is_in_no_table_is_refused_in_one_line(yaml):
+    from recipe.errors import UserError
+
+    with pytest.raises(UserError, match=r"model.name.*bag_of_words.*one of mosaic_bert, hf_bert"):
+        load(TrainConfig, str(yaml), ["model.name=bag_of_words"])

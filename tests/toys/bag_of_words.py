@@ -1,0 +1,57 @@
+"""An architecture that takes padded rows: each word beside the mean of its row, through one layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.backends import Requirements, Resolved
+from recipe import convert
+from recipe.model.architectures import PADDED, Architecture
+from recipe.model.config import EncoderConfig
+from recipe.model.encoder import Backends
+
+
+class BagOfWords(nn.Module):
+    def __init__(self, sizes: EncoderConfig, outputs: int = 0) -> None:
+        super().__init__()
+        self.config = sizes
+        self.encoder = nn.ModuleDict({"word": nn.Embedding(sizes.vocab_size, sizes.hidden_size)})
+        self.encoder["layer"] = nn.Linear(2 * sizes.hidden_size, sizes.hidden_size)
+        self.out = nn.Linear(sizes.hidden_size, outputs or sizes.vocab_size)
+
+    def hidden(self, batch: dict) -> Tensor:
+        words, real = self.encoder["word"](batch["input_ids"]), batch["attention_mask"].unsqueeze(-1)
+        mean = ((words * real).sum(1) / real.sum(1)).unsqueeze(1).expand_as(words)
+        return torch.tanh(self.encoder["layer"](torch.cat([words, mean], -1)))
+
+    def masked_lm_loss(self, batch: dict) -> tuple[Tensor, Tensor]:
+        chosen = batch["labels"] != -100
+        logits, labels = self.out(self.hidden(batch)[chosen]), batch["labels"][chosen]
+        right = (logits.argmax(-1) == labels).sum() / max(len(labels), 1)
+        return F.cross_entropy(logits.float(), labels, reduction="sum") / max(len(labels), 1), right
+
+    def masked_logits(self, batch: dict) -> Tensor:
+        return self.out(self.hidden(batch).flatten(0, 1)[batch["masked_indices"]])
+
+    def sequence_logits(self, batch: dict) -> Tensor:
+        return self.out(self.hidden(batch)[:, 0])
+
+
+def backends(attention: str, kernels: str, needs: Requirements) -> Backends:
+    return Backends(Resolved("none", "no attention"), Resolved("torch", "plain"))
+
+
+def save(model: nn.Module, folder: Path) -> None:
+    convert.save_encoder(model, model.config, folder, "bag_of_words")
+
+
+BAG_OF_WORDS = Architecture(
+    "bag_of_words", PADDED, gated=False, predicts_all=False, backends=backends,
+    masked_lm=lambda sizes, length, chosen: BagOfWords(sizes), save=save,
+    save_sizes=lambda model, folder: model.config.save(folder, "bag_of_words"), read=convert.read_encoder,
+    classifier=lambda sizes, outputs, chosen: BagOfWords(sizes, outputs),
+)  # fmt: skip
