@@ -25,7 +25,7 @@ from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends
 from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.system.hardware import keep_freed_memory
-from recipe.training.compiled import compiled_loss
+from recipe.training.compiled import compiled_step
 
 
 def main() -> None:
@@ -100,15 +100,15 @@ def this_model(job: dict[str, Any], sizes: Sizes) -> tuple[torch.nn.Module, Loss
     needs = Requirements(job["device"], dtype, config.head_dim, config.attention_probs_dropout_prob)
     backends = Backends(resolve("attention", "auto", needs), resolve("kernels", "auto", needs))
     model = MosaicBertForMaskedLM(config, backends)
-    return model, lambda batch: model.masked_lm_loss(batch)[0], f"{backends.attention.name}, {backends.kernels.name}"
+    return model, lambda batch: model(batch)["loss"], f"{backends.attention.name}, {backends.kernels.name}"
 
 
 def compiled(model: torch.nn.Module, job: dict[str, Any]) -> Loss:
     """On a GPU with CUDA graphs, where all batches have one shape."""
     mode = "reduce-overhead" if job["device"] == "cuda" and job["static"] else None
     if job["model"] == "this":
-        loss_of = compiled_loss(model, job["static"], mode)
-        return lambda batch: loss_of(batch)[0]
+        step = compiled_step(model, job["static"], mode)
+        return lambda batch: step(batch)["loss"]
     fast = torch.compile(model, mode=mode)
     return lambda batch: peers.padded_loss(fast, batch)
 

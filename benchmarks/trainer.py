@@ -35,7 +35,7 @@ from recipe.system.hardware import Hardware, keep_freed_memory
 from recipe.system.quiet import quiet_libraries
 from recipe.training import memory
 from recipe.training.callbacks import AfterBatch, Meter
-from recipe.training.composer_model import MaskedLM
+from recipe.training.composer_model import Pretraining
 from recipe.training.optimizers import build_optimizer
 from recipe.training.preflight import Plan, make_plan
 
@@ -115,7 +115,7 @@ def step(
 def microbatches(plan: Plan, rounds: int) -> list[dict[str, Any]]:
     """Tokens a second with the batch in 1, 2, 4 and 8 pieces, as the C library has it by default and keeping freed memory."""
     batches, model = first_batches(plan, 2), train.build_model(plan)
-    wrapped = MaskedLM(model, plan.hardware.device, plan.hardware.autocast).train()
+    wrapped = Pretraining(model, plan.hardware.device, plan.hardware.autocast).train()
     optimizer = build_optimizer(model, plan.config.optimizer)
     sizes = [plan.config.batch_size // pieces for pieces in (1, 2, 4, 8) if plan.config.batch_size >= pieces]
     speeds: dict[tuple[bool, int], list[float]] = {(keep, size): [] for keep in (False, True) for size in sizes}
@@ -143,7 +143,7 @@ def growth(plan: Plan, rounds: int) -> dict[str, Any]:
         batch = split_batch(batch, size)[0]
     sizes = [dataclasses.replace(plan.encoder, num_hidden_layers=n * plan.encoder.num_hidden_layers) for n in LAYERS]
     models = [plan.architecture.masked_lm(one, length, plan.backends).to(hardware.device) for one in sizes]
-    wrapped = [MaskedLM(model, hardware.device, hardware.autocast).train() for model in models]
+    wrapped = [Pretraining(model, hardware.device, hardware.autocast).train() for model in models]
     optimizers = [build_optimizer(model, plan.config.optimizer) for model in models]
     seconds: list[list[float]] = [[] for _ in models]
     for number in range(rounds + 1):
@@ -169,7 +169,7 @@ def growth(plan: Plan, rounds: int) -> dict[str, Any]:
 
 def step_peak(model: torch.nn.Module, sequences: int, length: int, plan: Plan) -> int:
     """Most bytes that a forward and a backward pass of so many full sequences had alive, in a step that really runs."""
-    batch = memory.full_batch(sequences, length, plan.config.data.mask_rate)
+    batch = plan.architecture.largest_batch(sequences, length, plan.config.data.mask_rate)
     batch = {
         name: value.to(plan.hardware.device) if isinstance(value, torch.Tensor) else value
         for name, value in batch.items()

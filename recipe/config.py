@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from recipe import shipped
 from recipe.errors import UserError
 from recipe.model.architectures import ARCHITECTURES
+from recipe.objectives import OBJECTIVES
 from recipe.settings import MISSING, check_values, describe, setting
 
 C = TypeVar("C")
@@ -223,13 +224,12 @@ class TrainConfig:
     )
     precision: str = setting("auto", "auto: bf16 where the device computes in it", choices=("auto", "amp_bf16", "fp32"))
     device: str = setting("auto", "auto: the GPUs where there are some", choices=("auto", "gpu", "cpu"), result=False)
+    objective: str = setting("masked_lm", "what is learnt from the text", choices=OBJECTIVES)
     seed: int = setting(17, "of the initial weights, the masks and dropout", least=0, most=2**32 - 1)
     log_every: int = setting(20, "batches between two lines of progress", least=1, result=False)
     eval_every: str = setting("0ba", "time between two evaluations; 0ba: at the end only", result=False)
     checkpoint_every: str = setting("0ba", "time between two checkpoints; 0ba: at the end only", result=False)
-    checkpoint_at: list[int] = setting(
-        [], "checkpoints after these batches instead, and at the end", least=1, result=False
-    )
+    checkpoint_at: list[int] = setting([], "checkpoints after these batches, and at the end", least=1, result=False)
     keep_checkpoints: int = setting(2, "checkpoints that are kept, the newest", least=1, result=False)
     autoresume: bool = setting(False, "continue the run that `out` holds", result=False)
     loggers: list[str] = setting(

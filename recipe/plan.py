@@ -23,7 +23,7 @@ from recipe.cost import frontier, prices, seeds
 from recipe.errors import UserError
 from recipe.model.architectures import ARCHITECTURES, architecture
 from recipe.model.config import EncoderConfig, padded_vocab_size
-from recipe.model.flops import training_flops
+from recipe.objectives import Counts, objective
 from recipe.system.hardware import data_sheet_flops
 from recipe.training.memory import GIB, Need, check_fits, choose_microbatch, need_of_batch, traced
 
@@ -75,13 +75,13 @@ def forecast(
         UserError: no budget, no device, or a budget below one batch.
     """
     sizes, data = sizes_of(config), config.data
-    kind = architecture(config.model.name)
+    kind, learns = architecture(config.model.name), objective(config.objective)
     if budget_usd <= 0 or count < 1:
         raise UserError(f"--budget-usd {budget_usd:g} --count {count}: give more than 0 dollars and at least 1 device")
     length = speed.tokens_per_sequence or data.sequence_length
     batch_tokens = config.batch_size * length
-    predicted = kind.predicted(batch_tokens, batch_tokens * data.mask_rate)
-    step = training_flops(dataclasses.asdict(sizes), kind.gated, round(batch_tokens), batch_tokens * length, predicted)
+    counts = Counts(batch_tokens, batch_tokens * length, batch_tokens * data.mask_rate)
+    step = learns.flops(kind, dataclasses.asdict(sizes), counts)
     step_s = step / (speed.flops * count)
     most_s = budget_usd / (row.usd_per_hour * count) * 3600
     batches = int(most_s / step_s)
@@ -93,7 +93,7 @@ def forecast(
     bf16 = config.precision != "fp32" and (row.kind == "gpu" if speed.bf16 is None else speed.bf16)
     autocast, ranks = torch.bfloat16 if bf16 else None, ranks_of(row, count)
     need = need_of_batch(
-        kind, sizes, data.sequence_length, data.mask_rate, autocast, ranks,
+        learns, kind, sizes, data.sequence_length, data.mask_rate, autocast, ranks,
         traced(config.model.attention, config.model.kernels),
         in_pieces=lambda need: microbatch_of(config, row, count, need) < config.batch_size // ranks,
     )  # fmt: skip
@@ -161,8 +161,9 @@ def measured_speed(record: dict[str, Any], where: str) -> Speed:
         known = ", ".join(ARCHITECTURES)
         raise UserError(f"--record {where}: its model, `{record['model']}`, is not known here; known are {known}")
     kind, tokens, length = architecture(record["model"]), record["tokens"], record["tokens"] / record["sequences"]
-    predicted = kind.predicted(tokens, tokens * record["config"]["data"]["mask_rate"])
-    flops = training_flops(record["encoder"], kind.gated, tokens, tokens * length, predicted)
+    learns = objective(record["config"].get("objective", "masked_lm"))
+    counts = Counts(tokens, tokens * length, tokens * record["config"]["data"]["mask_rate"])
+    flops = learns.flops(kind, record["encoder"], counts)
     each = flops / record["cost"]["seconds"] / record["device"]["count"]
     source = f"measured on {record['device']['name']} by run `{record['name']}`"
     return Speed(each, source, length, record.get("precision") == "bfloat16")

@@ -23,14 +23,14 @@ from recipe.cost import prices
 from recipe.data.batch import Batch, count_sequences, count_tokens, split_batch
 from recipe.data.stream import open_loader
 from recipe.errors import UserError
-from recipe.model.flops import training_flops
+from recipe.objectives import Counts
 from recipe.system.hardware import Hardware, keep_freed_memory
 from recipe.system.quiet import quiet_libraries
 from recipe.training import ceilings, memory
 from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, clock, limit_of, loss_words, say
 from recipe.training.checks import parse_time
-from recipe.training.compiled import compiled_loss
-from recipe.training.composer_model import MaskedLM
+from recipe.training.compiled import compiled_step
+from recipe.training.composer_model import Pretraining
 from recipe.training.loggers import build_loggers
 from recipe.training.optimizers import build_optimizer
 from recipe.training.preflight import Plan, make_plan
@@ -58,7 +58,14 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, 
     model = build_model(plan)
     record = start_record(plan, model)
     hardware = with_measured_peak(plan.hardware)
-    meter = Meter(hardware, plan.price, lambda sums: step_flops(plan, sums), config.log_every, keep(plan, record))
+    meter = Meter(
+        hardware,
+        plan.price,
+        lambda sums: step_flops(plan, sums),
+        config.log_every,
+        keep(plan, record),
+        plan.objective.metrics,
+    )
     logs = build_loggers(config.loggers, plan.out, record)
     trainer = build_trainer(plan, model, [meter, *callbacks], logs)
     say_start(plan, record, hardware)
@@ -84,9 +91,9 @@ def agreed(plan: Plan) -> Plan:
 
 
 def build_model(plan: Plan) -> nn.Module:
-    model = plan.architecture.masked_lm(plan.encoder, plan.config.data.sequence_length, plan.backends)
+    model = plan.objective.model(plan.architecture, plan.encoder, plan.config.data.sequence_length, plan.backends)
     if plan.weights is not None:
-        convert.load_weights(model, plan.weights, str(plan.config.init_from))
+        convert.load_weights(plan.objective.kept(model), plan.weights, str(plan.config.init_from))
     return model
 
 
@@ -100,15 +107,14 @@ def with_measured_peak(hardware: Hardware) -> Hardware:
 
 
 def step_flops(plan: Plan, sums: Sums) -> float:
-    predicted = plan.architecture.predicted(sums.tokens, sums.masked)
-    sizes = dataclasses.asdict(plan.encoder)
-    return training_flops(sizes, plan.architecture.gated, sums.tokens, sums.squared_lengths, predicted)
+    counts = Counts(sums.tokens, sums.squared_lengths, sums.masked)
+    return plan.objective.flops(plan.architecture, dataclasses.asdict(plan.encoder), counts)
 
 
-def wrapped(plan: Plan, model: nn.Module) -> MaskedLM:
+def wrapped(plan: Plan, model: nn.Module) -> Pretraining:
     """The model as the trainer wants it, its training loss compiled where that is asked for."""
-    compiled = compiled_loss(model, plan.packed) if plan.config.model.compile else None
-    return MaskedLM(model, plan.hardware.device, plan.hardware.autocast, compiled)
+    compiled = compiled_step(model, plan.packed) if plan.config.model.compile else None
+    return Pretraining(model, plan.hardware.device, plan.hardware.autocast, plan.objective.metrics, compiled)
 
 
 def build_trainer(
@@ -200,7 +206,7 @@ def evaluator(plan: Plan) -> Evaluator:
     return Evaluator(
         label="eval",
         dataloader=data_spec(plan, train=False, batch_size=batch_size),
-        metric_names=["loss", "masked_accuracy"],
+        metric_names=list(plan.objective.metrics),
         subset_num_batches=-(-wanted // (batch_size * plan.ranks)) if wanted else -1,
         device_eval_microbatch_size=plan.microbatch.size,
     )
@@ -237,7 +243,7 @@ def describe_encoder(plan: Plan, model: nn.Module) -> None:
     """Sizes and tokenizer into `encoder/` at the start, so that a checkpoint can be scored before the run is over."""
     folder = plan.out / "encoder"
     shutil.copytree(plan.folder / "tokenizer", folder, dirs_exist_ok=True)
-    plan.architecture.save_sizes(model, folder)
+    plan.architecture.save_sizes(plan.objective.kept(model), folder)
 
 
 def keep(plan: Plan, record: dict[str, Any]):
@@ -259,12 +265,12 @@ def keep(plan: Plan, record: dict[str, Any]):
 def finish(plan: Plan, model: nn.Module, record: dict[str, Any], progress: Progress) -> None:
     """Write the encoder, then the record, and say both."""
     if dist.get_global_rank() == 0:
-        plan.architecture.save(model, plan.out / "encoder")
+        plan.architecture.save(plan.objective.kept(model), plan.out / "encoder")
     record["status"] = "finished"
     keep(plan, record)(progress)
-    result, cost = record["eval"], record["cost"]
+    said, cost = loss_words(record["eval"], plan.objective.metrics), record["cost"]
     say(
-        f"{plan.out}: evaluation {loss_words(result)} at {plan.config.data.eval_mask_rate:.0%} masking; "
+        f"{plan.out}: evaluation {said} at {plan.config.data.eval_mask_rate:.0%} masking; "
         f"{record['tokens']:,} tokens in {clock(cost['seconds'])}, ${cost['usd']:.4f}"
     )
     limit = record["waiting_for_data"]

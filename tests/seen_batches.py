@@ -14,25 +14,25 @@ from collections.abc import Callable, Iterator
 
 from recipe import train
 from recipe.config import TrainConfig, run_main
-from recipe.training.composer_model import MaskedLM
+from recipe.training.composer_model import Pretraining
 from tests.hashing import hashes
 
 
 @contextlib.contextmanager
 def telling(on_batch: Callable[[list[str]], None]) -> Iterator[None]:
     """Call `on_batch` with every training batch's hashes when the model gets it."""
-    forward = MaskedLM.forward
+    forward = Pretraining.forward
 
-    def forward_and_tell(self: MaskedLM, batch: dict) -> dict:
+    def forward_and_tell(self: Pretraining, batch: dict) -> dict:
         if self.training:
             on_batch(hashes(batch))
         return forward(self, batch)
 
-    MaskedLM.forward = forward_and_tell
+    Pretraining.forward = forward_and_tell
     try:
         yield
     finally:
-        MaskedLM.forward = forward
+        Pretraining.forward = forward
 
 
 def main(file: str, signal: int, last: int, words: list[str]) -> int:

@@ -10,10 +10,12 @@ from recipe import glue, pairs, plan, records, train
 from recipe.config import GlueConfig, PairsConfig, TrainConfig, load
 from recipe.cost import prices
 from recipe.model.architectures import ARCHITECTURES
+from recipe.objectives import OBJECTIVES
 from recipe.pareto import draw
 from recipe.training.callbacks import AfterBatch
 from tests.tiny_encoder import write_pairs, write_sst2
 from tests.toys.bag_of_words import BAG_OF_WORDS
+from tests.toys.two_networks import TWO_NETWORKS
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_LINES = 60
@@ -41,30 +43,53 @@ def interrupt(state) -> None:
         raise KeyboardInterrupt
 
 
-def test_an_architecture(yaml, tmp_path, monkeypatch):
-    """Trained, resumed to the last digit, scored in both ways, planned and drawn."""
-    monkeypatch.setitem(ARCHITECTURES, "bag_of_words", lambda: BAG_OF_WORDS)
-    config = load(TrainConfig, str(yaml), ["model.name=bag_of_words"])
+def used(yaml: Path, tmp_path: Path, word: str) -> dict:
+    """Trained, resumed to the last digit, scored in both ways, planned and drawn; returns the record."""
+    config = load(TrainConfig, str(yaml), [word])
     with pytest.raises(KeyboardInterrupt):
         train.train(config, [AfterBatch(interrupt)])
     record = train.train(config)
-    whole = train.train(load(TrainConfig, str(yaml), ["model.name=bag_of_words", f"out={tmp_path / 'whole'}"]))
+    whole = train.train(load(TrainConfig, str(yaml), [word, f"out={tmp_path / 'whole'}"]))
     assert [row["loss"] for row in record["loss_curve"]] == [row["loss"] for row in whole["loss_curve"]]
-    assert record["model"] == "bag_of_words" and record["batches"] == 6 and len(record["resumed"]) == 1
+    assert record["batches"] == 6 and len(record["resumed"]) == 1 and record["eval"]["loss"] == whole["eval"]["loss"]
     write_sst2(tmp_path / "tasks", train=32, dev=16)
     write_pairs(tmp_path / "pairs.jsonl", {"one": 48})
-    (tmp_path / "score.yaml").write_text(f"checkpoint: {tmp_path / 'run'}\ndevice: cpu\ncost: {{usd_per_hour: 3.6}}\n")
-    score, run = str(tmp_path / "score.yaml"), tmp_path / "run"
-    glue.glue(load(GlueConfig, score, [f"data={tmp_path / 'tasks'}", "seeds=1", "epochs=1", "precision=fp32"]))
-    pairs.pairs(load(PairsConfig, score, [f"data={tmp_path / 'pairs.jsonl'}"]))
+    score, run = tmp_path / "score.yaml", tmp_path / "run"
+    score.write_text(f"checkpoint: {run}\ndevice: cpu\ncost: {{usd_per_hour: 3.6}}\n")
+    glue.glue(load(GlueConfig, str(score), [f"data={tmp_path / 'tasks'}", "seeds=1", "epochs=1", "precision=fp32"]))
+    of_pairs = []
+    for checkpoint in (run, run / "checkpoints/ba6-rank0.pt"):  # the last checkpoint is the encoder
+        words = [
+            f"data={tmp_path / 'pairs.jsonl'}",
+            f"checkpoint={checkpoint}",
+            f"out={tmp_path / checkpoint.stem}-pairs",
+        ]
+        of_pairs.append(pairs.pairs(load(PairsConfig, str(score), words))["pairs"]["paradigms"])
+    assert of_pairs[0] == of_pairs[1] and of_pairs[0]["one"]["pairs"] == 8
     record = records.read_record(run)
-    assert record["glue"]["tasks"]["SST-2"]["score"] is not None and record["pairs"]["paradigms"]["one"]["pairs"] == 8
+    assert record["glue"]["tasks"]["SST-2"]["score"] is not None
     speed = plan.measured_speed(record, "run")
     row = prices.Row("here", ("cpu",), 3.6, "test")
     found = plan.forecast(config, row, record["device"]["count"], 2 * record["cost"]["usd"], speed, [])
     assert found.batches == pytest.approx(12, abs=2) and found.need.fixed > 0
     for measure in ("score", "pairs", "loss"):
         assert all(file.is_file() for file in draw([run], tmp_path / "out", measure=measure))
+    return record
+
+
+def test_an_architecture(yaml, tmp_path, monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "bag_of_words", lambda: BAG_OF_WORDS)
+    assert used(yaml, tmp_path, "model.name=bag_of_words")["model"] == "bag_of_words"
+
+
+def test_an_objective(yaml, tmp_path, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "two_networks", lambda: TWO_NETWORKS)
+    record = used(yaml, tmp_path, "objective=two_networks")
+    last = record["loss_curve"][-1]
+    assert last["loss"] == pytest.approx(last["filler_loss"] + last["main_loss"], rel=1e-5)
+    assert record["eval"]["main_loss"] > 0 and "masked_accuracy" not in record["eval"]
+    plain = train.train(load(TrainConfig, str(yaml), [f"out={tmp_path / 'plain'}"]))
+    assert record["parameters"] > 1.5 * plain["parameters"]
 
 
 def test_what_is_in_no_table_is_refused_in_one_line(yaml):

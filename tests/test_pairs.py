@@ -36,15 +36,16 @@ def by_hand(folder: Path, text: str) -> float:
         sizes, weights = convert.read_encoder(folder)
         model = MosaicBertForMaskedLM(sizes)
         model.load_state_dict(weights)
+        call = model.padded
     else:
-        model = AutoModelForMaskedLM.from_pretrained(folder)
+        model = call = AutoModelForMaskedLM.from_pretrained(folder)
     model.eval()
     total = 0.0
     for place in range(1, len(ids) - 1):
         masked = ids.clone()
         masked[place] = checkpoint.mask_id
         with torch.no_grad():
-            logits = model(masked[None], attention_mask=torch.ones(1, len(ids), dtype=torch.int64)).logits
+            logits = call(masked[None], attention_mask=torch.ones(1, len(ids), dtype=torch.int64)).logits
         total += float(logits[0, place].double().log_softmax(0)[ids[place]])
     return total
 

@@ -10,6 +10,7 @@ import torch
 
 from recipe.config import TrainConfig, load
 from recipe.model.architectures import architecture
+from recipe.objectives import objective
 from recipe.plan import sizes_of
 from recipe.training.checks import parse_time
 from recipe.training.memory import GIB, MARGIN, choose_microbatch, training_need
@@ -53,7 +54,9 @@ def test_the_automatic_microbatch_fits_80_gb_and_is_the_one_stated(name):
     config = load(TrainConfig, str(FOLDER / f"{name}.yaml"))
     data = config.data
     kind = architecture(config.model.name)
-    need = training_need(kind, sizes_of(config), data.sequence_length, data.mask_rate, torch.bfloat16)
+    need = training_need(
+        objective(config.objective), kind, sizes_of(config), data.sequence_length, data.mask_rate, torch.bfloat16
+    )
     chosen = choose_microbatch(need, config.batch_size, 0, 80 * GIB, "gpu", "an 80 GB GPU")
     assert chosen.need <= (1 - MARGIN["gpu"]) * 80 * GIB
     gib, stated = re.search(r"(\d+) GiB with microbatches of (\d+)", heading(name)).groups()

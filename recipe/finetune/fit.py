@@ -59,11 +59,11 @@ class Outcome:
 
 
 class Classifier(AutocastModel):
-    """Either classification model: it asks for `sequence_logits` and nothing else."""
+    """A classification model as the trainer wants it."""
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         with self.autocast():
-            return self.model.sequence_logits(batch).float()
+            return self.model(batch).float()
 
     def loss(self, outputs: Tensor, batch: dict[str, Any]) -> Tensor:
         return sequence_loss(outputs, batch["labels"])

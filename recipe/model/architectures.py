@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,13 +31,15 @@ class Architecture:
     predicts_all: bool  # whether its head computes every position, or the masked ones alone
     # (attention, kernels, needs) -> what runs; `auto` or a name each. ValueError: it cannot run here.
     backends: Callable[[str, str, Requirements], Backends]
-    # (sizes, sequence length, backends) -> a model with `masked_lm_loss(batch)` and `masked_logits(batch)`
+    # (sizes, sequence length, backends) -> a model with `forward(batch)`, a dictionary of losses, and `masked_logits(batch)`
     masked_lm: Callable[[EncoderConfig, int, Backends], nn.Module]
+    # (sequences, length, masking rate) -> the largest batch, whose values are not looked at (`recipe.model.examples`)
+    largest_batch: Callable[[int, int, float], dict[str, Any]]
     save: Callable[[nn.Module, Path], None]  # sizes and weights, as the ecosystem names them or as we do
     save_sizes: Callable[[nn.Module, Path], None]  # sizes alone
     # Sizes and weights in a folder that another run wrote, for this one to start from. ValueError: it cannot start so.
     read: Callable[[Path], tuple[EncoderConfig, dict[str, Tensor]]]
-    # (sizes, outputs, backends) -> a model with `sequence_logits(batch)`, its module `encoder` that of `masked_lm`;
+    # (sizes, outputs, backends) -> a model with `forward(batch)`, logits (S, C), its module `encoder` that of `masked_lm`;
     # None where its folders are in a form that Hugging Face's own classes read.
     classifier: Callable[[EncoderConfig, int, Backends], nn.Module] | None = None
 

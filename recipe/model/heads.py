@@ -40,7 +40,7 @@ class PredictionHead(nn.Module):
 
 
 class MosaicBertForMaskedLM(nn.Module):
-    """The pretraining model. `masked_lm_loss` is for streams; calling it takes padded batches as Hugging Face's models do."""
+    """The pretraining model. Calling it takes a stream; `padded` takes padded batches, as Hugging Face's models do."""
 
     def __init__(self, config: EncoderConfig, backends: Backends | None = None) -> None:
         super().__init__()
@@ -51,8 +51,8 @@ class MosaicBertForMaskedLM(nn.Module):
         self.head = PredictionHead(config, self.backends)
         initialize(self, config.initializer_range)
 
-    def masked_lm_loss(self, batch: dict) -> tuple[Tensor, Tensor]:
-        """Loss and accuracy at the masked positions of a stream, float32 scalars.
+    def forward(self, batch: dict) -> dict[str, Tensor]:
+        """`loss` and `masked_accuracy` at the masked positions of a stream, float32 scalars.
 
         `batch` holds input_ids (T,) int64, cu_seqlens (S + 1,) int32, max_seqlen, masked_indices (M,) int64, labels (M,) int64.
         """
@@ -60,13 +60,14 @@ class MosaicBertForMaskedLM(nn.Module):
         if self.encoder.few_shapes and not torch.compiler.is_compiling():
             keep_M, labels_M = round_predictions(keep_M, labels_M)
         hidden_MD = self.encoder(batch["input_ids"], batch["cu_seqlens"], batch["max_seqlen"], keep=keep_M)
-        return kernels.masked_cross_entropy(
+        loss, accuracy = kernels.masked_cross_entropy(
             self.head(hidden_MD),
             self.encoder.embeddings.word.weight,
             self.head.bias,
             labels_M,
             backend=self.backends.kernels.name,
         )
+        return {"loss": loss, "masked_accuracy": accuracy}
 
     def masked_logits(self, batch: dict) -> Tensor:
         """(M, V) of a stream at its tokens `masked_indices` (M,) int64: input_ids (T,), cu_seqlens (S + 1,) int32, max_seqlen."""
@@ -77,7 +78,7 @@ class MosaicBertForMaskedLM(nn.Module):
         hidden_MD = self.encoder(batch["input_ids"], batch["cu_seqlens"], batch["max_seqlen"], keep=keep_M)
         return F.linear(self.head(hidden_MD), self.encoder.embeddings.word.weight, self.head.bias)[:wanted]
 
-    def forward(
+    def padded(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
@@ -111,7 +112,7 @@ class MosaicBertForSequenceClassification(nn.Module):
         self.classifier = nn.Linear(config.hidden_size, num_labels)
         initialize(self, config.initializer_range)
 
-    def sequence_logits(self, batch: dict) -> Tensor:
+    def forward(self, batch: dict) -> Tensor:
         """(S, C) of a stream: input_ids (T,), token_type_ids (T,), cu_seqlens (S + 1,) int32, max_seqlen."""
         first_S = batch["cu_seqlens"][:-1].long()
         hidden_SD = self.encoder(
@@ -119,7 +120,7 @@ class MosaicBertForSequenceClassification(nn.Module):
         )
         return self.classifier(self.dropout(torch.tanh(self.pooler(hidden_SD))))
 
-    def forward(
+    def padded(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
@@ -128,7 +129,7 @@ class MosaicBertForSequenceClassification(nn.Module):
     ) -> Output:
         """Logits (S, C) of padded sequences (S, L); with labels (S,), also the cross-entropy, or for C = 1 the squared error."""
         batch, _ = _stream(input_ids, attention_mask, token_type_ids, self.backends.kernels.name)
-        logits = self.sequence_logits(batch)
+        logits = self(batch)
         return Output(logits, None if labels is None else sequence_loss(logits, labels))
 
 

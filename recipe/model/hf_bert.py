@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from recipe.errors import UserError
 from recipe.model.architectures import PADDED, Architecture
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
+from recipe.model.examples import full_rows
 
 
 class HFBertForMaskedLM(nn.Module):
@@ -36,8 +38,8 @@ class HFBertForMaskedLM(nn.Module):
             )
         )
 
-    def masked_lm_loss(self, batch: dict) -> tuple[Tensor, Tensor]:
-        """Loss and accuracy at the labelled positions: input_ids, attention_mask, labels, all (S, L); -100 is no label."""
+    def forward(self, batch: dict) -> dict[str, Tensor]:
+        """`loss` and `masked_accuracy` at the labels of input_ids, attention_mask, labels, all (S, L); -100 is no label."""
         logits = self.bert(**{key: batch[key] for key in ("input_ids", "attention_mask")}).logits
         labels = batch["labels"]
         labelled = labels != -100
@@ -45,7 +47,7 @@ class HFBertForMaskedLM(nn.Module):
         # The library's own loss, but 0 and not NaN where a microbatch of short texts has no label.
         loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum") / count
         right = (logits.detach().argmax(dim=-1) == labels) & labelled
-        return loss, right.sum() / count
+        return {"loss": loss, "masked_accuracy": right.sum() / count}
 
 
 def _backends(attention: str, kernels: str, needs: Requirements) -> Backends:
@@ -57,6 +59,13 @@ def _backends(attention: str, kernels: str, needs: Requirements) -> Backends:
 
 def _masked_lm(sizes: EncoderConfig, length: int, backends: Backends) -> nn.Module:
     return HFBertForMaskedLM(sizes, length)
+
+
+def _largest_batch(sequences: int, length: int, mask_rate: float) -> dict[str, Any]:
+    """Of a mask (S, L) the library would look up the values, which do not exist where memory is traced; (S, 1, L) it takes as it
+    is."""
+    batch = full_rows(sequences, length, mask_rate)
+    return {**batch, "attention_mask": batch["attention_mask"].unsqueeze(1)}
 
 
 def _read(folder: Path) -> tuple[EncoderConfig, dict[str, Tensor]]:
@@ -72,6 +81,7 @@ HF_BERT = Architecture(
     predicts_all=True,
     backends=_backends,
     masked_lm=_masked_lm,
+    largest_batch=_largest_batch,
     save=lambda model, folder: model.bert.save_pretrained(folder),
     save_sizes=lambda model, folder: model.bert.config.save_pretrained(folder),
     read=_read,

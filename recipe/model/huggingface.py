@@ -55,7 +55,7 @@ class HFForSequenceClassification(nn.Module):
             new = {name: tensor for name, tensor in fresh.items() if is_classifier(name)}
             self.model.load_state_dict(new, strict=False)
 
-    def sequence_logits(self, batch: dict) -> Tensor:
+    def forward(self, batch: dict) -> Tensor:
         """(S, C) of input_ids, attention_mask and, where the model has token types, token_type_ids, all (S, L)."""
         keys = ("input_ids", "attention_mask", "token_type_ids")[: 3 if self.token_types else 2]
         return self.model(**{key: batch[key] for key in keys}).logits

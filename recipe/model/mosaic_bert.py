@@ -11,6 +11,7 @@ from recipe import convert
 from recipe.model.architectures import STREAM, Architecture
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
+from recipe.model.examples import full_stream
 from recipe.model.heads import MosaicBertForMaskedLM, MosaicBertForSequenceClassification
 
 
@@ -33,6 +34,7 @@ MOSAIC_BERT = Architecture(
     predicts_all=False,
     backends=_backends,
     masked_lm=_masked_lm,
+    largest_batch=full_stream,
     save=_save,
     save_sizes=lambda model, folder: model.config.save(folder),
     read=convert.read_encoder,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,15 +29,23 @@ class Sums:
     tokens: int = 0
     squared_lengths: float = 0.0
     masked: int = 0
-    loss: float = 0.0  # times masked tokens
-    masked_accuracy: float = 0.0  # times masked tokens
+    measured: dict[str, float] = field(default_factory=dict)  # the objective's metrics, each times masked tokens
     batches: int = 0
     seconds: float = 0.0  # of training: evaluation and checkpoints are not in it
     waiting: float = 0.0  # seconds of these in which the device was idle until its next batch came; a rank's mean
 
     def add(self, other: Sums) -> None:
-        for name, value in dataclasses.asdict(other).items():
-            setattr(self, name, getattr(self, name) + value)
+        for name in (one.name for one in dataclasses.fields(self) if one.name != "measured"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name, value in other.measured.items():
+            self.measured[name] = self.measured.get(name, 0.0) + value
+
+    @classmethod
+    def read(cls, saved: Mapping[str, Any]) -> Sums:
+        """From a checkpoint; those of version 0.1 and before hold the metrics side by side with the rest."""
+        known = {one.name for one in dataclasses.fields(cls)}
+        metrics = {name: value for name, value in saved.items() if name not in known}
+        return cls(**{"measured": metrics, **{name: value for name, value in saved.items() if name in known}})
 
 
 @dataclass
@@ -63,18 +71,21 @@ class Meter(Callback):
         flops_of: Callable[[Sums], float],
         log_every: int,
         on_line: Callable[[Progress], None],
+        metrics: Sequence[str] = ("loss",),
     ) -> None:
-        """`flops_of` gives the operations that training on the counted tokens needs."""
+        """`flops_of` gives the operations that training on the counted tokens needs; `metrics` are the names of the objective's
+        outputs."""
         self.hardware = hardware
         self.peak_flops = hardware.peak_flops  # what MFU is a share of; raised by a run that is faster
         self.price = price
         self.flops_of = flops_of
         self.log_every = log_every
         self.on_line = on_line
+        self.metrics = tuple(metrics)
         self.progress = Progress()
         self._line = Sums()  # since the last line
         self._counted = torch.zeros(4, dtype=torch.float64)  # on this rank, not yet in `_line`: the first four of Sums
-        self._measured: torch.Tensor | None = None  # the same for loss and accuracy, on the device
+        self._measured: torch.Tensor | None = None  # the same for the metrics, on the device
         self._batches = 0
         self._lr = 0.0  # of the last step
         self._clock = 0.0  # when it was last read
@@ -100,7 +111,7 @@ class Meter(Callback):
         }
         total = self.progress.total
         self.progress.eval_curve.append({"batch": total.batches, "tokens": total.tokens, **values})
-        say(f"batch {total.batches:>6} evaluation: {loss_words(values)}")
+        say(f"batch {total.batches:>6} evaluation: {loss_words(values, self.metrics)}")
         self._clock = time.perf_counter()
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
@@ -117,7 +128,7 @@ class Meter(Callback):
 
     def after_loss(self, state: State, logger: Logger) -> None:
         outputs, masked = state.outputs, state.batch.tokens["loss_generating"]
-        measured = torch.stack([outputs["loss"].detach(), outputs["masked_accuracy"]]) * masked
+        measured = torch.stack([outputs[name].detach() for name in self.metrics]) * masked
         self._measured = measured if self._measured is None else self._measured + measured
         self._lr = state.optimizers[0].param_groups[0]["lr"]  # at the batch's end it is the next one's already
 
@@ -141,8 +152,10 @@ class Meter(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         progress = state["progress"]
-        self.progress = Progress(Sums(**progress["total"]), list(progress["loss_curve"]), list(progress["eval_curve"]))
-        self._line = Sums(**state["line"])
+        self.progress = Progress(
+            Sums.read(progress["total"]), list(progress["loss_curve"]), list(progress["eval_curve"])
+        )
+        self._line = Sums.read(state["line"])
 
     def _gather(self) -> None:
         """Bring what this and the other ranks counted into `_line` and the total, and the clock with it."""
@@ -151,14 +164,13 @@ class Meter(Callback):
         now = time.perf_counter()
         passed, self._clock = now - self._clock, now
         device = self.hardware.device
-        measured = torch.zeros(2, device=device) if self._measured is None else self._measured
+        measured = torch.zeros(len(self.metrics), device=device) if self._measured is None else self._measured
         waiting = torch.tensor([self._waiting / dist.get_world_size()], dtype=torch.float64)
         everything = torch.cat([torch.cat([self._counted, waiting]).to(device), measured.double()])
         dist.all_reduce(everything)
-        sequences, tokens, squared, masked, waited, loss, accuracy = everything.tolist()
-        gathered = Sums(
-            int(sequences), int(tokens), squared, int(masked), loss, accuracy, self._batches, passed, waited
-        )
+        sequences, tokens, squared, masked, waited, *sums = everything.tolist()
+        named = dict(zip(self.metrics, sums, strict=True))
+        gathered = Sums(int(sequences), int(tokens), squared, int(masked), named, self._batches, passed, waited)
         self._line.add(gathered)
         self.progress.total.add(gathered)
         self._counted.zero_()
@@ -173,8 +185,7 @@ class Meter(Callback):
             "tokens": total.tokens,
             "seconds": total.seconds,
             "lr": self._lr,
-            "loss": line.loss / line.masked if line.masked else None,
-            "masked_accuracy": line.masked_accuracy / line.masked if line.masked else None,
+            **{name: line.measured[name] / line.masked if line.masked else None for name in self.metrics},
             "tokens_per_s": line.tokens / line.seconds,
             "mfu": self._mfu(line),
             "waiting": line.waiting / line.seconds,
@@ -188,7 +199,7 @@ class Meter(Callback):
         mfu = "" if row["mfu"] is None else f"  MFU {row['mfu']:.0%}"
         waiting = f"  waiting for data {row['waiting']:.0%}" if row["waiting"] >= LOADER_LIMIT else ""
         say(
-            f"batch {row['batch']:>6} ({done:4.0%})  {loss_words(row)}"
+            f"batch {row['batch']:>6} ({done:4.0%})  {loss_words(row, self.metrics)}"
             f"  lr {row['lr']:.1e}  {row['tokens_per_s']:,.0f} tokens/s{mfu}{waiting}  ${usd:,.4f}  ETA {clock(eta)}"
         )
         self.on_line(self.progress)
@@ -230,11 +241,11 @@ class RandomStateOnResume(Callback):
             self.saved = None
 
 
-def loss_words(values: Mapping[str, Any]) -> str:
-    """Loss and accuracy for a line; they are None where there was nothing to predict."""
+def loss_words(values: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    """An objective's metrics for a line; they are None where there was nothing to predict."""
     if values["loss"] is None:
         return "no loss (no token was masked)"
-    return f"loss {values['loss']:.3f}  accuracy {values['masked_accuracy']:.3f}"
+    return "  ".join(f"{name.removeprefix('masked_')} {values[name]:.3f}" for name in metrics)
 
 
 def limit_of(total: Sums) -> dict[str, Any]:

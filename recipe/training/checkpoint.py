@@ -23,6 +23,7 @@ from recipe.model.architectures import ARCHITECTURES, PADDED, Architecture, arch
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends
 from recipe.model.huggingface import POOLER, HFForMaskedLM, HFForSequenceClassification, load_tokenizer, read_family
+from recipe.objectives import objective
 from recipe.system.hardware import Hardware
 from recipe.training.checkpoint_files import read_checkpoint
 
@@ -66,7 +67,8 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def classifier(self, outputs: int, chosen: Backends) -> nn.Module:
-        """A model with `sequence_logits`, its encoder as pretrained, its pooler (where that is missing) and classifier new.
+        """A model whose `forward(batch)` gives logits (S, C); its encoder is as pretrained, its pooler (where that is missing)
+        and its classifier are new.
 
         Raises:
             UserError: a weight of the encoder is missing or has another shape.
@@ -280,7 +282,9 @@ def _from_file(file: Path) -> Checkpoint:
     try:
         state = read_checkpoint(file)["state"]
         batch = state["timestamp"]["Timestamp"]["batch"]
-        named = {name.removeprefix("model."): tensor for name, tensor in state["model"].items()}
+        kept = objective(records.read_record(run)["config"].get("objective", "masked_lm")).encoder
+        prefix = f"model.{kept}." if kept else "model."
+        named = {n.removeprefix(prefix): tensor for n, tensor in state["model"].items() if n.startswith(prefix)}
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"checkpoint={file}: not a Composer checkpoint ({_one_line(error)})") from None
     return _from_folder(run / "encoder", run, batch, named, file)

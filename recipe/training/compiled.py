@@ -11,10 +11,8 @@ from kernels.backends import Resolved
 from recipe.errors import UserError
 
 
-def compiled_loss(
-    model: nn.Module, one_shape: bool, mode: str | None = None
-) -> Callable[[dict], tuple[Tensor, Tensor]]:
-    """`model.masked_lm_loss`, compiled. What cannot be in one graph is an error, and so are more graphs than torch allows:
+def compiled_step(model: nn.Module, one_shape: bool, mode: str | None = None) -> Callable[[dict], dict[str, Tensor]]:
+    """The model's `forward`, compiled. What cannot be in one graph is an error, and so are more graphs than torch allows:
     nothing ever runs uncompiled unsaid.
 
     Args:
@@ -26,14 +24,14 @@ def compiled_loss(
             their outputs, and a step of the trainer may make several.
     """
     torch._dynamo.reset()  # graphs are counted by source line, not by model, and a process may make many runs
-    step = torch.compile(model.masked_lm_loss, fullgraph=True, dynamic=not one_shape, mode=mode)
+    step = torch.compile(model.forward, fullgraph=True, dynamic=not one_shape, mode=mode)
 
-    def loss_of(batch: dict) -> tuple[Tensor, Tensor]:
+    def on_tensors(batch: dict) -> dict[str, Tensor]:
         # of a view, as a microbatch is, torch also compares the tensor behind it, and would make a graph more
         tensors = {name: x.clone() if x._is_view() else x for name, x in batch.items() if isinstance(x, Tensor)}
         return step({**tensors, **{name: x for name, x in batch.items() if isinstance(x, int)}})
 
-    return loss_of
+    return on_tensors
 
 
 def check_compiles(attention: Resolved, device: str) -> None:

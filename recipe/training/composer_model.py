@@ -1,8 +1,8 @@
-"""A masked-language model as Composer's trainer wants it."""
+"""A pretraining model as Composer's trainer wants it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -35,22 +35,27 @@ class OutputMean(MeanMetric):
         self.output = output
 
 
-class MaskedLM(AutocastModel):
-    """Either model of this recipe: it asks for `masked_lm_loss` and nothing else."""
+class Pretraining(AutocastModel):
+    """A model whose `forward(batch)` gives an objective's metrics by name, `loss` among them."""
 
     def __init__(
-        self, model: nn.Module, device: str, autocast: torch.dtype | None, compiled: Callable | None = None
+        self,
+        model: nn.Module,
+        device: str,
+        autocast: torch.dtype | None,
+        metrics: Sequence[str] = ("loss",),
+        compiled: Callable | None = None,
     ) -> None:
-        """`compiled` is the model's `masked_lm_loss` for training. It stands beside the model, whose parameters keep their names.
+        """`compiled` is the model's `forward` for training. It stands beside the model, whose parameters keep their names.
         Evaluation, a small part of a run and without dropout, gradients or the same shapes, would need graphs of its own."""
         super().__init__(model, device, autocast)
         self._compiled = compiled
+        self._metrics = tuple(metrics)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        loss_of = self._compiled if self._compiled and self.training else self.model.masked_lm_loss
+        step = self._compiled if self._compiled and self.training else self.model
         with self.autocast():
-            loss, accuracy = loss_of(batch)
-        return {"loss": loss, "masked_accuracy": accuracy}
+            return step(batch)
 
     def loss(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
         return outputs["loss"]
@@ -59,7 +64,7 @@ class MaskedLM(AutocastModel):
         return self.forward(batch) if outputs is None else outputs
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
-        return {} if is_train else {name: OutputMean(name) for name in ("loss", "masked_accuracy")}
+        return {} if is_train else {name: OutputMean(name) for name in self._metrics}
 
     def update_metric(self, batch: Batch, outputs: dict[str, Tensor], metric: OutputMean) -> None:
         """Weighted by masked tokens, so a last, shorter batch counts for what it holds."""

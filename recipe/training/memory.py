@@ -24,9 +24,10 @@ from torch.utils._pytree import tree_leaves
 
 from kernels import backends
 from recipe.errors import UserError
-from recipe.model.architectures import PADDED, STREAM, Architecture
+from recipe.model.architectures import Architecture
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
+from recipe.objectives import Objective
 
 GIB = 2**30
 FEW, MANY = 4, 1024  # sequences of the steps that are traced, and twice as many
@@ -99,6 +100,7 @@ class Need:
 
 
 def training_need(
+    learns: Objective,
     kind: Architecture,
     sizes: EncoderConfig,
     sequence_length: int,
@@ -120,7 +122,7 @@ def training_need(
     lines = []
     for count in FEW, MANY:
         step = (sequence_length, mask_rate, autocast, passes, chosen or traced())
-        peaks = [_step_peak(kind, sizes, n, *step) for n in (count, 2 * count)]
+        peaks = [_step_peak(learns, kind, sizes, n, *step) for n in (count, 2 * count)]
         (low, parameters), (high, _) = peaks
         optimizer = parameters * (ADAM_BYTES + (DDP_BYTES if ranks > 1 else 0))
         lines.append((2 * low - high + optimizer, (high - low) / count))
@@ -244,6 +246,7 @@ def explain(error: BaseException, microbatch: Microbatch, where: str) -> str:
 
 
 def _step_peak(
+    learns: Objective,
     kind: Architecture,
     sizes: EncoderConfig,
     sequences: int,
@@ -255,35 +258,11 @@ def _step_peak(
 ) -> tuple[int, int]:
     """(most bytes alive, number of parameters) of forward and backward passes whose gradients add up."""
     with FakeTensorMode(), LiveBytes() as live:
-        model = kind.masked_lm(sizes, length, chosen)
-        batch = LARGEST[kind.form](sequences, length, mask_rate)
+        model = learns.model(kind, sizes, length, chosen)
+        batch = kind.largest_batch(sequences, length, mask_rate)
         for _ in range(passes):
             with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
-                loss, _ = model.masked_lm_loss(batch)
+                loss = model(batch)["loss"]
             loss.backward()
             del loss
         return live.peak, sum(p.numel() for p in model.parameters())
-
-
-def full_batch(sequences: int, length: int, mask_rate: float) -> dict[str, Any]:
-    """A stream without a short sequence, the largest batch that there can be, of zeros."""
-    masked = max(1, round(sequences * length * mask_rate))
-    return {
-        "input_ids": torch.zeros(sequences * length, dtype=torch.int64),
-        "cu_seqlens": torch.arange(0, (sequences + 1) * length, length, dtype=torch.int32),
-        "max_seqlen": length,
-        "masked_indices": torch.arange(masked),
-        "labels": torch.zeros(masked, dtype=torch.int64),
-    }
-
-
-def padded_batch(sequences: int, length: int, _: float) -> dict[str, Any]:
-    """The baseline's form. Of a mask (S, L) the library would look up the values, which do not exist here; (S, 1, L) it takes
-    as it is."""
-    zeros = torch.zeros(sequences, length, dtype=torch.int64)
-    mask = torch.ones(sequences, 1, length, dtype=torch.int64)
-    return {"input_ids": zeros, "attention_mask": mask, "labels": zeros.clone()}
-
-
-# The largest batch of each form that there can be, of (sequences, length, masking rate).
-LARGEST: dict[str, Callable[[int, int, float], dict[str, Any]]] = {STREAM: full_batch, PADDED: padded_batch}

@@ -24,6 +24,7 @@ from recipe.errors import UserError
 from recipe.model.architectures import PADDED, Architecture, architecture
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends
+from recipe.objectives import Objective, objective
 from recipe.settings import as_word, what_changed
 from recipe.system.hardware import Hardware, find_hardware
 from recipe.training import checkpoint_files, memory
@@ -43,6 +44,7 @@ class Plan:
     hardware: Hardware
     price: prices.Price
     architecture: Architecture
+    objective: Objective
     encoder: EncoderConfig
     backends: Backends
     microbatch: memory.Microbatch
@@ -75,14 +77,14 @@ def make_plan(config: TrainConfig) -> Plan:
     for split in splits:
         check_files(folder, split, storage.is_remote(config.data.path))
     check_vocabulary(folder, info)
-    kind = architecture(config.model.name)
+    kind, learns = architecture(config.model.name), objective(config.objective)
     batching = resolve_batching(config.data.batching, kind)
     check_numbers(config, info, ranks, batching)
     check_loggers(config.loggers)
     encoder = encoder_config(config, info)
     chosen = resolve_backends(config, kind, encoder, hardware)
     price = prices.price_of(hardware.name, hardware.kind, config.cost.prices, config.cost.usd_per_hour)
-    microbatch = choose_microbatch(config, kind, encoder, hardware, chosen, ranks, batching)
+    microbatch = choose_microbatch(config, learns, kind, encoder, hardware, chosen, ranks, batching)
     weights = initial_weights(config, kind, encoder, info)
     if config.model.compile:
         check_compiles(chosen.attention, hardware.device)
@@ -92,6 +94,7 @@ def make_plan(config: TrainConfig) -> Plan:
         hardware=hardware,
         price=price,
         architecture=kind,
+        objective=learns,
         encoder=encoder,
         backends=chosen,
         microbatch=microbatch,
@@ -118,6 +121,7 @@ def resolve_batching(wanted: str, kind: Architecture) -> str:
 
 def choose_microbatch(
     config: TrainConfig,
+    learns: Objective,
     kind: Architecture,
     encoder: EncoderConfig,
     hardware: Hardware,
@@ -145,7 +149,7 @@ def choose_microbatch(
         )
 
     traced = memory.traced(chosen.attention.name, chosen.kernels.name)
-    of_step = (kind, encoder, data.sequence_length, data.mask_rate, hardware.autocast, ranks, traced)
+    of_step = (learns, kind, encoder, data.sequence_length, data.mask_rate, hardware.autocast, ranks, traced)
     return choose(memory.need_of_batch(*of_step, in_pieces=lambda need: choose(need).size < share))
 
 

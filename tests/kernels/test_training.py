@@ -42,7 +42,7 @@ def loss_curve(backends: Backends, autocast: bool, dropout: float = 0.0, steps: 
     losses = []
     for step in range(steps):
         with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
-            loss, accuracy = model.masked_lm_loss(batch_of(LENGTHS[step % len(LENGTHS)], step))
+            loss, accuracy = model(batch_of(LENGTHS[step % len(LENGTHS)], step)).values()
         assert 0 <= accuracy.item() <= 1
         loss.backward()
         optimizer.step()
@@ -97,7 +97,7 @@ def test_the_model_compiles_whole():
     """One graph from ids to the loss, through every kernel, both ways; only traced, so that no C compiler is needed."""
     model, batch = model_of(TRITON, dropout=0.1).train(), batch_of([5, 12], 0)
     results = []
-    for run in (model.masked_lm_loss, torch.compile(model.masked_lm_loss, backend="aot_eager", fullgraph=True)):
+    for run in (model.forward, torch.compile(model.forward, backend="aot_eager", fullgraph=True)):
         torch.manual_seed(4)
         loss, accuracy = run(batch)
         results.append([loss, accuracy, *torch.autograd.grad(loss, list(model.parameters()))])

@@ -72,7 +72,7 @@ def test_padding_never_reaches_the_feed_forward():
     lengths = torch.tensor([20, 4, 8, 1, 7])
     mask = (torch.arange(20) < lengths[:, None]).long()
     assert mask.float().mean() == 0.4
-    model(torch.randint(1024, mask.shape), mask)
+    model.padded(torch.randint(1024, mask.shape), mask)
     assert rows == [int(mask.sum())] * (2 * CONFIG.num_hidden_layers)
 
 
@@ -81,7 +81,7 @@ def test_the_stream_feeds_real_tokens_and_the_last_layer_only_masked_ones():
     rows = count_rows(model)
     batch = stream_of(LENGTHS)
     masked = torch.arange(1, len(batch["input_ids"]), 3)
-    model.masked_lm_loss({**batch, "masked_indices": masked, "labels": batch["input_ids"][masked]})
+    model({**batch, "masked_indices": masked, "labels": batch["input_ids"][masked]})
     real = sum(LENGTHS)
     assert rows == [real] * (2 * (CONFIG.num_hidden_layers - 1)) + [len(masked)] * 2
 
@@ -89,7 +89,7 @@ def test_the_stream_feeds_real_tokens_and_the_last_layer_only_masked_ones():
 def test_classification_feeds_first_tokens_alone_to_the_last_layer():
     model = MosaicBertForSequenceClassification(CONFIG, 3)
     rows = count_rows(model)
-    model.sequence_logits(stream_of(LENGTHS))
+    model(stream_of(LENGTHS))
     assert rows == [sum(LENGTHS)] * (2 * (CONFIG.num_hidden_layers - 1)) + [len(LENGTHS)] * 2
 
 
@@ -216,21 +216,21 @@ def test_bf16_autocast_keeps_the_residual_stream_in_bf16():
     masked = torch.arange(0, sum(LENGTHS), 5)
     batch |= {"masked_indices": masked, "labels": batch["input_ids"][masked]}
     with torch.autocast("cpu", torch.bfloat16):
-        loss, accuracy = model.masked_lm_loss(batch)
+        loss, accuracy = model(batch).values()
     layers, a_layer = CONFIG.num_hidden_layers, 6  # two norms, each with two inputs and an output
     assert len(seen) == 3 + layers * a_layer
     assert set(seen.values()) == {torch.bfloat16}, seen
     assert loss.dtype == accuracy.dtype == torch.float32
     loss.backward()
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
-    full, _ = model.masked_lm_loss(batch)
+    full, _ = model(batch).values()
     assert loss.item() == pytest.approx(full.item(), rel=2**-7)
 
 
 def test_float64_stays_float64():
     model = MosaicBertForMaskedLM(CONFIG).double()
     ids = torch.randint(1024, (2, 9))
-    assert model(ids).logits.dtype == torch.float64
+    assert model.padded(ids).logits.dtype == torch.float64
 
 
 def test_dropout_only_in_training_and_everywhere_it_should_be():
@@ -261,7 +261,7 @@ def test_initial_loss_is_that_of_a_guess():
     model = MosaicBertForMaskedLM(config_with(vocab_size=30528))
     batch = stream_of([128] * 16)
     masked = torch.arange(0, 2048, 3)
-    loss, accuracy = model.masked_lm_loss({**batch, "masked_indices": masked, "labels": batch["input_ids"][masked]})
+    loss, accuracy = model({**batch, "masked_indices": masked, "labels": batch["input_ids"][masked]}).values()
     assert loss.item() == pytest.approx(math.log(30528), rel=0.02)
     assert accuracy.item() < 0.02
 
@@ -310,8 +310,8 @@ def test_gradient_against_finite_differences(form):
 
     def value() -> torch.Tensor:
         if form == "stream":
-            return model.masked_lm_loss({**batch, "labels": torch.tensor([1, 2, 3])})[0]
-        return model(ids[None], torch.tensor([[1, 1, 0, 1, 1, 0]])).logits.square().mean()
+            return model({**batch, "labels": torch.tensor([1, 2, 3])})["loss"]
+        return model.padded(ids[None], torch.tensor([[1, 1, 0, 1, 1, 0]])).logits.square().mean()
 
     gradients = torch.autograd.grad(value(), parameters)
     for _ in range(3):
@@ -331,9 +331,9 @@ def test_unpad_of_an_interior_gap():
     model = MosaicBertForMaskedLM(CONFIG).double().eval()
     ids = torch.randint(1024, (1, 6))
     mask = torch.tensor([[1, 0, 1, 1, 0, 1]])
-    output = model(ids, mask)
+    output = model.padded(ids, mask)
     real = mask[0].bool()
-    torch.testing.assert_close(output.logits[0, real], model(ids[:, real]).logits[0], **CLOSE)
+    torch.testing.assert_close(output.logits[0, real], model.padded(ids[:, real]).logits[0], **CLOSE)
     assert (output.last_hidden_state[0, ~real] == 0).all()
     tokens, indices, cu_seqlens, longest = kernels.unpad(ids, mask)
     assert tokens.tolist() == ids[0, real].tolist() and cu_seqlens.tolist() == [0, 4] and longest == 4

@@ -46,27 +46,27 @@ def masked_lm() -> MosaicBertForMaskedLM:
     return MosaicBertForMaskedLM(CONFIG).double().eval()
 
 
-def test_masked_lm_loss_is_the_padded_calls(masked_lm, padded):
+def test_masked_lm_is_the_padded_calls(masked_lm, padded):
     real = padded["attention_mask"].bool()
     labels = torch.full_like(padded["input_ids"], -100)
     labels[0, 2], labels[2, 11], labels[2, 0], labels[1, 0] = 5, 6, 319, 0
     del padded["token_type_ids"]
-    output = masked_lm(**padded, labels=labels)
+    output = masked_lm.padded(**padded, labels=labels)
     stream = as_stream({**padded, "token_type_ids": torch.zeros_like(labels)})
     masked = (labels[real] != -100).nonzero().flatten()
     batch = {**stream, "masked_indices": masked, "labels": labels[real][masked]}
-    loss, accuracy = masked_lm.masked_lm_loss(batch)
+    loss, accuracy = masked_lm(batch).values()
     assert loss.item() == pytest.approx(output.loss.item(), rel=1e-6)
     right = output.logits.argmax(-1) == labels
     assert accuracy.item() == pytest.approx(right[labels != -100].double().mean().item())
     # with the model's own guesses for labels, accuracy is 1
     guesses = output.logits.argmax(-1)[real][masked]
-    assert masked_lm.masked_lm_loss({**batch, "labels": guesses})[1].item() == 1.0
+    assert masked_lm({**batch, "labels": guesses})["masked_accuracy"].item() == 1.0
 
 
 def test_no_masked_token_costs_nothing(masked_lm, padded):
     empty = torch.empty(0, dtype=torch.long)
-    loss, accuracy = masked_lm.masked_lm_loss({**as_stream(padded), "masked_indices": empty, "labels": empty})
+    loss, accuracy = masked_lm({**as_stream(padded), "masked_indices": empty, "labels": empty}).values()
     assert loss.item() == accuracy.item() == 0
     loss.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in masked_lm.parameters())
@@ -75,28 +75,28 @@ def test_no_masked_token_costs_nothing(masked_lm, padded):
 def test_padding_does_not_change_logits(masked_lm, padded):
     """Neither what stands there, nor how much of it, nor on which side."""
     real = padded["attention_mask"].bool()
-    expected = masked_lm(**padded).logits
+    expected = masked_lm.padded(**padded).logits
     other = {**padded, "input_ids": torch.where(real, padded["input_ids"], 17)}
-    torch.testing.assert_close(masked_lm(**other).logits[real], expected[real], **CLOSE)
+    torch.testing.assert_close(masked_lm.padded(**other).logits[real], expected[real], **CLOSE)
     wider = {name: F.pad(value, (0, 5)) for name, value in padded.items()}
-    torch.testing.assert_close(masked_lm(**wider).logits[:, :12][real], expected[real], **CLOSE)
+    torch.testing.assert_close(masked_lm.padded(**wider).logits[:, :12][real], expected[real], **CLOSE)
     flipped = {name: F.pad(value, (3, 0)) for name, value in padded.items()}
-    torch.testing.assert_close(masked_lm(**flipped).logits[:, 3:][real], expected[real], **CLOSE)
-    assert (masked_lm(**padded).last_hidden_state[~real] == 0).all()
+    torch.testing.assert_close(masked_lm.padded(**flipped).logits[:, 3:][real], expected[real], **CLOSE)
+    assert (masked_lm.padded(**padded).last_hidden_state[~real] == 0).all()
 
 
 def test_optional_arguments(masked_lm, padded):
     ids = padded["input_ids"]
-    alone = masked_lm(ids)
+    alone = masked_lm.padded(ids)
     assert alone.loss is None and alone.logits.shape == (4, 12, 320)
     ones, zeros = torch.ones_like(ids), torch.zeros_like(ids)
-    torch.testing.assert_close(masked_lm(ids, ones, zeros).logits, alone.logits, **CLOSE)
-    assert not torch.allclose(masked_lm(ids, ones, ones).logits, alone.logits)
-    torch.testing.assert_close(masked_lm(ids, ones.bool()).logits, alone.logits, **CLOSE)
+    torch.testing.assert_close(masked_lm.padded(ids, ones, zeros).logits, alone.logits, **CLOSE)
+    assert not torch.allclose(masked_lm.padded(ids, ones, ones).logits, alone.logits)
+    torch.testing.assert_close(masked_lm.padded(ids, ones.bool()).logits, alone.logits, **CLOSE)
 
 
 def test_the_decoder_is_the_embedding(masked_lm, padded):
-    output = masked_lm(**padded)
+    output = masked_lm.padded(**padded)
     hidden = masked_lm.head(output.last_hidden_state)
     torch.testing.assert_close(output.logits, hidden @ masked_lm.encoder.embeddings.word.weight.T + masked_lm.head.bias)
     output.logits.sum().backward()
@@ -109,22 +109,22 @@ def test_the_decoder_is_the_embedding(masked_lm, padded):
 def test_classification_both_ways(padded, classes):
     torch.manual_seed(2)
     model = MosaicBertForSequenceClassification(CONFIG, classes).double().eval()
-    logits = model(**padded).logits
+    logits = model.padded(**padded).logits
     assert logits.shape == (4, classes)
-    torch.testing.assert_close(model.sequence_logits(as_stream(padded)), logits, **CLOSE)
+    torch.testing.assert_close(model(as_stream(padded)), logits, **CLOSE)
     first = model.encoder(**as_stream(padded))[F.pad(LENGTHS.cumsum(0), (1, 0))[:-1]]
     torch.testing.assert_close(model.classifier(torch.tanh(model.pooler(first))), logits, **CLOSE)
     stream = as_stream(padded)
     del stream["token_type_ids"]
     del padded["token_type_ids"]
-    torch.testing.assert_close(model.sequence_logits(stream), model(**padded).logits, **CLOSE)
-    assert not torch.allclose(model(**padded).logits, logits)
+    torch.testing.assert_close(model(stream), model.padded(**padded).logits, **CLOSE)
+    assert not torch.allclose(model.padded(**padded).logits, logits)
 
 
 def test_classification_with_labels(padded):
     model = MosaicBertForSequenceClassification(CONFIG, 3).eval()
     labels = torch.tensor([0, 2, 1, 1])
-    output = model(**padded, labels=labels)
+    output = model.padded(**padded, labels=labels)
     torch.testing.assert_close(output.loss, F.cross_entropy(output.logits, labels))
     scores = MosaicBertForSequenceClassification(CONFIG, 1).eval()
     numbers = torch.tensor([0.0, 5.0, 2.5, 3.0])
@@ -138,9 +138,9 @@ def test_dropout_before_the_classifier():
     model.dropout.p = 0.5
     ids = torch.randint(320, (2, 9))
     model.train()
-    assert not torch.allclose(model(ids).logits, model(ids).logits)
+    assert not torch.allclose(model.padded(ids).logits, model.padded(ids).logits)
     model.eval()
-    assert torch.equal(model(ids).logits, model(ids).logits)
+    assert torch.equal(model.padded(ids).logits, model.padded(ids).logits)
 
 
 def test_sequence_loss_of_classes():

@@ -48,31 +48,31 @@ def test_sizes(model):
 
 
 def test_loss_and_accuracy(model, batch):
-    loss, accuracy = model.masked_lm_loss(batch)
+    loss, accuracy = model(batch).values()
     logits = model.bert(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     labelled = batch["labels"] != -100
     torch.testing.assert_close(loss, F.cross_entropy(logits[labelled], batch["labels"][labelled]))
     assert accuracy.item() == (logits.argmax(-1) == batch["labels"])[labelled].float().mean().item()
     guesses = torch.where(labelled, logits.argmax(-1), -100)
-    assert model.masked_lm_loss({**batch, "labels": guesses})[1].item() == 1.0
+    assert model({**batch, "labels": guesses})["masked_accuracy"].item() == 1.0
     assert loss.dtype == torch.float32
 
 
 def test_loss_is_float32_under_autocast(model, batch):
-    full, _ = model.masked_lm_loss(batch)
+    full, _ = model(batch).values()
     with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = model.masked_lm_loss(batch)
+        loss, _ = model(batch).values()
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(full.item(), rel=2**-6)
 
 
 def test_padding_does_not_change_the_loss(model, batch):
     other = {**batch, "input_ids": torch.where(batch["attention_mask"].bool(), batch["input_ids"], 9)}
-    torch.testing.assert_close(model.masked_lm_loss(other)[0], model.masked_lm_loss(batch)[0])
+    torch.testing.assert_close(model(other)["loss"], model(batch)["loss"])
 
 
 def test_no_label_costs_nothing(model, batch):
     """A microbatch of short documents may hold none; a NaN there would stand in the run's loss curve."""
-    loss, accuracy = model.masked_lm_loss({**batch, "labels": torch.full_like(batch["labels"], -100)})
+    loss, accuracy = model({**batch, "labels": torch.full_like(batch["labels"], -100)}).values()
     assert loss.item() == accuracy.item() == 0
 
 
@@ -93,10 +93,10 @@ def test_classification_starts_from_the_saved_encoder(model, batch, tmp_path):
     for name, parameter in model.bert.bert.named_parameters():
         assert torch.equal(parameter, encoder[name]), name
     types = (torch.arange(16) > 4).long().expand(3, 16)
-    logits = classifier.sequence_logits({**batch, "token_type_ids": types})
+    logits = classifier({**batch, "token_type_ids": types})
     assert logits.shape == (3, 3)
-    other = classifier.sequence_logits({**batch, "token_type_ids": torch.zeros_like(types)})
+    other = classifier({**batch, "token_type_ids": torch.zeros_like(types)})
     assert not torch.allclose(logits, other)  # token types are passed on
     with pytest.raises(RuntimeError):
         long = {**batch, "token_type_ids": types}
-        classifier.sequence_logits({name: value.repeat(1, 2) for name, value in long.items() if value.dim() == 2})
+        classifier({name: value.repeat(1, 2) for name, value in long.items() if value.dim() == 2})

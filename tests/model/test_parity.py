@@ -42,7 +42,7 @@ def check_gradients(model, golden):
 def test_padded_call(golden, attention):
     model = model_on(attention)
     inputs = {n.removeprefix("input."): t for n, t in golden.items() if n.startswith("input.")}
-    output = model(**inputs)
+    output = model.padded(**inputs)
     output.loss.backward()
     torch.testing.assert_close(output.loss, golden["output.loss"], **TOLERANCE)
     torch.testing.assert_close(output.logits, golden["output.logits"], **TOLERANCE)

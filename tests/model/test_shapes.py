@@ -50,7 +50,7 @@ def test_what_fills_up_is_a_sequence_of_its_own():
 def test_loss_and_gradients():
     found = []
     for model in models():
-        loss, accuracy = model.masked_lm_loss(batch_of(LENGTHS))
+        loss, accuracy = model(batch_of(LENGTHS)).values()
         loss.backward()
         found.append([loss.detach(), accuracy, *(p.grad for p in model.parameters())])
     for own, plain in zip(*found, strict=True):
@@ -72,7 +72,7 @@ def test_the_shared_matrix_has_one_dense_gradient(lengths):
     own, plain = models()
     for model in (own, plain):
         for _ in range(2):
-            model.masked_lm_loss(batch_of(lengths))[0].backward()
+            model(batch_of(lengths))["loss"].backward()
     gradients = [model.encoder.embeddings.word.weight.grad for model in (own, plain)]
     assert gradients[0].layout == torch.strided
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
@@ -86,5 +86,5 @@ def test_few_shapes_reach_the_products():
     seen: set[int] = set()
     own.encoder.layers[0].attention.qkv.register_forward_hook(lambda _, inputs, __: seen.add(len(inputs[0])))
     for extra in range(60):
-        own.masked_lm_loss(batch_of([600, 600 + extra]))
+        own(batch_of([600, 600 + extra]))
     assert len(seen) <= 3

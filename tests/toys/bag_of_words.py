@@ -13,6 +13,7 @@ from recipe import convert
 from recipe.model.architectures import PADDED, Architecture
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
+from recipe.model.examples import full_rows
 
 
 class BagOfWords(nn.Module):
@@ -28,16 +29,18 @@ class BagOfWords(nn.Module):
         mean = ((words * real).sum(1) / real.sum(1)).unsqueeze(1).expand_as(words)
         return torch.tanh(self.encoder["layer"](torch.cat([words, mean], -1)))
 
-    def masked_lm_loss(self, batch: dict) -> tuple[Tensor, Tensor]:
-        chosen = batch["labels"] != -100
-        logits, labels = self.out(self.hidden(batch)[chosen]), batch["labels"][chosen]
-        right = (logits.argmax(-1) == labels).sum() / max(len(labels), 1)
-        return F.cross_entropy(logits.float(), labels, reduction="sum") / max(len(labels), 1), right
+    def forward(self, batch: dict) -> dict[str, Tensor]:
+        logits, labels = self.out(self.hidden(batch)), batch["labels"]
+        count = (labels != -100).sum().clamp(min=1)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum") / count
+        return {"loss": loss, "masked_accuracy": (logits.argmax(-1) == labels).sum() / count}
 
     def masked_logits(self, batch: dict) -> Tensor:
         return self.out(self.hidden(batch).flatten(0, 1)[batch["masked_indices"]])
 
-    def sequence_logits(self, batch: dict) -> Tensor:
+
+class Classifier(BagOfWords):
+    def forward(self, batch: dict) -> Tensor:
         return self.out(self.hidden(batch)[:, 0])
 
 
@@ -50,8 +53,8 @@ def save(model: nn.Module, folder: Path) -> None:
 
 
 BAG_OF_WORDS = Architecture(
-    "bag_of_words", PADDED, gated=False, predicts_all=False, backends=backends,
-    masked_lm=lambda sizes, length, chosen: BagOfWords(sizes), save=save,
+    "bag_of_words", PADDED, gated=False, predicts_all=True, backends=backends,
+    masked_lm=lambda sizes, length, chosen: BagOfWords(sizes), largest_batch=full_rows, save=save,
     save_sizes=lambda model, folder: model.config.save(folder, "bag_of_words"), read=convert.read_encoder,
-    classifier=lambda sizes, outputs, chosen: BagOfWords(sizes, outputs),
+    classifier=lambda sizes, outputs, chosen: Classifier(sizes, outputs),
 )  # fmt: skip

@@ -16,7 +16,7 @@ from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.model.hf_bert import HFBertForMaskedLM
 from recipe.system.hardware import find_hardware
 from recipe.training.checkpoint import find_checkpoint
-from recipe.training.composer_model import MaskedLM
+from recipe.training.composer_model import Pretraining
 from tests.tiny_encoder import write_encoder, write_run
 
 HARDWARE = find_hardware("cpu", "fp32", 1)
@@ -34,11 +34,11 @@ def logits(path: Path) -> torch.Tensor:
     encoded = encode(checkpoint.tokenizer, TEXTS, 32)
     batch = encoded.stream([0, 1]) if checkpoint.padding is None else encoded.padded([0, 1], checkpoint.padding)
     with torch.no_grad():
-        return model.sequence_logits(batch)
+        return model(batch)
 
 
 def composer_checkpoint(run: Path, model: nn.Module) -> Path:
-    trainer = Trainer(model=MaskedLM(model, "cpu", None), optimizers=torch.optim.AdamW(model.parameters()), device="cpu",
+    trainer = Trainer(model=Pretraining(model, "cpu", None), optimizers=torch.optim.AdamW(model.parameters()), device="cpu",
                       progress_bar=False, seed=1)  # fmt: skip
     saved = trainer.save_checkpoint(str(run / "checkpoints" / "ba0-rank0.pt"))
     trainer.close()

@@ -24,7 +24,7 @@ from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.model.hf_bert import HFBertForMaskedLM
 from recipe.records import read_record, write_record
 from recipe.training.callbacks import AfterBatch
-from recipe.training.compiled import compiled_loss
+from recipe.training.compiled import compiled_step
 from tests.tiny_run import write_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +75,7 @@ def model_of(attention: str, kernels: str) -> torch.nn.Module:
 def test_one_graph_for_batches_of_every_shape(without_code, attention, kernels, graphs):
     """For sdpa another for sequences of like lengths, and like the baseline one for a single sequence; after these, none."""
     model = model_of(attention, kernels).train()
-    loss_of = compiled_loss(model, one_shape=False)
+    loss_of = compiled_step(model, one_shape=False)
     whole = drawn(64, 12, 2, 1024)[0]
     pieces = [piece for size, batch in zip((5, 6), whole, strict=True) for piece in split_batch(batch, size)]
     pieces += [drawn(64, count, 1, 1024)[0][0] for count in (1, 3, 1, 2)] + [drawn(8, 2, 1, 1024)[0][0]]
@@ -89,7 +89,7 @@ def test_one_graph_for_batches_of_every_shape(without_code, attention, kernels, 
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
-            plain, plain_accuracy = model.masked_lm_loss(piece)
+            plain, plain_accuracy = model(piece).values()
         plain.backward()
         assert loss.item() == pytest.approx(plain.item(), rel=2e-3) and accuracy == plain_accuracy
         for name, parameter in model.named_parameters():

@@ -95,7 +95,7 @@ def test_logits_are_the_librarys_own(tmp_path, kind):
     if not model.token_types:
         wanted.pop("token_type_ids", None)
     with torch.no_grad():
-        assert torch.equal(model.sequence_logits(batch), theirs(**wanted).logits)
+        assert torch.equal(model(batch), theirs(**wanted).logits)
     assert model.token_types == (kind in ("bert", "electra", "albert"))
 
 
@@ -110,13 +110,13 @@ def test_the_longest_input_is_known_before_anything_runs(tmp_path, kind):
     assert long["input_ids"].shape == (1, longest)
     model = checkpoint.classifier(2, checkpoint.resolve_backends(HARDWARE)).eval()
     with torch.no_grad():
-        assert model.sequence_logits(long).isfinite().all()
+        assert model(long).isfinite().all()
     if checkpoint.max_length:
         long = encode(checkpoint.tokenizer, Examples([("red " * 100,)], [0]), longest + 1).padded(
             [0], checkpoint.pad_id
         )
         with pytest.raises((IndexError, RuntimeError)):
-            model.sequence_logits(long)
+            model(long)
 
 
 @pytest.mark.parametrize("kind", ["roberta", "modernbert"])

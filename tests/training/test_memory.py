@@ -10,6 +10,7 @@ from recipe.model.architectures import architecture
 from recipe.model.config import EncoderConfig
 from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.model.hf_bert import HFBertForMaskedLM
+from recipe.objectives.masked_lm import MASKED_LM
 from recipe.training.memory import (
     GIB,
     MARGIN,
@@ -20,8 +21,6 @@ from recipe.training.memory import (
     check_fits,
     choose_microbatch,
     even_part,
-    full_batch,
-    padded_batch,
     traced,
     training_need,
 )
@@ -34,14 +33,14 @@ SIZES = EncoderConfig(vocab_size=512, hidden_size=64, num_hidden_layers=3, num_a
 @pytest.mark.parametrize("kind", ["mosaic_bert", "hf_bert"])
 def test_the_prediction_is_what_real_steps_have_alive(kind, autocast, names):
     sequences, length, chosen = 6, 48, traced(*names)
-    predicted = training_need(architecture(kind), SIZES, length, 0.3, autocast, chosen=chosen).of(sequences)
+    predicted = training_need(MASKED_LM, architecture(kind), SIZES, length, 0.3, autocast, chosen=chosen).of(sequences)
     with LiveBytes() as live:
         model = HFBertForMaskedLM(SIZES, length) if kind == "hf_bert" else MosaicBertForMaskedLM(SIZES, chosen)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-        batch = (padded_batch if kind == "hf_bert" else full_batch)(sequences, length, 0.3)
+        batch = architecture(kind).largest_batch(sequences, length, 0.3)
         for _ in range(3):
             with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
-                loss, _ = model.masked_lm_loss(batch)
+                loss, _ = model(batch).values()
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -51,7 +50,9 @@ def test_the_prediction_is_what_real_steps_have_alive(kind, autocast, names):
 
 def test_nothing_is_allocated_and_ranks_cost_their_buckets():
     enormous = EncoderConfig(hidden_size=8192, num_attention_heads=64, intermediate_size=32768, num_hidden_layers=3)
-    one, eight = (training_need(architecture("mosaic_bert"), enormous, 64, 0.3, None, ranks=ranks) for ranks in (1, 8))
+    one, eight = (
+        training_need(MASKED_LM, architecture("mosaic_bert"), enormous, 64, 0.3, None, ranks=ranks) for ranks in (1, 8)
+    )
     parameters = 3 * (4 * 8192**2 + 3 * 8192 * 32768)
     assert one.fixed > 16 * parameters > 40 * GIB
     assert eight.fixed - one.fixed == pytest.approx(4 * (parameters + 30528 * 8192 + 8192**2), rel=0.01)
@@ -132,11 +133,13 @@ def test_evaluation_needs_less_than_training_and_no_logits_of_other_positions(ki
     sizes = dataclasses.replace(SIZES, vocab_size=4096)
     plain = traced("sdpa", "reference")
     model = HFBertForMaskedLM(sizes, length) if kind == "hf_bert" else MosaicBertForMaskedLM(sizes, plain)
-    batch = (padded_batch if kind == "hf_bert" else full_batch)(sequences, length, rate)
+    batch = architecture(kind).largest_batch(sequences, length, rate)
     with torch.no_grad(), LiveBytes() as live:
-        model.eval().masked_lm_loss(batch)
+        model.eval()(batch)
     weights = 4 * sum(p.numel() for p in model.parameters())
-    assert weights + live.peak < training_need(architecture(kind), sizes, length, 0.3, None, chosen=plain).of(sequences)
+    assert weights + live.peak < training_need(
+        MASKED_LM, architecture(kind), sizes, length, 0.3, None, chosen=plain
+    ).of(sequences)
     if kind == "mosaic_bert":
         masked = round(sequences * length * rate)
         everywhere = sequences * length * sizes.vocab_size * 4

@@ -16,7 +16,7 @@ from recipe.errors import UserError
 from recipe.records import read_record
 from recipe.training import memory
 from recipe.training.callbacks import AfterBatch
-from recipe.training.composer_model import MaskedLM
+from recipe.training.composer_model import Pretraining
 from recipe.training.preflight import make_plan
 from tests.tiny_encoder import write_encoder
 from tests.tiny_run import write_yaml
@@ -96,7 +96,7 @@ def test_an_automatic_microbatch_is_what_fits_and_changes_nothing_else(yaml, tmp
     whole = run(yaml, *words)
     assert whole["microbatch"]["size"] == 8 and "all of the batch" in whole["microbatch"]["why"]
     plan = make_plan(load(TrainConfig, str(yaml), [*words, f"out={tmp_path / 'x'}"]))
-    need = memory.training_need(plan.architecture, plan.encoder, 48, 0.3, None)
+    need = memory.training_need(plan.objective, plan.architecture, plan.encoder, 48, 0.3, None)
     monkeypatch.setattr(memory, "capacity_here", lambda *_: need.of(7.5) / (1 - memory.MARGIN["cpu"]))
     capsys.readouterr()
     pieces = run(yaml, *words, f"out={tmp_path / 'pieces'}")
@@ -113,7 +113,7 @@ CPU = "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError(CUDA), RuntimeError(CPU)], ids=["cuda", "cpu"])
 def test_out_of_memory_ends_in_one_line_and_the_run_goes_on_with_less(yaml, tmp_path, monkeypatch, capsys, error):
-    calls, forward = [], MaskedLM.forward
+    calls, forward = [], Pretraining.forward
 
     def fails(*args):
         calls.append(1)
@@ -121,7 +121,7 @@ def test_out_of_memory_ends_in_one_line_and_the_run_goes_on_with_less(yaml, tmp_
             raise error
         return forward(*args)
 
-    monkeypatch.setattr(MaskedLM, "forward", fails)
+    monkeypatch.setattr(Pretraining, "forward", fails)
     words = [str(yaml), "checkpoint_every=2ba", "autoresume=true"]
     assert run_main(TrainConfig, train.main, words) == 2
     said = capsys.readouterr().err
@@ -135,7 +135,7 @@ def test_another_error_is_no_lack_of_memory(yaml, monkeypatch):
     def fails(*_):
         raise RuntimeError("shapes cannot be multiplied")
 
-    monkeypatch.setattr(MaskedLM, "forward", fails)
+    monkeypatch.setattr(Pretraining, "forward", fails)
     with pytest.raises(RuntimeError, match="shapes"):
         run(yaml)
 

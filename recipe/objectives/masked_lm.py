@@ -1,0 +1,24 @@
+"""Masked language modelling (arXiv 1810.04805): which tokens stood where [MASK] is now?"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from recipe.model.architectures import Architecture
+from recipe.model.config import EncoderConfig
+from recipe.model.encoder import Backends
+from recipe.model.flops import training_flops
+from recipe.objectives import Counts, Objective
+
+
+def _model(architecture: Architecture, sizes: EncoderConfig, length: int, backends: Backends) -> nn.Module:
+    return architecture.masked_lm(sizes, length, backends)
+
+
+def flops(architecture: Architecture, sizes: dict, counts: Counts) -> float:
+    """Of one network's masked language modelling."""
+    predicted = architecture.predicted(counts.tokens, counts.masked)
+    return training_flops(sizes, architecture.gated, counts.tokens, counts.squared_lengths, predicted)
+
+
+MASKED_LM = Objective("masked_lm", ("loss", "masked_accuracy"), _model, flops)

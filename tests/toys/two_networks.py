@@ -1,0 +1,37 @@
+"""An objective that needs a second network: a small one fills the masks in, and the encoder says what stood there before."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from recipe.model.architectures import Architecture
+from recipe.model.config import EncoderConfig
+from recipe.model.encoder import Backends
+from recipe.objectives import Counts, Objective
+from recipe.objectives.masked_lm import flops
+
+
+class TwoNetworks(nn.Module):
+    def __init__(self, architecture: Architecture, sizes: EncoderConfig, length: int, backends: Backends) -> None:
+        super().__init__()
+        small = dataclasses.replace(sizes, num_hidden_layers=1)
+        self.filler = architecture.masked_lm(small, length, backends)
+        self.main = architecture.masked_lm(sizes, length, backends)
+
+    def forward(self, batch: dict) -> dict[str, Tensor]:
+        filled = self.filler(batch)
+        ids = batch["input_ids"].clone()
+        with torch.no_grad():
+            ids[batch["masked_indices"]] = self.filler.masked_logits(batch).argmax(-1)
+        loss = self.main({**batch, "input_ids": ids})["loss"]
+        return {"loss": loss + filled["loss"], "filler_loss": filled["loss"], "main_loss": loss}
+
+
+def both(architecture: Architecture, sizes: dict, counts: Counts) -> float:
+    return flops(architecture, sizes, counts) + flops(architecture, {**sizes, "num_hidden_layers": 1}, counts)
+
+
+TWO_NETWORKS = Objective("two_networks", ("loss", "filler_loss", "main_loss"), TwoNetworks, both, encoder="main")
