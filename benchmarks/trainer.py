@@ -30,7 +30,7 @@ import torch
 from recipe import records, train
 from recipe.config import TrainConfig, exit_status, load
 from recipe.data.batch import count_tokens, split_batch
-from recipe.model.architectures import STREAM
+from recipe.model.architecture import STREAM
 from recipe.system.hardware import Hardware, keep_freed_memory
 from recipe.system.quiet import quiet_libraries
 from recipe.training import memory

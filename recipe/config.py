@@ -22,6 +22,8 @@ from recipe.errors import UserError
 from recipe.model.architectures import ARCHITECTURES
 from recipe.objectives import OBJECTIVES
 from recipe.settings import MISSING, check_values, describe, setting
+from recipe.training.optimizers import OPTIMIZERS
+from recipe.training.schedules import SCHEDULES
 
 C = TypeVar("C")
 
@@ -163,8 +165,9 @@ class Model:
 
 @dataclass
 class Optimizer:
-    """AdamW as the paper's DecoupledAdamW has it: decay is `weight_decay` x lr / initial lr, on every parameter."""
+    """adamw is the paper's DecoupledAdamW: decay is `weight_decay` x lr / initial lr, on every parameter."""
 
+    name: str = setting("adamw", "the optimizer", choices=OPTIMIZERS)
     lr: float = setting(5e-4, "peak learning rate", above=0)
     betas: list[float] = setting([0.9, 0.98], "decay rates of Adam's two moments", least=0, below=1)
     eps: float = setting(1e-6, "added to the denominator of Adam's step", above=0)
@@ -178,9 +181,7 @@ class Schedule:
     warmup: float = setting(0.06, "share of the run that the learning rate rises", least=0, most=1)
     final_lr: float = setting(0.02, "learning rate at the end, as a share of the peak", least=0, most=1)
     shape: str = setting(
-        "linear",
-        "linear: decays until the end; wsd: constant, then 1-sqrt over the last `decay`",
-        choices=("linear", "wsd"),
+        "linear", "linear: down to the end; wsd: constant, then 1-sqrt over `decay`", choices=SCHEDULES
     )
     decay: float = setting(0.1, "share of the run in which wsd decays", least=0, most=1, special="0 for no decay")
 

@@ -23,9 +23,11 @@ from recipe.cost import frontier, prices, seeds
 from recipe.errors import UserError
 from recipe.model.architectures import ARCHITECTURES, architecture
 from recipe.model.config import EncoderConfig, padded_vocab_size
-from recipe.objectives import Counts, objective
+from recipe.objectives import objective
+from recipe.objectives.objective import Counts
 from recipe.system.hardware import data_sheet_flops
 from recipe.training.memory import GIB, Need, check_fits, choose_microbatch, need_of_batch, traced
+from recipe.training.optimizers import OPTIMIZERS
 
 MODELS = {
     "base": "yamls/pretrain/mosaic-bert-base.yaml",
@@ -93,7 +95,7 @@ def forecast(
     bf16 = config.precision != "fp32" and (row.kind == "gpu" if speed.bf16 is None else speed.bf16)
     autocast, ranks = torch.bfloat16 if bf16 else None, ranks_of(row, count)
     need = need_of_batch(
-        learns, kind, sizes, data.sequence_length, data.mask_rate, autocast, ranks,
+        learns, kind, OPTIMIZERS[config.optimizer.name].state_bytes, sizes, data.sequence_length, data.mask_rate, autocast, ranks,
         traced(config.model.attention, config.model.kernels),
         in_pieces=lambda need: microbatch_of(config, row, count, need) < config.batch_size // ranks,
     )  # fmt: skip

@@ -23,7 +23,7 @@ from recipe.cost import prices
 from recipe.data.batch import Batch, count_sequences, count_tokens, split_batch
 from recipe.data.stream import open_loader
 from recipe.errors import UserError
-from recipe.objectives import Counts
+from recipe.objectives.objective import Counts
 from recipe.system.hardware import Hardware, keep_freed_memory
 from recipe.system.quiet import quiet_libraries
 from recipe.training import ceilings, memory
@@ -34,7 +34,7 @@ from recipe.training.composer_model import Pretraining
 from recipe.training.loggers import build_loggers
 from recipe.training.optimizers import build_optimizer
 from recipe.training.preflight import Plan, make_plan
-from recipe.training.schedules import build_schedule
+from recipe.training.rates import Rate
 from recipe.training.trainer import OnDevice, Trainer, join_ranks
 
 
@@ -126,7 +126,7 @@ def build_trainer(
         count_tokens=batch_weight,
         model=wrapped(plan, model),
         optimizers=build_optimizer(model, config.optimizer),
-        schedulers=build_schedule(config.schedule),
+        schedulers=Rate(config.schedule),
         train_dataloader=data_spec(plan, train=True, batch_size=config.batch_size // plan.ranks),
         eval_dataloader=evaluator(plan),
         eval_interval=interval(plan, config.eval_every),

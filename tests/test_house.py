@@ -9,12 +9,16 @@ import pytest
 from recipe import glue, pairs, plan, records, train
 from recipe.config import GlueConfig, PairsConfig, TrainConfig, load
 from recipe.cost import prices
+from recipe.errors import UserError
 from recipe.model.architectures import ARCHITECTURES
 from recipe.objectives import OBJECTIVES
 from recipe.pareto import draw
 from recipe.training.callbacks import AfterBatch
+from recipe.training.optimizers import OPTIMIZERS
+from recipe.training.schedules import SCHEDULES, Row
 from tests.tiny_encoder import write_pairs, write_sst2
 from tests.toys.bag_of_words import BAG_OF_WORDS
+from tests.toys.signs import SIGNS
 from tests.toys.two_networks import TWO_NETWORKS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,8 +96,29 @@ def test_an_objective(yaml, tmp_path, monkeypatch):
     assert record["parameters"] > 1.5 * plain["parameters"]
 
 
-def test_what_is_in_no_table_is_refused_in_one_line(yaml):
-    from recipe.errors import UserError
+def test_an_optimizer(yaml, tmp_path, monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "signs", SIGNS)
+    record = used(yaml, tmp_path, "optimizer.name=signs")
+    assert record["config"]["optimizer"]["name"] == "signs"
+    # The first group's rate is the one that is shown; Adam's is ten times as high.
+    assert record["loss_curve"][1]["lr"] <= 0.1 * record["config"]["optimizer"]["lr"]
 
-    with pytest.raises(UserError, match=r"model.name.*bag_of_words.*one of mosaic_bert, hf_bert"):
-        load(TrainConfig, str(yaml), ["model.name=bag_of_words"])
+
+def test_a_schedule(yaml, tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        SCHEDULES, "steps", Row(lambda progress, settings: 1.0 if progress < 0.5 else settings.final_lr)
+    )
+    record = used(yaml, tmp_path, "schedule.shape=steps")
+    peak = record["config"]["optimizer"]["lr"]
+    assert sorted({row["lr"] for row in record["loss_curve"]}) == pytest.approx([0.02 * peak, peak])
+
+
+def test_what_is_in_no_table_is_refused_in_one_line(yaml):
+    for key, known in (
+        ("model.name", "mosaic_bert, hf_bert"),
+        ("objective", "masked_lm"),
+        ("optimizer.name", "adamw"),
+        ("schedule.shape", "linear, wsd"),
+    ):
+        with pytest.raises(UserError, match=rf"{key}.*unheard_of.*one of {known}"):
+            load(TrainConfig, str(yaml), [f"{key}=unheard_of"])

@@ -55,7 +55,7 @@ def test_the_automatic_microbatch_fits_80_gb_and_is_the_one_stated(name):
     data = config.data
     kind = architecture(config.model.name)
     need = training_need(
-        objective(config.objective), kind, sizes_of(config), data.sequence_length, data.mask_rate, torch.bfloat16
+        objective(config.objective), kind, 8, sizes_of(config), data.sequence_length, data.mask_rate, torch.bfloat16
     )
     chosen = choose_microbatch(need, config.batch_size, 0, 80 * GIB, "gpu", "an 80 GB GPU")
     assert chosen.need <= (1 - MARGIN["gpu"]) * 80 * GIB

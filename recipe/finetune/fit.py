@@ -16,17 +16,17 @@ from composer.devices import DeviceGPU
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from recipe.config import Optimizer
+from recipe.config import Optimizer, Schedule
 from recipe.errors import UserError
 from recipe.finetune.batches import Batch, EncodedExamples, Form, count_sequences, count_tokens
 from recipe.model.heads import sequence_loss
 from recipe.system.hardware import Hardware
 from recipe.training.composer_model import AutocastModel
 from recipe.training.optimizers import build_optimizer
-from recipe.training.schedules import LinearWithWarmup
+from recipe.training.rates import Rate
 from recipe.training.trainer import join_ranks
 
-WARMUP = 0.06
+SCHEDULE = Schedule(warmup=0.06, final_lr=0.0)
 BETAS, EPS = [0.9, 0.98], 1e-6
 REPORT_EVERY_S = 1.0  # to the board, whose FIRST_S it is; a report waits for the device
 
@@ -120,7 +120,7 @@ def fine_tune(
     trainer = Trainer(
         model=Classifier(model, hardware.device, hardware.autocast),
         optimizers=build_optimizer(model, settings),
-        schedulers=LinearWithWarmup(WARMUP, 0.0),
+        schedulers=Rate(SCHEDULE),
         train_dataloader=DataSpec(
             loader,
             split_batch=lambda pieces, _: pieces,

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from kernels.backends import Requirements, Resolved
 from recipe.errors import UserError
-from recipe.model.architectures import PADDED, Architecture
+from recipe.model.architecture import PADDED, Architecture
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
 from recipe.model.examples import full_rows

@@ -8,7 +8,7 @@ from torch import nn
 
 from kernels.backends import Requirements, resolve
 from recipe import convert
-from recipe.model.architectures import STREAM, Architecture
+from recipe.model.architecture import STREAM, Architecture
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
 from recipe.model.examples import full_stream

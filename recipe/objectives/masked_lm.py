@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from recipe.model.architectures import Architecture
+from recipe.model.architecture import Architecture
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
 from recipe.model.flops import training_flops
-from recipe.objectives import Counts, Objective
+from recipe.objectives.objective import Counts, Objective
 
 
 def _model(architecture: Architecture, sizes: EncoderConfig, length: int, backends: Backends) -> nn.Module:

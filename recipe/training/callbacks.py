@@ -16,7 +16,7 @@ from recipe.cost.prices import Price, bill
 from recipe.data.batch import count_sequences, count_tokens, sequence_lengths
 from recipe.system.hardware import Hardware
 from recipe.training import ceilings
-from recipe.training.schedules import elapsed
+from recipe.training.rates import elapsed
 
 LOADER_LIMIT = 0.1  # share of the time spent waiting for data above which the loader is what limits a run
 

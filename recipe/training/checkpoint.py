@@ -19,7 +19,8 @@ from recipe import convert, records
 from recipe.config import Tokenizer as TokenizerSettings
 from recipe.data import tokenizer
 from recipe.errors import UserError
-from recipe.model.architectures import ARCHITECTURES, PADDED, Architecture, architecture
+from recipe.model.architecture import PADDED, Architecture
+from recipe.model.architectures import ARCHITECTURES, architecture
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends
 from recipe.model.huggingface import POOLER, HFForMaskedLM, HFForSequenceClassification, load_tokenizer, read_family

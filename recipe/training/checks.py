@@ -10,6 +10,7 @@ from recipe.data.batch import BIN_SEQUENCES
 from recipe.data.shards import DatasetInfo, SplitInfo
 from recipe.errors import UserError
 from recipe.settings import check_values
+from recipe.training.schedules import SCHEDULES
 
 _UNITS = (TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN, TimeUnit.EPOCH)
 
@@ -104,7 +105,5 @@ def _check_optimizer(config: TrainConfig) -> None:
     optimizer, schedule = config.optimizer, config.schedule
     if len(optimizer.betas) != 2:
         raise UserError(f"optimizer.betas={optimizer.betas}: give two numbers, such as [0.9,0.98]")
-    if schedule.shape == "wsd" and schedule.warmup + schedule.decay > 1:
-        raise UserError(
-            f"schedule.warmup={schedule.warmup} and schedule.decay={schedule.decay} are more than the run; lower one"
-        )
+    if problem := SCHEDULES[schedule.shape].problem(schedule):
+        raise UserError(problem)

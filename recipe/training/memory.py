@@ -24,14 +24,13 @@ from torch.utils._pytree import tree_leaves
 
 from kernels import backends
 from recipe.errors import UserError
-from recipe.model.architectures import Architecture
+from recipe.model.architecture import Architecture
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
-from recipe.objectives import Objective
+from recipe.objectives.objective import Objective
 
 GIB = 2**30
 FEW, MANY = 4, 1024  # sequences of the steps that are traced, and twice as many
-ADAM_BYTES = 8  # two float32 moments of each parameter
 DDP_BYTES = 4  # the buckets in which several ranks add their gradients up
 # What an automatic microbatch leaves free: libraries' workspaces and what the allocator cannot use; on a CPU it is more, and the
 # system needs some.
@@ -102,6 +101,7 @@ class Need:
 def training_need(
     learns: Objective,
     kind: Architecture,
+    state_bytes: int,
     sizes: EncoderConfig,
     sequence_length: int,
     mask_rate: float,
@@ -110,9 +110,10 @@ def training_need(
     chosen: Backends | None = None,
     accumulates: bool = False,
 ) -> Need:
-    """What pretraining on full sequences with AdamW needs; nothing is allocated to find it.
+    """What pretraining on full sequences needs; nothing is allocated to find it.
 
     Args:
+        state_bytes: that the optimizer keeps for a parameter.
         autocast: dtype of the activations, None for float32.
         ranks: over how many devices the batch is split.
         chosen: as `traced` gives them; absent: fused ones.
@@ -124,7 +125,7 @@ def training_need(
         step = (sequence_length, mask_rate, autocast, passes, chosen or traced())
         peaks = [_step_peak(learns, kind, sizes, n, *step) for n in (count, 2 * count)]
         (low, parameters), (high, _) = peaks
-        optimizer = parameters * (ADAM_BYTES + (DDP_BYTES if ranks > 1 else 0))
+        optimizer = parameters * (state_bytes + (DDP_BYTES if ranks > 1 else 0))
         lines.append((2 * low - high + optimizer, (high - low) / count))
     return Need(*lines[0], many=lines[1])
 

@@ -1,23 +1,48 @@
-"""AdamW in one fused kernel, with the paper's decay."""
+"""The table of optimizers. torch is imported when one is built, so that the table needs nothing."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from recipe.config import Optimizer
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from recipe.config import Optimizer
 
 
-def build_optimizer(model: nn.Module, config: Optimizer) -> torch.optim.AdamW:
-    """Every parameter decays, biases and norms too, by weight_decay x lr / initial lr a step, as Composer's DecoupledAdamW does.
+@dataclass(frozen=True)
+class Row:
+    """`build` makes one group of parameters or several; a schedule scales the rates of all by one factor, and the first group's
+    is the one that is printed."""
+
+    build: Callable[[nn.Module, Optimizer], torch.optim.Optimizer]
+    state_bytes: int  # that it keeps for a parameter
+
+
+def _adamw(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
+    """AdamW in one fused kernel. Every parameter decays, biases and norms too, by weight_decay x lr / initial lr a step, as
+    Composer's DecoupledAdamW does.
 
     torch decays by lr x its own weight_decay, so that is weight_decay / initial lr.
     """
-    return torch.optim.AdamW(
+    from torch.optim import AdamW
+
+    return AdamW(
         model.parameters(),
-        lr=config.lr,
-        betas=(config.betas[0], config.betas[1]),
-        eps=config.eps,
-        weight_decay=config.weight_decay / config.lr,
+        lr=settings.lr,
+        betas=(settings.betas[0], settings.betas[1]),
+        eps=settings.eps,
+        weight_decay=settings.weight_decay / settings.lr,
         fused=True,
     )
+
+
+OPTIMIZERS = {"adamw": Row(_adamw, state_bytes=8)}  # two float32 moments
+
+
+def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
+    """The optimizer of that name, of this model's parameters."""
+    return OPTIMIZERS[settings.name].build(model, settings)

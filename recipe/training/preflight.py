@@ -21,16 +21,19 @@ from recipe.data.shard_files import check_files
 from recipe.data.shards import DatasetInfo
 from recipe.data.stream import check_vocabulary
 from recipe.errors import UserError
-from recipe.model.architectures import PADDED, Architecture, architecture
+from recipe.model.architecture import PADDED, Architecture
+from recipe.model.architectures import architecture
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends
-from recipe.objectives import Objective, objective
+from recipe.objectives import objective
+from recipe.objectives.objective import Objective
 from recipe.settings import as_word, what_changed
 from recipe.system.hardware import Hardware, find_hardware
 from recipe.training import checkpoint_files, memory
 from recipe.training.checks import check_numbers, planned_documents
 from recipe.training.compiled import check_compiles
 from recipe.training.loggers import check_loggers
+from recipe.training.optimizers import OPTIMIZERS
 
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
@@ -149,7 +152,18 @@ def choose_microbatch(
         )
 
     traced = memory.traced(chosen.attention.name, chosen.kernels.name)
-    of_step = (learns, kind, encoder, data.sequence_length, data.mask_rate, hardware.autocast, ranks, traced)
+    state_bytes = OPTIMIZERS[config.optimizer.name].state_bytes
+    of_step = (
+        learns,
+        kind,
+        state_bytes,
+        encoder,
+        data.sequence_length,
+        data.mask_rate,
+        hardware.autocast,
+        ranks,
+        traced,
+    )
     return choose(memory.need_of_batch(*of_step, in_pieces=lambda need: choose(need).size < share))
 
 

@@ -1,17 +1,24 @@
-"""Learning rate over a run's whole duration, whatever unit that is in."""
+"""The table of schedules: the learning rate over a run's whole duration, whatever unit that is in, as a share of its peak."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from composer.core import State, TimeUnit
-from composer.optim import ComposerScheduler
+if TYPE_CHECKING:
+    from recipe.config import Schedule
 
-from recipe.config import Schedule
+
+@dataclass(frozen=True)
+class Row:
+    factor: Callable[[float, Schedule], float]  # at a progress in [0, 1]
+    problem: Callable[[Schedule], str | None] = lambda settings: None  # what cannot be, in words
 
 
 def linear_with_warmup(progress: float, warmup: float, final: float) -> float:
-    """The factor on the learning rate at `progress` in [0, 1]: up from 0 over `warmup`, then in a line down to `final`."""
+    """The factor at `progress` in [0, 1]: up from 0 over `warmup`, then in a line down to `final`."""
     if progress < warmup:
         return progress / warmup
     remaining = (1.0 - progress) / (1.0 - warmup) if warmup < 1.0 else 0.0
@@ -28,40 +35,16 @@ def warmup_stable_decay(progress: float, warmup: float, decay: float, final: flo
     return final + (1.0 - final) * (1.0 - math.sqrt(min(into / decay, 1.0)))
 
 
-def elapsed(state: State) -> float:
-    """How much of the run is over, in [0, 1]. Composer itself counts an epoch only when it is whole, and the batch that reaches a
-    number of tokens usually exceeds it."""
-    duration = state.max_duration
-    if duration.unit == TimeUnit.EPOCH and state.dataloader_len is not None:
-        now = state.timestamp
-        return (now.epoch.value + now.batch_in_epoch.value / state.dataloader_len.value) / duration.value
-    return min(float(state.get_elapsed_duration()), 1.0)
+def _wsd_problem(settings: Schedule) -> str | None:
+    if settings.warmup + settings.decay <= 1:
+        return None
+    return f"schedule.warmup={settings.warmup} and schedule.decay={settings.decay} are more than the run; lower one"
 
 
-class LinearWithWarmup(ComposerScheduler):
-    """`linear_with_warmup` over the whole run."""
-
-    def __init__(self, warmup: float, final: float) -> None:
-        self.warmup = warmup
-        self.final = final
-
-    def __call__(self, state: State, ssr: float = 1.0) -> float:
-        return linear_with_warmup(elapsed(state), self.warmup, self.final)
-
-
-class WarmupStableDecay(ComposerScheduler):
-    """`warmup_stable_decay` over the whole run."""
-
-    def __init__(self, warmup: float, decay: float, final: float) -> None:
-        self.warmup = warmup
-        self.decay = decay
-        self.final = final
-
-    def __call__(self, state: State, ssr: float = 1.0) -> float:
-        return warmup_stable_decay(elapsed(state), self.warmup, self.decay, self.final)
-
-
-def build_schedule(config: Schedule) -> ComposerScheduler:
-    if config.shape == "wsd":
-        return WarmupStableDecay(config.warmup, config.decay, config.final_lr)
-    return LinearWithWarmup(config.warmup, config.final_lr)
+SCHEDULES = {
+    "linear": Row(lambda progress, settings: linear_with_warmup(progress, settings.warmup, settings.final_lr)),
+    "wsd": Row(
+        lambda progress, settings: warmup_stable_decay(progress, settings.warmup, settings.decay, settings.final_lr),
+        _wsd_problem,
+    ),
+}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kernels.backends import Requirements, Resolved
 from recipe import convert
-from recipe.model.architectures import PADDED, Architecture
+from recipe.model.architecture import PADDED, Architecture
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
 from recipe.model.examples import full_rows

@@ -7,11 +7,11 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from recipe.model.architectures import Architecture
+from recipe.model.architecture import Architecture
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
-from recipe.objectives import Counts, Objective
 from recipe.objectives.masked_lm import flops
+from recipe.objectives.objective import Counts, Objective
 
 
 class TwoNetworks(nn.Module):

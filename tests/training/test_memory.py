@@ -33,7 +33,9 @@ SIZES = EncoderConfig(vocab_size=512, hidden_size=64, num_hidden_layers=3, num_a
 @pytest.mark.parametrize("kind", ["mosaic_bert", "hf_bert"])
 def test_the_prediction_is_what_real_steps_have_alive(kind, autocast, names):
     sequences, length, chosen = 6, 48, traced(*names)
-    predicted = training_need(MASKED_LM, architecture(kind), SIZES, length, 0.3, autocast, chosen=chosen).of(sequences)
+    predicted = training_need(MASKED_LM, architecture(kind), 8, SIZES, length, 0.3, autocast, chosen=chosen).of(
+        sequences
+    )
     with LiveBytes() as live:
         model = HFBertForMaskedLM(SIZES, length) if kind == "hf_bert" else MosaicBertForMaskedLM(SIZES, chosen)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -51,7 +53,8 @@ def test_the_prediction_is_what_real_steps_have_alive(kind, autocast, names):
 def test_nothing_is_allocated_and_ranks_cost_their_buckets():
     enormous = EncoderConfig(hidden_size=8192, num_attention_heads=64, intermediate_size=32768, num_hidden_layers=3)
     one, eight = (
-        training_need(MASKED_LM, architecture("mosaic_bert"), enormous, 64, 0.3, None, ranks=ranks) for ranks in (1, 8)
+        training_need(MASKED_LM, architecture("mosaic_bert"), 8, enormous, 64, 0.3, None, ranks=ranks)
+        for ranks in (1, 8)
     )
     parameters = 3 * (4 * 8192**2 + 3 * 8192 * 32768)
     assert one.fixed > 16 * parameters > 40 * GIB
@@ -138,7 +141,7 @@ def test_evaluation_needs_less_than_training_and_no_logits_of_other_positions(ki
         model.eval()(batch)
     weights = 4 * sum(p.numel() for p in model.parameters())
     assert weights + live.peak < training_need(
-        MASKED_LM, architecture(kind), sizes, length, 0.3, None, chosen=plain
+        MASKED_LM, architecture(kind), 8, sizes, length, 0.3, None, chosen=plain
     ).of(sequences)
     if kind == "mosaic_bert":
         masked = round(sequences * length * rate)

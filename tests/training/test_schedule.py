@@ -9,7 +9,9 @@ from composer.models import ComposerModel
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from recipe.training.schedules import LinearWithWarmup, linear_with_warmup, warmup_stable_decay
+from recipe.config import Schedule
+from recipe.training.rates import Rate
+from recipe.training.schedules import linear_with_warmup, warmup_stable_decay
 
 BATCHES, BATCH_SIZE, LR = 20, 2, 0.5
 
@@ -85,7 +87,7 @@ def test_rates_of_a_run(duration):
     trainer = Trainer(
         model=model,
         optimizers=torch.optim.SGD(model.parameters(), lr=LR),
-        schedulers=LinearWithWarmup(0.2, 0.1),
+        schedulers=Rate(Schedule(warmup=0.2, final_lr=0.1)),
         train_dataloader=DataLoader(TensorDataset(torch.rand(batches * BATCH_SIZE, 1)), batch_size=BATCH_SIZE),
         max_duration=duration,
         callbacks=[rates],

@@ -96,7 +96,7 @@ def test_an_automatic_microbatch_is_what_fits_and_changes_nothing_else(yaml, tmp
     whole = run(yaml, *words)
     assert whole["microbatch"]["size"] == 8 and "all of the batch" in whole["microbatch"]["why"]
     plan = make_plan(load(TrainConfig, str(yaml), [*words, f"out={tmp_path / 'x'}"]))
-    need = memory.training_need(plan.objective, plan.architecture, plan.encoder, 48, 0.3, None)
+    need = memory.training_need(plan.objective, plan.architecture, 8, plan.encoder, 48, 0.3, None)
     monkeypatch.setattr(memory, "capacity_here", lambda *_: need.of(7.5) / (1 - memory.MARGIN["cpu"]))
     capsys.readouterr()
     pieces = run(yaml, *words, f"out={tmp_path / 'pieces'}")

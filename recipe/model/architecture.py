@@ -1,0 +1,45 @@
+"""What the rest of the project asks of an architecture; `recipe.model.architectures` is the table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from kernels.backends import Requirements
+    from recipe.model.config import EncoderConfig
+    from recipe.model.encoder import Backends
+
+# The forms of a batch (`recipe.data.batch`): what a model takes.
+STREAM, PADDED = "stream", "padded"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A row. Shapes: see the models' own docstrings."""
+
+    name: str
+    form: str  # STREAM or PADDED
+    gated: bool  # whether its feed-forward has a third matrix
+    predicts_all: bool  # whether its head computes every position, or the masked ones alone
+    # (attention, kernels, needs) -> what runs; `auto` or a name each. ValueError: it cannot run here.
+    backends: Callable[[str, str, Requirements], Backends]
+    # (sizes, sequence length, backends) -> a model with `forward(batch)`, a dictionary of losses, and `masked_logits(batch)`
+    masked_lm: Callable[[EncoderConfig, int, Backends], nn.Module]
+    # (sequences, length, masking rate) -> the largest batch, whose values are not looked at (`recipe.model.examples`)
+    largest_batch: Callable[[int, int, float], dict[str, Any]]
+    save: Callable[[nn.Module, Path], None]  # sizes and weights, as the ecosystem names them or as we do
+    save_sizes: Callable[[nn.Module, Path], None]  # sizes alone
+    # Sizes and weights in a folder that another run wrote, for this one to start from. ValueError: it cannot start so.
+    read: Callable[[Path], tuple[EncoderConfig, dict[str, Tensor]]]
+    # (sizes, outputs, backends) -> a model with `forward(batch)`, logits (S, C), its module `encoder` that of `masked_lm`;
+    # None where its folders are in a form that Hugging Face's own classes read.
+    classifier: Callable[[EncoderConfig, int, Backends], nn.Module] | None = None
+
+    def predicted(self, tokens: float, masked: float) -> float:
+        """Of how many positions the head computes logits."""
+        return tokens if self.predicts_all else masked

@@ -1,0 +1,41 @@
+"""What the rest of the project asks of an objective; `recipe.objectives` is the table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from recipe.model.architecture import Architecture
+    from recipe.model.config import EncoderConfig
+    from recipe.model.encoder import Backends
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a step, or many of them, worked on; `masked` are the positions that an answer is asked for at."""
+
+    tokens: float
+    squared_lengths: float  # summed over the sequences
+    masked: float
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A row."""
+
+    name: str
+    # Of what `forward(batch)` gives: scalars, each a mean over the masked positions. `loss` is what is minimised, and first.
+    metrics: tuple[str, ...]
+    # (architecture, sizes, sequence length, backends) -> all networks, whose `forward(batch)` gives the metrics by name
+    model: Callable[[Architecture, EncoderConfig, int, Backends], nn.Module]
+    # (architecture, sizes by name, counts) -> operations of forward and backward, of all networks
+    flops: Callable[[Architecture, dict, Counts], float]
+    encoder: str = ""  # the sub-module that is saved and scored, an architecture's `masked_lm`; empty: the model itself
+
+    def kept(self, model: nn.Module) -> nn.Module:
+        """The network that is saved and scored."""
+        return model.get_submodule(self.encoder)
