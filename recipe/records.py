@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from recipe import shipped
 from recipe.cost.prices import OWN_PRICE, Price
 from recipe.errors import UserError
 from recipe.system.files import write_whole
@@ -23,7 +24,7 @@ from recipe.system.files import write_whole
 FORMAT = 2  # 2: device.price_row, trunk and dataset in every record
 PACKAGE = "bert-recipe"  # this project, as pyproject.toml names it
 FILE_NAME = "run.json"
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = shipped.HOME
 
 # Packages whose version can change a result or a speed. One that is not installed is recorded as null.
 PACKAGES = (

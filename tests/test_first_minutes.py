@@ -158,6 +158,14 @@ def test_a_file_that_moved_is_named(old, tmp_path, monkeypatch):
             load(TrainConfig, path)
 
 
+def test_a_command_that_moved_still_runs_and_says_its_new_name(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.pareto", "plot", str(tmp_path / "nowhere")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    first, second = done.stderr.splitlines()
+    assert first.startswith("benchmarks.pareto is now recipe.pareto") and "no such file or folder" in second
+    assert done.returncode == 2
+
+
 PRINTED = [(page, words) for page, text in PAGES.items() for words in commands(text)]
 
 

@@ -75,7 +75,7 @@ def test_an_installed_wheel_plans_from_its_own_records(installed, tmp_path):
     done = elsewhere(tmp_path, *words, PYTHONPATH=str(installed))
     assert done.returncode == 0, done.stderr
     assert "$20" in done.stdout and "mosaic_bert on 1 GPUs, h200" in done.stdout
-    code = "from recipe.cost import records; import json; print(json.dumps(records.provenance()))"
+    code = "from recipe import records; import json; print(json.dumps(records.provenance()))"
     made = json.loads(elsewhere(tmp_path, "-c", code, PYTHONPATH=str(installed)).stdout)
     assert (made["commit"], made["dirty"]) == (None, None), "a wheel is no checkout"
     assert list(tmp_path.iterdir()) == []

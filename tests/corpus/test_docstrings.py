@@ -83,7 +83,7 @@ def test_corpus(entries):
 
 def test_nothing_is_imported():
     code = (
-        "import sys; from recipe.data import docstrings as d; files = [f for n in ('torch', 'sympy') "
+        "import sys; from recipe.corpus import docstrings as d; files = [f for n in ('torch', 'sympy') "
         "for f in d._source_files(d._root(n))]; [d._read(('', str(f))) for f in files[:20]]; "
         "print(len(files), {'torch', 'sympy', 'pandas'} & set(sys.modules))"
     )

@@ -118,7 +118,7 @@ def test_a_folder_that_cannot_be_written(copy, monkeypatch):
     def read_only(*_):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(documents, "alone", read_only)
+    monkeypatch.setattr(documents, "locked", read_only)
     assert "Read-only file system; shards are unpacked beside it, so copy the dataset" in refused(
         lambda: next(batches(copy))
     )

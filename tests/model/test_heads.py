@@ -128,7 +128,7 @@ def test_classification_with_labels(padded):
     torch.testing.assert_close(output.loss, F.cross_entropy(output.logits, labels))
     scores = MosaicBertForSequenceClassification(CONFIG, 1).eval()
     numbers = torch.tensor([0.0, 5.0, 2.5, 3.0])
-    output = scores(**padded, labels=numbers)
+    output = scores.padded(**padded, labels=numbers)
     torch.testing.assert_close(output.loss, (output.logits[:, 0] - numbers).square().mean())
 
 

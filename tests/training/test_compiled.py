@@ -75,7 +75,7 @@ def model_of(attention: str, kernels: str) -> torch.nn.Module:
 def test_one_graph_for_batches_of_every_shape(without_code, attention, kernels, graphs):
     """For sdpa another for sequences of like lengths, and like the baseline one for a single sequence; after these, none."""
     model = model_of(attention, kernels).train()
-    loss_of = compiled_step(model, one_shape=False)
+    step = compiled_step(model, one_shape=False)
     whole = drawn(64, 12, 2, 1024)[0]
     pieces = [piece for size, batch in zip((5, 6), whole, strict=True) for piece in split_batch(batch, size)]
     pieces += [drawn(64, count, 1, 1024)[0][0] for count in (1, 3, 1, 2)] + [drawn(8, 2, 1, 1024)[0][0]]
@@ -84,7 +84,7 @@ def test_one_graph_for_batches_of_every_shape(without_code, attention, kernels, 
     counters.clear()
     for piece in pieces:
         with torch.autocast("cpu", torch.bfloat16):
-            loss, accuracy = loss_of(piece)
+            loss, accuracy = step(piece).values()
         loss.backward()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         model.zero_grad()

@@ -157,7 +157,7 @@ def test_a_run_starts_from_another_s_encoder_at_longer_sequences(yaml, tmp_path)
     ("word", "says"),
     [
         ("model.vocab_size=1024", "has vocab_size=128, and this run 1024"),
-        ("model.name=hf_bert", "for mosaic_bert alone"),
+        ("model.name=hf_bert", "starts from no other run"),
         ("init_from=nowhere", "no such file"),
     ],
 )
