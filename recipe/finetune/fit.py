@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from composer import Callback, DataSpec, Logger, State, Trainer
+from composer import Callback, DataSpec, Logger, State
 from composer.devices import DeviceGPU
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -24,7 +24,7 @@ from recipe.system.hardware import Hardware
 from recipe.training.composer_model import AutocastModel
 from recipe.training.optimizers import build_optimizer
 from recipe.training.rates import Rate
-from recipe.training.trainer import join_ranks
+from recipe.training.trainer import OnDevice, Trainer, join_ranks
 
 SCHEDULE = Schedule(warmup=0.06, final_lr=0.0)
 BETAS, EPS = [0.9, 0.98], 1e-6
@@ -118,6 +118,7 @@ def fine_tune(
     device = DeviceGPU(torch.cuda.current_device()) if hardware.kind == "gpu" else "cpu"
     join_ranks(device)
     trainer = Trainer(
+        count_tokens=weight,
         model=Classifier(model, hardware.device, hardware.autocast),
         optimizers=build_optimizer(model, settings),
         schedulers=Rate(SCHEDULE),
@@ -125,8 +126,9 @@ def fine_tune(
             loader,
             split_batch=lambda pieces, _: pieces,
             get_num_samples_in_batch=lambda pieces: _total(count_sequences, pieces),
-            get_num_tokens_in_batch=lambda pieces: _total(count_tokens, pieces),
+            get_num_tokens_in_batch=weight,
         ),
+        accumulate_train_batch_on_tokens=True,
         max_duration=f"{batches}ba",
         device=device,
         precision="fp32",  # Composer's own; the model brings its autocast, on a CPU too
@@ -157,6 +159,13 @@ def _predict(trainer: Trainer, examples: EncodedExamples, form: Form) -> np.ndar
     logits = np.empty_like(predicted)
     logits[np.concatenate(parts)] = predicted
     return logits
+
+
+def weight(pieces: Batch | list[Batch]) -> dict[str, float]:
+    """Real tokens, and what the losses of pieces are weighed by: their examples, whose mean a piece's loss is."""
+    if isinstance(pieces, OnDevice):
+        return pieces.tokens
+    return {"total": _total(count_tokens, pieces), "loss_generating": _total(count_sequences, pieces)}
 
 
 def _total(count: Callable[[Batch], int], pieces: Batch | list[Batch]) -> int:

@@ -10,11 +10,12 @@ from torch import nn
 
 from recipe.errors import UserError
 from recipe.finetune.batches import EncodedExamples, Form, count_sequences, count_tokens, encode
-from recipe.finetune.fit import Fit, fine_tune
+from recipe.finetune.fit import Count, Fit, fine_tune
 from recipe.finetune.metrics import measure
 from recipe.finetune.tasks import Examples
 from recipe.system.hardware import find_hardware
 from recipe.training.checkpoint import find_checkpoint
+from tests.reads import Reads
 from tests.tiny_encoder import ANIMALS, COLOURS, sentence, write_encoder, write_tokenizer
 
 
@@ -193,6 +194,30 @@ def test_a_budget_changes_what_runs_at_a_time_and_not_what_is_learnt(tmp_path, k
     assert one.tokens == other.tokens == 2 * len(data.ids)
     np.testing.assert_allclose(one.logits["dev"], other.logits["dev"], rtol=1e-3, atol=1e-4)
     assert np.ptp(one.logits["dev"]) > 0.01  # so that an order that was mixed up would show
+
+
+@pytest.mark.parametrize("kind", ["mosaic_bert", "hf_bert"])
+def test_no_batch_of_a_fine_tuning_is_waited_for(tmp_path, monkeypatch, kind):
+    """By the trainer of pretraining: its small batches feel a read the most."""
+    write_encoder(tmp_path, kind)
+    checkpoint, hardware = find_checkpoint(str(tmp_path)), find_hardware("cpu", "fp32", ranks=1)
+    data = encode(checkpoint.tokenizer, pairs(40), 32)
+    reads, done, counted = Reads(), [], Count.batch_end
+
+    def watch(self, state, logger):
+        counted(self, state, logger)
+        done.append(state.timestamp.batch.value)
+        if len(done) == 2:
+            reads.__enter__()
+            torch.ones(()).item()  # what is looked for is found
+        elif len(done) == 7:
+            reads.__exit__(None, None, None)
+
+    monkeypatch.setattr(Count, "batch_end", watch)
+    model = checkpoint.classifier(1, checkpoint.resolve_backends(hardware))
+    job = Fit("test", lr=1e-3, weight_decay=0.0, epochs=1, batch_size=4, seed=3)
+    fine_tune(model, job, data, {"dev": data}, Form(60, checkpoint.padding), hardware)
+    assert len(done) == 10 and reads.readers[0][0] == __file__ and reads.around() == []
 
 
 def test_a_part_of_an_epoch_and_the_learning_rates_of_the_schedule():

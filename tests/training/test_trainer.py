@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-import traceback
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from recipe import train
 from recipe.config import TrainConfig, load, run_main
@@ -18,6 +16,7 @@ from recipe.training import memory
 from recipe.training.callbacks import AfterBatch
 from recipe.training.composer_model import Pretraining
 from recipe.training.preflight import make_plan
+from tests.reads import Reads
 from tests.tiny_encoder import write_encoder
 from tests.tiny_run import write_yaml
 
@@ -30,23 +29,6 @@ def yaml(tmp_path, tiny_dataset):
 
 def run(yaml, *words, callbacks=()) -> dict:
     return train.train(load(TrainConfig, str(yaml), words), callbacks)
-
-
-class Reads(TorchDispatchMode):
-    """Who made torch hand a tensor's value to Python: the nearest file of ours or Composer's, and the functions above."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.readers: list[tuple[str, set[str]]] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._local_scalar_dense.default:
-            frames = traceback.extract_stack()[:-1]
-            file = next(
-                f.filename for f in reversed(frames) if "/torch/" not in f.filename and "contextlib" not in f.filename
-            )
-            self.readers.append((file, {frame.name for frame in frames}))
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("model", ["mosaic_bert", "hf_bert"])
@@ -66,15 +48,7 @@ def test_between_two_lines_nothing_is_read_from_the_device(yaml, model):
     run(yaml, "microbatch_size=8", f"model.name={model}", callbacks=[AfterBatch(watch)])
     assert batches == list(range(1, 9))
     assert reads.readers[0][0] == __file__
-    around = [
-        file
-        for file, functions in reads.readers[1:]
-        if "/composer/" in file
-        or "recipe/training/" in file
-        or file.endswith("recipe/train.py")
-        or ("recipe/data/" in file and functions & {"_train_microbatch", "after_loss"})
-    ]
-    assert around == []
+    assert reads.around() == []
 
 
 def test_a_run_says_whether_its_loader_was_the_limit(yaml, tmp_path, monkeypatch, capsys):
