@@ -11,6 +11,7 @@ import numbers
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -110,6 +111,13 @@ def new_record(
         "trunk": None,  # of a branch: the run whose beginning it shares, how far, and what that part cost
         "dataset": None,  # of a pretraining run: what `dataset` gives
     }
+
+
+def branch(stem: Mapping[str, Any], name: str, config: dict[str, Any], trunk: dict[str, Any]) -> dict[str, Any]:
+    """The record of a run that begins where `stem` has come to; `trunk` says which run that is, how far, and what it cost."""
+    record = {**stem, "name": name, "status": "running", "config": config, "provenance": provenance(), "trunk": trunk}
+    record.pop("pairs", None)
+    return {**record, "glue": None, "eval": None}
 
 
 def device(kind: str, name: str, count: int, price: Price) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from recipe.errors import UserError
 from recipe.objectives.objective import Counts
 from recipe.system.hardware import Hardware, keep_freed_memory
 from recipe.system.quiet import quiet_libraries
-from recipe.training import ceilings, memory
+from recipe.training import ceilings, checkpoint_files, memory
 from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, clock, limit_of, loss_words, say
 from recipe.training.checks import parse_time
 from recipe.training.compiled import compiled_step
@@ -137,9 +137,9 @@ def build_trainer(
         precision="fp32",  # Composer's own; the model brings its autocast, on a CPU too
         seed=config.seed,
         run_name=plan.out.name,
-        save_folder=str(plan.out / "checkpoints"),
-        save_filename="ba{batch}-rank{rank}.pt",
-        save_latest_filename="latest-rank{rank}.pt",
+        save_folder=str(plan.out / checkpoint_files.FOLDER),
+        save_filename=checkpoint_files.SAVED,
+        save_latest_filename=checkpoint_files.LATEST,
         save_interval=save_interval(plan),
         save_num_checkpoints_to_keep=config.keep_checkpoints,
         autoresume=plan.resumes,

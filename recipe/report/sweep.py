@@ -12,7 +12,6 @@ What is finished is not done again, and what was interrupted continues.
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from recipe.errors import UserError
 from recipe.settings import check_values
 from recipe.system.hardware import find_hardware
 from recipe.system.quiet import quiet_libraries
-from recipe.training.checkpoint_files import read_checkpoint
+from recipe.training.checkpoint_files import fork
 
 BUDGET = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)(ba|sp|tok|ep|h|usd)")
 
@@ -196,36 +195,11 @@ def branch(point: Point, lengths: dict[Point, int], siblings: Sequence[Point], c
 
 def begin(config: TrainConfig, out: Path, trunk_folder: Path, stem: dict[str, Any], batch: int) -> None:
     """Write a run that has come as far as the trunk's checkpoint at `batch`, for recipe.train to continue."""
-    checkpoints = sorted((trunk_folder / "checkpoints").glob(f"ba{batch}-rank*.pt"))
-    if not checkpoints:
-        raise UserError(f"{trunk_folder}: no checkpoint at batch {batch} any more; remove the folder to train it again")
-    state = read_checkpoint(checkpoints[0])["state"]
-    total = dict(state["callbacks"])["Meter"]["progress"]["total"]
-    device = stem["device"]
+    done, device = fork(trunk_folder, batch, out), stem["device"]
     price = prices.Price(device["usd_per_hour"], device["price_source"])
-    record = {
-        **stem,
-        "name": out.name,
-        "status": "running",
-        "config": to_dict(config),
-        "provenance": records.provenance(),
-    }
-    record["glue"] = record["eval"] = None
-    record.pop("pairs", None)
-    record["trunk"] = {
-        "run": str(trunk_folder),
-        "batch": batch,
-        "tokens": total["tokens"],
-        "cost": prices.bill(total["seconds"], device["count"], price, device["kind"]),
-    }
-    shutil.rmtree(out, ignore_errors=True)  # the beginning of a copy that was interrupted; a run would have a record
-    (out / "checkpoints").mkdir(parents=True)
-    for file in checkpoints:
-        copy = out / "checkpoints" / file.name
-        shutil.copyfile(file, copy)
-        copy.with_name(file.name.replace(f"ba{batch}-", "latest-")).symlink_to(copy.name)
-    shutil.copytree(trunk_folder / "encoder", out / "encoder", ignore=shutil.ignore_patterns("*.safetensors"))
-    records.write_record(out, record)
+    cost = prices.bill(done["seconds"], device["count"], price, device["kind"])
+    trunk = {"run": str(trunk_folder), "batch": batch, "tokens": done["tokens"], "cost": cost}
+    records.write_record(out, records.branch(stem, out.name, to_dict(config), trunk))
 
 
 def spent(folder: Path) -> dict[str, float]:

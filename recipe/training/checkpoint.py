@@ -26,7 +26,7 @@ from recipe.model.encoder import Backends
 from recipe.model.huggingface import POOLER, HFForMaskedLM, HFForSequenceClassification, load_tokenizer, read_family
 from recipe.objectives import objective
 from recipe.system.hardware import Hardware
-from recipe.training.checkpoint_files import read_checkpoint
+from recipe.training.checkpoint_files import model_of
 
 Loaded = TypeVar("Loaded", HFForMaskedLM, HFForSequenceClassification)
 
@@ -280,14 +280,10 @@ def _from_file(file: Path) -> Checkpoint:
         raise UserError(f"checkpoint={file}: not a checkpoint in a run's folder; {FORMS}")
     if not (run / "encoder" / "config.json").is_file():
         raise UserError(f"checkpoint={file}: {run / 'encoder'} does not hold the run's sizes and tokenizer any more")
-    try:
-        state = read_checkpoint(file)["state"]
-        batch = state["timestamp"]["Timestamp"]["batch"]
-        kept = objective(records.read_record(run)["config"].get("objective", "masked_lm")).encoder
-        prefix = f"model.{kept}." if kept else "model."
-        named = {n.removeprefix(prefix): tensor for n, tensor in state["model"].items() if n.startswith(prefix)}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"checkpoint={file}: not a Composer checkpoint ({_one_line(error)})") from None
+    batch, named = model_of(file)
+    kept = objective(records.read_record(run)["config"].get("objective", "masked_lm")).encoder
+    if kept:
+        named = {n.removeprefix(f"{kept}."): tensor for n, tensor in named.items() if n.startswith(f"{kept}.")}
     return _from_folder(run / "encoder", run, batch, named, file)
 
 

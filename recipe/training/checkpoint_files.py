@@ -1,4 +1,5 @@
-"""Composer's checkpoints, read without executing anything: the one place that opens a `.pt` file.
+"""Composer's checkpoints: their names, what is in them, a run's fork at one, and reading them without executing anything. This
+is the one place that opens a `.pt` file.
 
 A checkpoint is a pickle, and unpickling calls what the file names. Here that is limited to tensors, plain containers and the few
 classes that hold clocks, versions and random states; a file that names anything else is refused.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import datetime
 import pickle
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +33,8 @@ CLASSES = (
     np.dtype,
     type(np.dtype(np.uint32)),
 )
+FOLDER = "checkpoints"  # of a run
+SAVED, LATEST = "ba{batch}-rank{rank}.pt", "latest-rank{rank}.pt"  # a file a rank; the latest are links
 _NAMED = re.compile(r"GLOBAL ([\w.]+)|`?([\w.]+)`? was not an allowed global|Unsupported class ([\w.]+)")
 
 
@@ -47,6 +51,49 @@ def read_checkpoint(file: str | Path, map_location: str = "cpu") -> dict[str, An
         raise
     except Exception as error:  # torch raises whatever the bytes lead it to
         raise _refusal(file, error) from None
+
+
+def model_of(file: Path) -> tuple[int, dict[str, Any]]:
+    """The batch that a checkpoint was written at, and its model's weights by name.
+
+    Raises:
+        UserError: as `read_checkpoint`, or the file holds something else.
+    """
+    try:
+        state = read_checkpoint(file)["state"]
+        weights = {name.removeprefix("model."): tensor for name, tensor in state["model"].items()}
+        return state["timestamp"]["Timestamp"]["batch"], weights
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: not a Composer checkpoint ({type(error).__name__}: {error})") from None
+
+
+def latest_of(run: Path) -> list[Path]:
+    """The files that a resumed run would read, one a rank."""
+    return [file for file in sorted((run / FOLDER).glob(LATEST.format(rank="*"))) if file.exists()]
+
+
+def fork(run: Path, batch: int, out: Path) -> dict[str, Any]:
+    """Begin `out` with `run`'s checkpoints at `batch`, as the latest ones, and its encoder's sizes.
+
+    Returns:
+        What `run` had done by then: tokens, seconds and the rest of the meter's sums.
+
+    Raises:
+        UserError: `run` has no checkpoint there any more.
+    """
+    files = sorted((run / FOLDER).glob(SAVED.format(batch=batch, rank="*")))
+    if not files:
+        raise UserError(f"{run}: no checkpoint at batch {batch} any more; remove the folder to train it again")
+    done = dict(read_checkpoint(files[0])["state"]["callbacks"])["Meter"]["progress"]["total"]
+    shutil.rmtree(out, ignore_errors=True)  # the beginning of a copy that was interrupted; a run would have a record
+    (out / FOLDER).mkdir(parents=True)
+    for file in files:
+        copy = out / FOLDER / file.name
+        shutil.copyfile(file, copy)
+        rank = file.stem.partition("rank")[2]
+        (out / FOLDER / LATEST.format(rank=rank)).symlink_to(copy.name)
+    shutil.copytree(run / "encoder", out / "encoder", ignore=shutil.ignore_patterns("*.safetensors"))
+    return done
 
 
 def check(file: Path) -> None:

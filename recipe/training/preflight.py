@@ -227,7 +227,6 @@ def resumes(config: TrainConfig) -> bool:
             f"out={out} holds a run with {key}={as_word(before)}, and now {key}={as_word(now)}; "
             "resume with the same settings, or choose another folder"
         )
-    for file in (out / "checkpoints").glob("latest-rank*.pt"):
-        if file.exists():
-            checkpoint_files.check(file)
+    for file in checkpoint_files.latest_of(out):
+        checkpoint_files.check(file)
     return True

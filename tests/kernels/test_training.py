@@ -81,14 +81,14 @@ def test_padded_calls_agree():
     ids = torch.randint(SIZES["vocab_size"], (3, 9), device=DEVICE)
     mask = torch.tensor([[1] * 9, [1] * 2 + [0] * 7, [1] * 5 + [0] * 4], device=DEVICE)
     labels = ids.masked_fill(torch.rand(ids.shape, device=DEVICE) < 0.5, -100)
-    outputs = [model_of(backends).eval()(ids, mask, labels=labels) for backends in (PLAIN, TRITON)]
+    outputs = [model_of(backends).eval().padded(ids, mask, labels=labels) for backends in (PLAIN, TRITON)]
     torch.testing.assert_close(outputs[0].logits, outputs[1].logits, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(outputs[0].loss, outputs[1].loss)
     scores = []
     for backends in (PLAIN, TRITON):
         torch.manual_seed(1)
         config = EncoderConfig(**SIZES, hidden_dropout_prob=0.0)
-        scores.append(MosaicBertForSequenceClassification(config, 3, backends).to(DEVICE)(ids, mask).logits)
+        scores.append(MosaicBertForSequenceClassification(config, 3, backends).to(DEVICE).padded(ids, mask).logits)
     torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-5)
 
 
@@ -99,7 +99,7 @@ def test_the_model_compiles_whole():
     results = []
     for run in (model.forward, torch.compile(model.forward, backend="aot_eager", fullgraph=True)):
         torch.manual_seed(4)
-        loss, accuracy = run(batch)
+        loss, accuracy = run(batch).values()
         results.append([loss, accuracy, *torch.autograd.grad(loss, list(model.parameters()))])
     for eager, compiled in zip(*results, strict=True):
         torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-6)
