@@ -129,7 +129,7 @@ class Data:
         "fixed number of tokens; padded: for models that take rows (hf_bert); auto: what the model takes",
         choices=("auto", "sequences", "tokens", "padded"),
     )
-    masking: str = setting("token", "what is masked as one", choices=("token", "word", "span"))
+    masking: str = setting("token", "what is masked as a whole", choices=("token", "word", "span"))
     mask_rate: float = setting(0.30, "share of tokens that training predicts", above=0, below=1)
     mask_rate_end: Optional[float] = setting(
         None, "share that `mask_rate` reaches at the end of the run, linearly; none: constant", above=0, below=1
@@ -230,7 +230,7 @@ class TrainConfig:
     log_every: int = setting(20, "batches between two lines of progress", least=1, result=False)
     eval_every: str = setting("0ba", "time between two evaluations; 0ba: at the end only", result=False)
     checkpoint_every: str = setting("0ba", "time between two checkpoints; 0ba: at the end only", result=False)
-    checkpoint_at: list[int] = setting([], "checkpoints after these batches, and at the end", least=1, result=False)
+    checkpoint_at: list[int] = setting([], "save after these batches instead, and at the end", least=1, result=False)
     keep_checkpoints: int = setting(2, "checkpoints that are kept, the newest", least=1, result=False)
     autoresume: bool = setting(False, "continue the run that `out` holds", result=False)
     loggers: list[str] = setting(

@@ -34,7 +34,7 @@ class Architecture:
     largest_batch: Callable[[int, int, float], dict[str, Any]]
     save: Callable[[nn.Module, Path], None]  # sizes and weights, as the ecosystem names them or as we do
     save_sizes: Callable[[nn.Module, Path], None]  # sizes alone
-    # Sizes and weights in a folder that another run wrote, for this one to start from. ValueError: it cannot start so.
+    # Sizes and weights in a folder that another run wrote, for this one to start from. UserError: it cannot start so.
     read: Callable[[Path], tuple[EncoderConfig, dict[str, Tensor]]]
     # (sizes, outputs, backends) -> a model with `forward(batch)`, logits (S, C), its module `encoder` that of `masked_lm`;
     # None where its folders are in a form that Hugging Face's own classes read.
