@@ -23,7 +23,7 @@ from recipe.cost import frontier, prices, seeds
 from recipe.errors import UserError
 from recipe.model.architectures import ARCHITECTURES, architecture
 from recipe.model.config import EncoderConfig, padded_vocab_size
-from recipe.objectives import objective
+from recipe.objectives import objective, objective_of
 from recipe.objectives.objective import Counts
 from recipe.system.hardware import data_sheet_flops
 from recipe.training.memory import GIB, Need, check_fits, choose_microbatch, need_of_batch, traced
@@ -163,7 +163,7 @@ def measured_speed(record: dict[str, Any], where: str) -> Speed:
         known = ", ".join(ARCHITECTURES)
         raise UserError(f"--record {where}: its model, `{record['model']}`, is not known here; known are {known}")
     kind, tokens, length = architecture(record["model"]), record["tokens"], record["tokens"] / record["sequences"]
-    learns = objective(record["config"].get("objective", "masked_lm"))
+    learns = objective_of(record["config"])
     counts = Counts(tokens, tokens * length, tokens * record["config"]["data"]["mask_rate"])
     flops = learns.flops(kind, record["encoder"], counts)
     each = flops / record["cost"]["seconds"] / record["device"]["count"]

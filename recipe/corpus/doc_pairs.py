@@ -25,10 +25,8 @@ MARKS = re.compile(r"[,.():`'-]")
 WORDS = re.compile(r"(?<![\w`'.(-])[a-z]{4,}(?![\w`'.(=-])")
 PARADIGMS = {"DocMark": MARKS, "DocWord": WORDS}
 FREQUENT = 300  # words that are exchanged: those that a few hundred batches show often enough to be learnt
-_LENGTH = (
-    6,
-    16,
-)  # in words: shorter ones are mostly captions, and what a sentence costs grows with its length's square
+# In words: shorter sentences are mostly captions, and what one costs grows with the square of its length.
+_LENGTH = (6, 16)
 _CHARACTERS = 100  # 60 tokens at most, and then the demo's 64 positions hold it
 _SENTENCE_END = re.compile(r"(?<=[a-z)`'\"][.!?])\s+(?=[A-Z])")
 _NOT_PROSE = re.compile(r"^\s*(>>>|\.\.|[-=~^*+|#:@\[{]|\d+[.)])|\s{3,}\S.*\s{3,}|::\s*$", re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Fine-tuning of one encoder on one task with one seed, by Composer's trainer."""
+"""Fine-tuning of one encoder on one task with one seed, by the trainer of pretraining."""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@ for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from recipe.objectives.objective import Objective
 
@@ -20,3 +21,8 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {"masked_lm": _masked_lm}
 def objective(name: str) -> Objective:
     """The row of that name; `recipe.config` has checked that there is one."""
     return OBJECTIVES[name]()
+
+
+def objective_of(config: Mapping[str, Any]) -> Objective:
+    """That of a record's config; runs from before the key learnt what is its default."""
+    return objective(config.get("objective", "masked_lm"))

@@ -24,7 +24,7 @@ from recipe.model.architectures import ARCHITECTURES, architecture
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends
 from recipe.model.huggingface import POOLER, HFForMaskedLM, HFForSequenceClassification, load_tokenizer, read_family
-from recipe.objectives import objective
+from recipe.objectives import objective_of
 from recipe.system.hardware import Hardware
 from recipe.training.checkpoint_files import model_of
 
@@ -281,7 +281,7 @@ def _from_file(file: Path) -> Checkpoint:
     if not (run / "encoder" / "config.json").is_file():
         raise UserError(f"checkpoint={file}: {run / 'encoder'} does not hold the run's sizes and tokenizer any more")
     batch, named = model_of(file)
-    kept = objective(records.read_record(run)["config"].get("objective", "masked_lm")).encoder
+    kept = objective_of(records.read_record(run)["config"]).encoder
     if kept:
         named = {n.removeprefix(f"{kept}."): tensor for n, tensor in named.items() if n.startswith(f"{kept}.")}
     return _from_folder(run / "encoder", run, batch, named, file)
