@@ -48,6 +48,12 @@ const hovers = [];
 WATCH = "<script>window.errors = []; window.onerror = (message) => { window.errors.push(message); };</script>"
 
 
+def pairs(score):
+    """What `recipe.pairs` leaves in a record."""
+    how = {"method": "pseudo-log-likelihood", "part": "reported", "max_pairs": 0, "tuning_pairs": 40}
+    return {**how, "inputs": {"data": "0"}, "score": score}
+
+
 @pytest.fixture(scope="module", params=MEASURES.values(), ids=MEASURES)
 def opened(request, tmp_path_factory):
     """Of each measure: the folder, the CSV's rows, what a browser found on the page, and the measure."""
@@ -56,10 +62,13 @@ def opened(request, tmp_path_factory):
         changes = {
             "config": {"seed": seed, "duration": "2ba", "model": {"name": "mosaic_bert"}},
             "eval": {"loss": 9 - seed / 8},
+            "pairs": pairs(60.0 + seed),
         }
         run(folder / "runs", f"mosaic-s{seed}", "mosaic_bert", 2.0, {"CoLA": score}, **changes)
-    run(folder / "runs", "slow <b>&", "mosaic_bert", 3.0, {"CoLA": 45.0}, name="slow <b>&", eval={"loss": 9.25})
-    run(folder / "runs", "bert", "hf_bert", 0.7, {"CoLA": 38.123456789}, eval={"loss": 9.123456789})
+    changes = {"name": "slow <b>&", "eval": {"loss": 9.25}, "pairs": pairs(55.0)}
+    run(folder / "runs", "slow <b>&", "mosaic_bert", 3.0, {"CoLA": 45.0}, **changes)
+    changes = {"eval": {"loss": 9.123456789}, "pairs": pairs(51.123456789)}
+    run(folder / "runs", "bert", "hf_bert", 0.7, {"CoLA": 38.123456789}, **changes)
     files = {file.suffix: file for file in draw([folder / "runs"], folder / "out", measure=request.param.name)}
     page = files[".html"].read_text(encoding="utf-8")
     assert page.count("<style>") == 1 and page.rstrip().endswith("</html>")
