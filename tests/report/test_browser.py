@@ -51,7 +51,9 @@ WATCH = "<script>window.errors = []; window.onerror = (message) => { window.erro
 def pairs(score):
     """What `recipe.pairs` leaves in a record."""
     how = {"method": "pseudo-log-likelihood", "part": "reported", "max_pairs": 0, "tuning_pairs": 40}
-    return {**how, "inputs": {"data": "0"}, "score": score}
+    paradigms = {"one": {"score": score, "pairs": 160, "ties": 0, "term": "anaphora", "field": "syntax"}}
+    means = {"score": score, "standard_error": 3.9, "fields": {"syntax": score}, "terms": {"anaphora": score}}
+    return {**how, "inputs": {"checkpoint": "0", "data": "0"}, **means, "paradigms": paradigms}
 
 
 @pytest.fixture(scope="module", params=MEASURES.values(), ids=MEASURES)
@@ -120,7 +122,7 @@ def test_a_pointer_on_a_marker_brings_up_its_run(opened):
     shown = {lines[0].removesuffix(" (dominated)"): " ".join(lines) for lines in probe["hovers"]}
     assert sorted(shown) == sorted(row["run"] for row in rows)
     for row in rows:
-        text = shown[row["run"]]
-        assert f"{measure.name} {float(row[measure.column]):.2f}" in text and f"${float(row['usd']):.2f}" in text
+        text, digits = shown[row["run"]], measure.decimals
+        assert f"{measure.name} {float(row[measure.column]):.{digits}f}" in text and f"${float(row['usd']):.2f}" in text
         assert ("(dominated)" in text) == (row["frontier"] == "no")
-        assert (f"± {float(row['ci95'] or 0):.2f} (95 %, 2 seeds)" in text) == (row["seeds"] == "2")
+        assert (f"± {float(row['ci95'] or 0):.{digits}f} (95 %, 2 seeds)" in text) == (row["seeds"] == "2")
