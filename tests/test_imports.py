@@ -51,6 +51,7 @@ ONLY_IN = {
     "mlflow": ["recipe/training/loggers.py"],
     "matplotlib": ["recipe/report/", "benchmarks/", "recipe/corpus/histogram.py"],
     "plotly": ["recipe/report/"],
+    "jinja2": ["recipe/report/"],
 }
 # The names of rows, which the tables alone know.
 ROWS = {*ARCHITECTURES, *OBJECTIVES, *OPTIMIZERS, *SCHEDULES}

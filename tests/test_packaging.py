@@ -81,6 +81,14 @@ def test_an_installed_wheel_plans_from_its_own_records(installed, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_installed_wheel_draws_its_own_records(installed, tmp_path):
+    """The page's template is the wheel's own too."""
+    words = ("-m", "recipe.pareto", "benchmarks/results/demo/runs", "--measure", "pairs", "--out", "drawn")
+    done = elsewhere(tmp_path, *words, PYTHONPATH=str(installed))
+    assert done.returncode == 0, done.stderr
+    assert "<h2>Every number</h2>" in (tmp_path / "drawn" / "pairs.html").read_text("utf-8")
+
+
 def test_the_checkout_runs_from_any_folder(tmp_path, tiny_dataset):
     """`make setup` installs it, editable: no path is set here."""
     done = elsewhere(tmp_path, "-m", "recipe")

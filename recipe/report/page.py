@@ -1,13 +1,17 @@
-"""The HTML page of a study: figure, findings, every number, every configuration; one file that needs no network."""
+"""The HTML page of a study: figure, findings, every number, every configuration; one file that needs no network.
+
+What stands in it is made here; the HTML around it is page.html, beside this file.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from html import escape
+from html import escape  # of plotly's labels, which are HTML; the template escapes all other text
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import plotly.graph_objects as go
 
 from recipe.cost.frontier import Point
@@ -25,62 +29,50 @@ SYMBOLS = {
     "X": "x",
 }
 CONFIG = {"displaylogo": False, "responsive": True}
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 1200px; padding: 0 1em; color: #222; }
-h1 { font-size: 1.5em; margin-bottom: 0; } h2 { font-size: 1.15em; margin-top: 2em; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { border-bottom: 1px solid #ddd; padding: .3em .7em; text-align: right; white-space: nowrap; }
-th.text, td.text { text-align: left; }
-pre { background: #f6f6f6; padding: 1em; overflow-x: auto; font-size: 12px; }
-.note { color: #555; font-size: 13px; }
-"""
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+)
 
 
 def write_html(found: Study, folder: Path) -> Path:
     """Write the page into `folder` and return its path."""
-    headline, subtitle = (escape(text) for text in words.title(found))
-    curve = _curve(found).to_html(full_html=False, include_plotlyjs=True, config=CONFIG)
-    left_out = [f"{path}: {reason}" for path, reason in found.left_out.items()]
-    parts = [
-        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{headline}</title>\n<style>{STYLE}</style>',
-        f"<h1>{headline}</h1>\n<p>{subtitle}</p>",
-        curve,
-        _list(words.notes(found), "note"),
-        _section("What the curves say", _list(words.findings(found))),
-        _section("Every number", _table(found)),
-        _section("Left out", _list(left_out)),
-        _section("Loss while pretraining", _losses(found)),
-        _section("The runs", "\n".join(_details(run) for run in found.runs)),
-        "</html>\n",
-    ]
+    headline, subtitle = words.title(found)
+    rows = study.table(found)
+    columns = dict.fromkeys(key for row in rows for key in row)
+    page = TEMPLATES.get_template("page.html").render(
+        headline=headline,
+        subtitle=subtitle,
+        curves=_html(_curves(found), plotlyjs=True),
+        notes=words.notes(found),
+        findings=words.findings(found),
+        columns={column: any(isinstance(row.get(column), str) for row in rows) for column in columns},
+        rows=[{column: _cell(row.get(column)) for column in columns} for row in rows],
+        left_out=[f"{path}: {reason}" for path, reason in found.left_out.items()],
+        losses=_html(_losses(found)),
+        runs=[(run.name, _details(run)) for run in found.runs],
+    )
     file = folder / f"{found.measure.file}.html"
-    file.write_text("\n".join(part for part in parts if part), encoding="utf-8")
+    file.write_text(page, encoding="utf-8")
     return file
 
 
-def _section(heading: str, body: str) -> str:
-    return f"<h2>{heading}</h2>\n{body}" if body else ""
+def _html(figure: go.Figure, plotlyjs: bool = False) -> str:
+    """The figure as a part of a page, plotly's script with it or not; nothing if nothing is drawn."""
+    figure.update_layout(template="plotly_white", height=520, margin={"t": 30, "r": 20})
+    return figure.to_html(full_html=False, include_plotlyjs=plotlyjs, config=CONFIG) if figure.data else ""
 
 
-def _list(sentences: list[str], name: str = "") -> str:
-    items = "\n".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
-    return f'<ul class="{name}">\n{items}\n</ul>' if sentences else ""
-
-
-def _curve(found: Study) -> go.Figure:
+def _curves(found: Study) -> go.Figure:
     figure = go.Figure()
     for curve, (color, marker) in study.styles(found).items():
+        name = escape(curve.label)
         xs, ys = study.line_of(found.fronts[curve], found.axis)
         figure.add_scatter(
-            x=xs,
-            y=ys,
-            mode="lines",
-            line={"color": color},
-            hoverinfo="skip",
-            showlegend=False,
-            legendgroup=escape(curve.label),
+            x=xs, y=ys, mode="lines", line={"color": color}, hoverinfo="skip", showlegend=False, legendgroup=name
         )
         points = [point for point in found.points if point.curve == curve]
         symbols = [SYMBOLS[marker] + ("" if found.on_frontier(point) else "-open") for point in points]
@@ -94,8 +86,8 @@ def _curve(found: Study) -> go.Figure:
             error_y=bars,
             text=[_hover(found, point) for point in points],
             hovertemplate="%{text}<extra></extra>",
-            name=escape(curve.label),
-            legendgroup=escape(curve.label),
+            name=name,
+            legendgroup=name,
         )
     colors = {curve.label: color for curve, (color, _) in study.styles(found).items()}
     for name, (value, _) in found.floors.items():
@@ -117,11 +109,6 @@ def _curve(found: Study) -> go.Figure:
         texts = [words.tick_text(mark, found.axis) for mark in marks]
         figure.update_xaxes(type="log", tickprefix="", tickvals=marks, ticktext=texts)
     figure.update_yaxes(title=words.words_of(found).axis)
-    return _styled(figure)
-
-
-def _styled(figure: go.Figure) -> go.Figure:
-    figure.update_layout(template="plotly_white", height=520, margin={"t": 30, "r": 20})
     return figure
 
 
@@ -146,31 +133,14 @@ def _with_std(task: Mapping[str, Any]) -> str:
     return f"{task['score']:.2f}" + ("" if spread is None else f" ± {spread:.2f}")
 
 
-def _table(found: Study) -> str:
-    rows = study.table(found)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    left = {column for column in columns if any(isinstance(row.get(column), str) for row in rows)}
-
-    def cells(tag: str, texts: Mapping[str, str]) -> str:
-        return "".join(
-            f'<{tag} class="text">{texts[column]}</{tag}>' if column in left else f"<{tag}>{texts[column]}</{tag}>"
-            for column in columns
-        )
-
-    head = cells("th", {column: escape(column) for column in columns})
-    body = [cells("td", {column: _cell(row.get(column)) for column in columns}) for row in rows]
-    lines = "\n".join(f"<tr>{line}</tr>" for line in body)
-    return f'<div class="scroll"><table>\n<tr>{head}</tr>\n{lines}\n</table></div>'
-
-
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return escape(value) if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
+    return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
 
 
-def _losses(found: Study) -> str:
-    """Loss against tokens of every run, or nothing when no record holds a curve."""
+def _losses(found: Study) -> go.Figure:
+    """Loss against tokens of every run whose record holds a curve."""
     figure = go.Figure()
     styles = study.styles(found)
     drawn = [(run, styles[p.curve][0]) for p, runs in zip(found.points, found.members, strict=True) for run in runs]
@@ -184,17 +154,11 @@ def _losses(found: Study) -> str:
                 line={"color": color, "width": 1.2},
                 name=escape(run.name),
             )
-    if not figure.data:
-        return ""
     figure.update_xaxes(title="tokens (padding not counted)")
     figure.update_yaxes(title="masked-language-model loss (nats)")
-    return _styled(figure).to_html(full_html=False, include_plotlyjs=False, config=CONFIG)
+    return figure
 
 
 def _details(run: Run) -> str:
-    shown = {
-        key: run.record.get(key)
-        for key in ("config", "provenance", "device", "backends", "cost", "eval", "glue", "pairs")
-    }
-    text = escape(json.dumps(shown, indent=1, ensure_ascii=False))
-    return f"<details><summary>{escape(run.name)}</summary><pre>{text}</pre></details>"
+    keys = ("config", "provenance", "device", "backends", "cost", "eval", "glue", "pairs")
+    return json.dumps({key: run.record.get(key) for key in keys}, indent=1, ensure_ascii=False)
