@@ -135,7 +135,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path}: not a safetensors file ({error})") from None
 
 
-def load_classification_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """The encoder of a checkpoint into a classification model; its pooler and classifier, which are new, keep their start."""
-    encoder = {n.removeprefix("encoder."): t for n, t in weights.items() if n.startswith("encoder.")}
-    load_weights(model.encoder, encoder, where)
+def load_encoder_weights(encoder: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    """The encoder of a masked-language model's `weights` into an encoder alone.
+
+    Raises:
+        UserError: as `load_weights`.
+    """
+    load_weights(
+        encoder, {n.removeprefix("encoder."): t for n, t in weights.items() if n.startswith("encoder.")}, where
+    )

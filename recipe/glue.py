@@ -22,6 +22,7 @@ from recipe.errors import UserError
 from recipe.finetune import scores
 from recipe.finetune.board import Board
 from recipe.finetune.jobs import ENCODER, Job, Worker, run_jobs
+from recipe.finetune.kinds import KINDS
 from recipe.finetune.predictions import read_test_sets, submission_name
 from recipe.finetune.results import choose_folder, find_record, of_final_encoder
 from recipe.finetune.tasks import DEV, SEEDS, TASKS, Task, choose_tasks, read_task
@@ -68,7 +69,7 @@ def glue(config: GlueConfig) -> dict[str, Any]:
     record = start_record(plan, sizes, failed, list(done.values()))
     if done:
         print(f"  {len(done)} of {len(jobs)} jobs were done before; continuing with the others", flush=True)
-    work = {job: sizes[job.task.name][0] * (config.epochs or job.task.epochs) for job in jobs if job not in done}
+    work = {job: sizes[job.task.name] * (config.epochs or job.task.epochs) for job in jobs if job not in done}
     board = Board({job.name: amount for job, amount in work.items()}, len(done))
     for job, result in run_jobs(plan.worker, list(work), board.report):
         board.end(job.name)
@@ -117,8 +118,8 @@ def check_processes(config: GlueConfig, hardware: Hardware) -> None:
         raise UserError(f"processes={config.processes}: give 1 to {most}, as many as there are {unit}")
 
 
-def check_tasks(plan: Plan) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
-    """(training examples, outputs of the classifier) of each task that can be read; and why the others cannot."""
+def check_tasks(plan: Plan) -> tuple[dict[str, int], dict[str, str]]:
+    """The training examples of each task that can be read; and why the others cannot."""
     sizes, failed = {}, {}
     for task in plan.tasks:
         try:
@@ -127,7 +128,7 @@ def check_tasks(plan: Plan) -> tuple[dict[str, tuple[int, int]], dict[str, str]]
         except UserError as error:
             failed[task.name] = error
         else:
-            sizes[task.name] = (len(data.train), data.outputs)
+            sizes[task.name] = len(data.train)
             if data.torn_rows:
                 print(f"{task.name}: {data.torn_rows} torn lines of train.tsv left out", flush=True)
     if not sizes:
@@ -171,11 +172,13 @@ def kept_jobs(plan: Plan, jobs: list[Job]) -> dict[Job, dict[str, Any]]:
 
 
 def start_record(
-    plan: Plan, sizes: dict[str, tuple[int, int]], failed: dict[str, str], done: list[dict[str, Any]]
+    plan: Plan, sizes: dict[str, int], failed: dict[str, str], done: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """The record as it is now; the model is built once before, so that weights that do not fit fail first."""
     config, hardware, worker = plan.config, plan.hardware, plan.worker
-    model = plan.checkpoint.classifier(next(iter(sizes.values()))[1], worker.backends)
+    first = next(task for task in plan.tasks if task.name in sizes)
+    kind = KINDS[first.kind]
+    model = plan.checkpoint.fine_tuned(kind, kind.outputs(first.labels), worker.backends)
     record = records.new_record(
         kind="glue",
         name=plan.checkpoint.name,

@@ -22,7 +22,7 @@ from recipe import records
 from recipe.config import PairsConfig, run_main, to_dict
 from recipe.cost import prices
 from recipe.errors import UserError
-from recipe.finetune.batches import Form
+from recipe.finetune.batches import ExampleCollator, first_tokens
 from recipe.finetune.minimal_pairs import (
     REPORTED,
     TUNING_PAIRS,
@@ -55,8 +55,8 @@ class Plan:
     copies: list[tuple[MaskedCopies, np.ndarray]]  # of each paradigm; good and bad sentence of each pair in turn
 
     @property
-    def form(self) -> Form:
-        return Form(self.config.max_tokens, self.checkpoint.padding)
+    def collator(self) -> ExampleCollator:
+        return ExampleCollator(self.config.max_tokens, self.checkpoint.padding)
 
 
 def pairs(config: PairsConfig) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def score_paradigm(
 ) -> dict[str, Any]:
     """The share of pairs whose acceptable sentence is the likelier one, times 100; ties, counted half, are texts that are one
     sequence of tokens, or two of the very same number."""
-    likelihoods = pseudo_log_likelihoods(model, copies, plan.form, plan.hardware)
+    likelihoods = pseudo_log_likelihoods(model, copies, plan.collator, plan.hardware)
     good, bad = likelihoods[which.reshape(-1, 2)].T
     ties = int((good == bad).sum())
     right = int((good > bad).sum()) + ties / 2
@@ -144,16 +144,14 @@ def score_paradigm(
 
 
 @torch.inference_mode()
-def pseudo_log_likelihoods(model: nn.Module, copies: MaskedCopies, form: Form, hardware: Hardware) -> np.ndarray:
+def pseudo_log_likelihoods(
+    model: nn.Module, copies: MaskedCopies, collator: ExampleCollator, hardware: Hardware
+) -> np.ndarray:
     """Natural log, float64, of each sentence: the sum over its tokens of log p(token | the sentence with it masked)."""
     log_p = np.empty(len(copies))
-    for part in form.parts(copies.examples, range(len(copies))):
-        batch = form.batch(copies.examples, part)
-        if "cu_seqlens" in batch:
-            starts = batch["cu_seqlens"][:-1].long()
-        else:
-            starts = torch.arange(len(part)) * batch["input_ids"].shape[1]
-        batch["masked_indices"] = starts + torch.from_numpy(copies.places[part])
+    for part in collator.parts(copies.examples, range(len(copies))):
+        batch = collator.batch(copies.examples, part)
+        batch["masked_indices"] = first_tokens(batch) + torch.from_numpy(copies.places[part])
         batch = {key: value.to(hardware.device) if isinstance(value, Tensor) else value for key, value in batch.items()}
         with torch.autocast(hardware.device, hardware.autocast, enabled=hardware.autocast is not None):
             logits_MV = model.masked_logits(batch)

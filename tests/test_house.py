@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,18 @@ from recipe import glue, pairs, plan, records, train
 from recipe.config import GlueConfig, PairsConfig, TrainConfig, load
 from recipe.cost import prices
 from recipe.errors import UserError
+from recipe.finetune.kinds import KINDS
+from recipe.finetune.tasks import TASKS
 from recipe.model.architectures import ARCHITECTURES
 from recipe.objectives import OBJECTIVES
 from recipe.pareto import draw
 from recipe.training.callbacks import AfterBatch
 from recipe.training.optimizers import OPTIMIZERS
 from recipe.training.schedules import SCHEDULES, Row
-from tests.tiny_encoder import write_pairs, write_sst2
+from tests.tiny_encoder import FILLERS, sentence, write_pairs, write_run, write_sst2, write_tsv
 from tests.toys.bag_of_words import BAG_OF_WORDS
 from tests.toys.signs import SIGNS
+from tests.toys.tags import TAGS, WORDS
 from tests.toys.two_networks import TWO_NETWORKS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,6 +49,10 @@ def yaml(tmp_path, tiny_dataset) -> Path:
 def interrupt(state) -> None:
     if state.timestamp.batch.value == 3:
         raise KeyboardInterrupt
+
+
+def interrupt_job(*words) -> None:
+    raise KeyboardInterrupt
 
 
 def used(yaml: Path, tmp_path: Path, word: str) -> dict:
@@ -111,6 +119,41 @@ def test_a_schedule(yaml, tmp_path, monkeypatch):
     record = used(yaml, tmp_path, "schedule.shape=steps")
     peak = record["config"]["optimizer"]["lr"]
     assert sorted({row["lr"] for row in record["loss_curve"]}) == pytest.approx([0.02 * peak, peak])
+
+
+def words_and_tags(count: int, chance: random.Random) -> list[tuple[str, str]]:
+    """Sentences, and of each word whether it has more than three letters."""
+    texts = [sentence(chance.choice(FILLERS), chance) for _ in range(count)]
+    return [(text, " ".join("long" if len(word) > 3 else "short" for word in text.split())) for text in texts]
+
+
+@pytest.mark.parametrize("model", ["mosaic_bert", "hf_bert"])
+def test_a_kind_of_task(tmp_path, monkeypatch, model):
+    """Outputs of variable size, on both forms of batches; the second of two jobs is resumed."""
+    monkeypatch.setitem(KINDS, TAGS.name, TAGS)
+    monkeypatch.setitem(TASKS, WORDS.name, WORDS)
+    run, chance = write_run(tmp_path / "run", model), random.Random(3)
+    for split, count in (("train", 96), ("dev", 24)):
+        write_tsv(tmp_path / "tasks/Words" / f"{split}.tsv", [("text", "tags"), *words_and_tags(count, chance)])
+    yaml, words = tmp_path / "score.yaml", [f"checkpoint={run}", f"data={tmp_path / 'tasks'}", "max_tokens=128"]
+    yaml.write_text("device: cpu\nprecision: fp32\nmax_length: 64\nlr_scale: 2\ncost: {usd_per_hour: 3.6}\n")
+    config = load(GlueConfig, str(yaml), words)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(glue, "say_job", interrupt_job)
+        glue.glue(config)
+    spent = {"cost": prices.bill(2.0, 1, prices.Price(3.6, "test"), "cpu"), "tokens": 100}
+    records.write_record(run, {**records.read_record(run), **spent})
+    first = records.read_record(run / "glue/jobs/Words-19")
+    record = glue.glue(config)
+    assert records.read_record(run / "glue/jobs/Words-19") == first and first["job"]["truncated_examples"] == 0
+    found = record["glue"]["tasks"]["Words"]
+    assert found["score"] > 95 and [one["seed"] for one in found["runs"]] == [19, 7]
+    gold, predicted = (run / "glue/jobs/Words-7/dev.tsv").read_text().splitlines()[1].split("\t")
+    assert len(gold.split()) == len(predicted.split()) >= 4 and {*predicted.split()} <= {"long", "short"}
+    assert all(file.is_file() for file in draw([run], tmp_path / "out"))
+    (tmp_path / "tasks/Words/dev.tsv").write_text("text\ttags\nthe old house\tshort short huge\n")
+    with pytest.raises(UserError, match=r"dev.tsv:2: tag `huge`; known are short, long"):
+        glue.glue(load(GlueConfig, str(yaml), [*words, f"out={tmp_path / 'other'}"]))
 
 
 def test_what_is_in_no_table_is_refused_in_one_line(yaml):

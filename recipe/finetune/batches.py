@@ -4,24 +4,23 @@ What runs at a time is bounded in tokens, not in examples, so that neither memor
 batch keeps its number of examples, the one that a protocol states, and is cut into microbatches whose gradients add up to its
 own; what is only predicted is sorted by length first.
 
-Shapes: N examples, S sequences of a batch, T real tokens, L the longest sequence.
+Shapes: N examples, S sequences of a batch, T real tokens, L the longest sequence, R labels, one for each row of a head's outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
-from recipe.finetune.examples import Examples
-
 CHUNK = 4096  # texts that are tokenised at a time
-Batch = dict[str, Tensor | int]
+IGNORED_LABEL = -100  # of a row of outputs for which there is no answer
+Batch = dict[str, Tensor | int | np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -31,70 +30,94 @@ class EncodedExamples:
     ids: np.ndarray  # int32, all tokens
     types: np.ndarray  # int8, 0 in the first text and 1 in the second
     offsets: np.ndarray  # (N + 1,) int64, where each example begins, and the end
-    labels: np.ndarray  # (N,), int64 ids or float32 numbers
+    labels: np.ndarray  # (R,), int64 ids or float32 numbers
     truncated: int  # examples that were longer
+    label_offsets: np.ndarray | None = None  # (N + 1,) int64, where each example's labels begin; absent: it has one
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.offsets) - 1
 
     @cached_property
     def lengths(self) -> np.ndarray:
         """(N,) int64, in tokens."""
         return np.diff(self.offsets)
 
+    def rows(self, indices: Sequence[int]) -> np.ndarray:
+        """The places among all labels of those of `indices`, one example after another."""
+        return np.asarray(indices) if self.label_offsets is None else _places(self.label_offsets, np.asarray(indices))
+
     def stream(self, indices: Sequence[int]) -> Batch:
-        """input_ids (T,), token_type_ids (T,), cu_seqlens (S + 1,) int32, max_seqlen, labels (S,)."""
+        """input_ids (T,), token_type_ids (T,), cu_seqlens (S + 1,) int32, max_seqlen, labels (R,); on the host `counts`, as in
+        `recipe.data.batch`."""
         chosen = np.asarray(indices)
         lengths = self.lengths[chosen]
-        cu_seqlens = np.concatenate([[0], lengths.cumsum()])
-        # a token's place in `ids`: its example's start, and how far it is from its sequence's start in the stream
-        places = np.repeat(self.offsets[chosen] - cu_seqlens[:-1], lengths) + np.arange(cu_seqlens[-1])
+        places, labels = _places(self.offsets, chosen), self.labels[self.rows(chosen)]
+        labelled = len(labels) - int((labels == IGNORED_LABEL).sum()) if labels.dtype == np.int64 else len(labels)
         return {
             "input_ids": torch.from_numpy(self.ids[places].astype(np.int64)),
             "token_type_ids": torch.from_numpy(self.types[places].astype(np.int64)),
-            "cu_seqlens": torch.from_numpy(cu_seqlens.astype(np.int32)),
+            "cu_seqlens": torch.from_numpy(np.concatenate([[0], lengths.cumsum()]).astype(np.int32)),
             "max_seqlen": int(lengths.max()),
-            "labels": torch.from_numpy(self.labels[chosen]),
+            "labels": torch.from_numpy(labels),
+            "counts": np.array([[len(chosen), len(places), labelled]]),
         }
 
     def padded(self, indices: Sequence[int], pad_id: int) -> Batch:
-        """input_ids, attention_mask, token_type_ids, all (S, L) int64, and labels (S,)."""
+        """input_ids, attention_mask, token_type_ids, all (S, L) int64, indices (T,) int64, where in the flattened (S, L) the real
+        tokens stand, and labels (R,) and `counts` as in a stream."""
         stream = self.stream(indices)
         real = torch.arange(stream["max_seqlen"])[None, :] < stream["cu_seqlens"].diff()[:, None]
         return {
             "input_ids": torch.full(real.shape, pad_id).masked_scatter(real, stream["input_ids"]),
             "attention_mask": real.long(),
             "token_type_ids": torch.zeros(real.shape, dtype=torch.int64).masked_scatter(real, stream["token_type_ids"]),
+            "indices": real.flatten().nonzero()[:, 0],
             "labels": stream["labels"],
+            "counts": stream["counts"],
         }
 
 
-def encode(tokenizer: Tokenizer, examples: Examples, max_length: int) -> EncodedExamples:
-    """Tokenise with [CLS] and [SEP]; of a pair that is too long, the longer text is cut first.
+def _places(offsets: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Where what belongs to `chosen` stands: each one's start, and how far on from there."""
+    lengths = np.diff(offsets)[chosen]
+    ends = lengths.cumsum()
+    return np.repeat(offsets[chosen] - ends + lengths, lengths) + np.arange(ends[-1])
 
-    A special token's name in a text, such as [MASK], is plain text.
+
+def first_tokens(batch: Batch) -> Tensor:
+    """(S,) int64: where each sequence begins in a stream, or in the flattened rows of a padded batch."""
+    if "cu_seqlens" in batch:
+        return batch["cu_seqlens"][:-1].long()
+    sequences, length = batch["input_ids"].shape
+    return torch.arange(0, sequences * length, length, device=batch["input_ids"].device)
+
+
+def encodings(
+    tokenizer: Tokenizer, texts: Sequence, max_length: int, is_pretokenized: bool = False
+) -> Iterator[Encoding]:
+    """Tokenise texts or pairs of them with [CLS] and [SEP]; of a pair that is too long, the longer text is cut first.
+
+    A special token's name in a text, such as [MASK], is plain text. Of what is `is_pretokenized` a text is a list of words.
     """
     tokenizer.encode_special_tokens = True
     tokenizer.enable_truncation(max_length, strategy="longest_first")
-    ids, types, lengths, truncated = [], [], [], 0
-    for start in range(0, len(examples), CHUNK):
-        texts = [two if len(two) == 2 else two[0] for two in examples.sentences[start : start + CHUNK]]
-        for encoding in tokenizer.encode_batch(texts):
-            ids.append(np.array(encoding.ids, dtype=np.int32))
-            types.append(np.array(encoding.type_ids, dtype=np.int8))
-            lengths.append(len(encoding.ids))
-            truncated += bool(encoding.overflowing)
-    return EncodedExamples(
-        ids=np.concatenate(ids),
-        types=np.concatenate(types),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        labels=np.array(examples.labels, dtype=np.float32 if isinstance(examples.labels[0], float) else np.int64),
-        truncated=truncated,
-    )
+    for start in range(0, len(texts), CHUNK):
+        yield from tokenizer.encode_batch(list(texts[start : start + CHUNK]), is_pretokenized=is_pretokenized)
+
+
+def joined(found: Iterable[Encoding], labels: np.ndarray, label_offsets: np.ndarray | None = None) -> EncodedExamples:
+    """Encodings with their labels (R,)."""
+    ids, types, truncated = [], [], 0
+    for encoding in found:
+        ids.append(np.array(encoding.ids, dtype=np.int32))
+        types.append(np.array(encoding.type_ids, dtype=np.int8))
+        truncated += bool(encoding.overflowing)
+    offsets = np.concatenate([[0], np.cumsum([len(one) for one in ids])])
+    return EncodedExamples(np.concatenate(ids), np.concatenate(types), offsets, labels, truncated, label_offsets)
 
 
 @dataclass(frozen=True)
-class Form:
+class ExampleCollator:
     """How a model takes its batches: as streams, or, with `pad_id`, as padded rows; at most `max_tokens` at a time."""
 
     max_tokens: int  # padding included, where there is any
@@ -123,12 +146,3 @@ class Form:
     def microbatches(self, examples: EncodedExamples, indices: Sequence[int]) -> list[Batch]:
         """One batch in as many pieces as its tokens need."""
         return [self.batch(examples, part) for part in self.parts(examples, indices)]
-
-
-def count_tokens(batch: Batch) -> int:
-    """Real tokens of either form."""
-    return len(batch["input_ids"]) if "cu_seqlens" in batch else int(batch["attention_mask"].sum())
-
-
-def count_sequences(batch: Batch) -> int:
-    return len(batch["labels"])

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Examples:
-    """`sentences[i]` holds one text or two; `labels[i]` an id, or a number where the task is one of numbers."""
+    """`sentences[i]` holds one text or two; `labels[i]` is what the task's kind reads: an id, a number, or more."""
 
     sentences: list[tuple[str, ...]]
-    labels: list[int] | list[float]
+    labels: list
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from recipe.config import Optimizer, Schedule
+from recipe.data.batch import count_sequences, count_tokens
 from recipe.errors import UserError
-from recipe.finetune.batches import Batch, EncodedExamples, Form, count_sequences, count_tokens
-from recipe.model.heads import sequence_loss
+from recipe.finetune.batches import Batch, EncodedExamples, ExampleCollator
+from recipe.finetune.kinds.kind import Kind
 from recipe.system.hardware import Hardware
 from recipe.training.composer_model import AutocastModel
 from recipe.training.optimizers import build_optimizer
@@ -51,22 +51,27 @@ class Fit:
 
 @dataclass(frozen=True)
 class Outcome:
-    logits: dict[str, np.ndarray]  # (N, C) float32 of each development set
+    outputs: dict[str, np.ndarray]  # (R, C) float32 of each set that was predicted, in the order of its labels
     seconds: float  # of training and prediction
     tokens: int  # real ones, trained on
     sequences: int
     batches: int
 
 
-class Classifier(AutocastModel):
-    """A classification model as the trainer wants it."""
+class FineTuning(AutocastModel):
+    """A model and what its kind minimises, as the trainer wants them."""
 
-    def forward(self, batch: dict[str, Any]) -> Tensor:
+    def __init__(self, model: nn.Module, kind: Kind, hardware: Hardware) -> None:
+        super().__init__(model, hardware.device, hardware.autocast)
+        self._kind = kind
+
+    def forward(self, batch: Batch) -> Tensor:
+        """(R, C) float32."""
         with self.autocast():
             return self.model(batch).float()
 
-    def loss(self, outputs: Tensor, batch: dict[str, Any]) -> Tensor:
-        return sequence_loss(outputs, batch["labels"])
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return self._kind.loss(outputs, batch["labels"])
 
 
 class Count(Callback):
@@ -80,8 +85,8 @@ class Count(Callback):
         self.said = time.perf_counter()
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        self.tokens += _total(count_tokens, state.batch)
-        self.sequences += _total(count_sequences, state.batch)
+        self.tokens += weight(state.batch)["total"]
+        self.sequences += sequences(state.batch)
         self.done += 1
         now = time.perf_counter()
         if now - self.said > REPORT_EVERY_S:
@@ -92,24 +97,25 @@ class Count(Callback):
 
 def fine_tune(
     model: nn.Module,
+    kind: Kind,
     fit: Fit,
     train: EncodedExamples,
-    dev: dict[str, EncodedExamples],
-    form: Form,
+    predicted: dict[str, EncodedExamples],
+    collator: ExampleCollator,
     hardware: Hardware,
     report: Report = no_report,
 ) -> Outcome:
-    """Fit `model` in place and predict the development sets, once, at the end.
+    """Fit `model` in place and predict other sets, once, at the end.
 
     AdamW as in pretraining, 6 % warm-up, then linear to 0; shuffled anew each epoch, in an order that the seed decides;
-    the last, shorter batch is used. A batch has `fit.batch_size` examples whatever their lengths; `form.max_tokens` bounds only
-    what runs at a time, and the gradient is the whole batch's.
+    the last, shorter batch is used. A batch has `fit.batch_size` examples whatever their lengths; `collator.max_tokens` bounds
+    only what runs at a time, and the gradient is the whole batch's.
 
     Raises:
         UserError: the loss ran away, so that the predictions are no numbers; or the GPU's memory was not enough.
     """
     order = torch.Generator().manual_seed(fit.seed)
-    pieces = partial(form.microbatches, train)
+    pieces = partial(collator.microbatches, train)
     loader = DataLoader(range(len(train)), fit.batch_size, shuffle=True, generator=order, collate_fn=pieces)
     batches = max(1, math.ceil(fit.epochs * len(loader)))
     count = Count(fit.name, batches, report)
@@ -119,13 +125,13 @@ def fine_tune(
     join_ranks(device)
     trainer = Trainer(
         count_tokens=weight,
-        model=Classifier(model, hardware.device, hardware.autocast),
+        model=FineTuning(model, kind, hardware),
         optimizers=build_optimizer(model, settings),
         schedulers=Rate(SCHEDULE),
         train_dataloader=DataSpec(
             loader,
             split_batch=lambda pieces, _: pieces,
-            get_num_samples_in_batch=lambda pieces: _total(count_sequences, pieces),
+            get_num_samples_in_batch=sequences,
             get_num_tokens_in_batch=weight,
         ),
         accumulate_train_batch_on_tokens=True,
@@ -139,35 +145,37 @@ def fine_tune(
     started = time.perf_counter()
     try:
         trainer.fit()
-        logits = {name: _predict(trainer, examples, form) for name, examples in dev.items()}
+        outputs = {name: _predict(trainer, examples, collator) for name, examples in predicted.items()}
     except torch.OutOfMemoryError:
-        raise UserError(f"{fit.name}: out of memory with max_tokens={form.max_tokens}; set a smaller one") from None
+        raise UserError(f"{fit.name}: out of memory with max_tokens={collator.max_tokens}; set a smaller one") from None
     finally:
         trainer.close()
     seconds = time.perf_counter() - started
-    if not all(np.isfinite(values).all() for values in logits.values()):
+    if not all(np.isfinite(values).all() for values in outputs.values()):
         raise UserError(f"{fit.name}: the loss ran away (lr {fit.lr:g}); set a smaller lr_scale")
-    return Outcome(logits, seconds, count.tokens, count.sequences, count.done)
+    return Outcome(outputs, seconds, count.tokens, count.sequences, count.done)
 
 
-def _predict(trainer: Trainer, examples: EncodedExamples, form: Form) -> np.ndarray:
-    """(N, C), in the examples' own order."""
-    parts = form.parts(examples, range(len(examples)))
-    loader = DataLoader(range(len(examples)), batch_sampler=parts, collate_fn=partial(form.batch, examples))
+def _predict(trainer: Trainer, examples: EncodedExamples, collator: ExampleCollator) -> np.ndarray:
+    """(R, C), in the order of the examples' labels."""
+    parts = collator.parts(examples, range(len(examples)))
+    loader = DataLoader(range(len(examples)), batch_sampler=parts, collate_fn=partial(collator.batch, examples))
     counts = {"get_num_samples_in_batch": count_sequences, "get_num_tokens_in_batch": count_tokens}
     predicted = torch.cat(trainer.predict(DataSpec(loader, **counts))).numpy()
-    logits = np.empty_like(predicted)
-    logits[np.concatenate(parts)] = predicted
-    return logits
+    outputs = np.empty_like(predicted)
+    outputs[examples.rows(np.concatenate(parts))] = predicted
+    return outputs
 
 
 def weight(pieces: Batch | list[Batch]) -> dict[str, float]:
-    """Real tokens, and what the losses of pieces are weighed by: their examples, whose mean a piece's loss is."""
+    """Real tokens, and what the losses of pieces are weighed by: their labels, over which a piece's loss is the mean."""
     if isinstance(pieces, OnDevice):
         return pieces.tokens
-    return {"total": _total(count_tokens, pieces), "loss_generating": _total(count_sequences, pieces)}
+    if isinstance(pieces, list):  # a batch, of which Composer asks for the whole and for each piece
+        totals = [count_tokens(piece) for piece in pieces]
+        return {key: sum(total[key] for total in totals) for key in totals[0]}
+    return count_tokens(pieces)
 
 
-def _total(count: Callable[[Batch], int], pieces: Batch | list[Batch]) -> int:
-    """Of a batch in pieces, or of one of them: Composer asks for both."""
-    return sum(map(count, pieces)) if isinstance(pieces, list) else count(pieces)
+def sequences(pieces: Batch | list[Batch]) -> int:
+    return sum(map(count_sequences, pieces)) if isinstance(pieces, list) else count_sequences(pieces)

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,9 +29,9 @@ from recipe import records
 from recipe.config import GlueConfig, to_dict
 from recipe.cost import prices
 from recipe.errors import UserError
-from recipe.finetune.batches import EncodedExamples, Form, encode
-from recipe.finetune.fit import Fit, Report, fine_tune, no_report
-from recipe.finetune.metrics import measure
+from recipe.finetune.batches import EncodedExamples, ExampleCollator
+from recipe.finetune.examples import Examples
+from recipe.finetune.fit import Fit, Outcome, Report, fine_tune, no_report
 from recipe.finetune.predictions import TestSet, read_test_sets, write_dev, write_test
 from recipe.finetune.tasks import DEV, HUB, TUNING, Task, TaskData, read_task
 from recipe.model.huggingface import is_classifier
@@ -77,7 +76,7 @@ class Worker:
         self.devices = 1 if hardware.kind == "gpu" else hardware.count / config.processes
         self.backends = checkpoint.resolve_backends(hardware)
         self.price = prices.price_of(hardware.name, hardware.kind, config.cost.prices, config.cost.usd_per_hour)
-        self.form = Form(config.max_tokens, checkpoint.padding)
+        self.collator = ExampleCollator(config.max_tokens, checkpoint.padding)
         self.weights_digest = digest(checkpoint.files)
         self.report: Report = no_report
         self._last: Encoded | None = None
@@ -104,7 +103,8 @@ class Worker:
         config, task, checkpoint = self.config, job.task, self.checkpoint
         found = self._encode(task)
         reproducibility.seed_all(job.seed)
-        model = checkpoint.classifier(found.data.outputs, self.backends)
+        data = found.data
+        model = checkpoint.fine_tuned(data.kind, data.kind.outputs(data.labels), self.backends)
         if job.start is not None:
             unmatched = model.load_state_dict(load_file(job.start / ENCODER), strict=False)
             assert not unmatched.unexpected_keys and all(is_classifier(key) for key in unmatched.missing_keys)
@@ -116,25 +116,27 @@ class Worker:
             batch_size=task.batch_size,
             seed=job.seed,
         )
-        predicted = {**found.dev, **found.encoded_tests}
-        outcome = fine_tune(model, fit, found.train, predicted, self.form, self.hardware, self.report)
-        for name, examples in found.data.dev.items():
-            write_dev(job.folder / f"{name}.tsv", found.data, examples, outcome.logits[name])
+        wanted = {**found.dev, **found.encoded_tests}
+        outcome = fine_tune(model, data.kind, fit, found.train, wanted, self.collator, self.hardware, self.report)
+        predicted = {name: data.kind.decode(wanted[name], outputs) for name, outputs in outcome.outputs.items()}
+        metrics = {}
+        for name, examples in data.dev.items():
+            measured = data.kind.measure(task.metrics, examples.labels, predicted[name], data.labels)
+            suffix = "" if name == TUNING else name.removeprefix(DEV)  # "", or "_matched" and "_mismatched"
+            metrics |= {metric + suffix: value for metric, value in measured.items()}
+            write_dev(job.folder / f"{name}.tsv", data, examples.labels, predicted[name])
         for name, test in found.tests.items():
-            write_test(job.folder / f"{name}.tsv", test, found.data, outcome.logits[name])
+            write_test(job.folder / f"{name}.tsv", test, data, predicted[name])
         if job.keeps_encoder:
             state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
             save_file({key: value for key, value in state.items() if not is_classifier(key)}, job.folder / ENCODER)
-        record = self._record(job, found, outcome, sum(p.numel() for p in model.parameters()))
+        record = self._record(job, found, outcome, metrics, sum(p.numel() for p in model.parameters()))
         records.write_record(job.folder, record)
         return record
 
-    def _record(self, job: Job, found: Encoded, outcome: Any, parameters: int) -> dict[str, Any]:
-        metrics = {}
-        for split, examples in found.dev.items():
-            suffix = "" if split == TUNING else split.removeprefix(DEV)  # "", or "_matched" and "_mismatched"
-            measured = measure(job.task.metrics, examples.labels, outcome.logits[split])
-            metrics |= {name + suffix: value for name, value in measured.items()}
+    def _record(
+        self, job: Job, found: Encoded, outcome: Outcome, metrics: dict[str, float], parameters: int
+    ) -> dict[str, Any]:
         hardware = self.hardware
         record = records.new_record(
             kind="glue_job",
@@ -167,8 +169,11 @@ class Worker:
 
     def _encode(self, task: Task) -> Encoded:
         if self._last is None or self._last.data.task.name != task.name:
-            encoded = partial(encode, self.checkpoint.tokenizer, max_length=self.config.max_length)
             data = read_task(self.config.data, task, self.config.max_train_examples, self.config.split)
+
+            def encoded(examples: Examples) -> EncodedExamples:
+                return data.kind.encode(self.checkpoint.tokenizer, examples, self.config.max_length)
+
             tests = read_test_sets(self.config.data, task) if self.config.split == DEV else {}
             self._last = Encoded(
                 data,

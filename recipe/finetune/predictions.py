@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from recipe.errors import UserError
-from recipe.finetune.tasks import HUB, Examples, Task, TaskData, rows_of
+from recipe.finetune.examples import Examples
+from recipe.finetune.kinds import KINDS
+from recipe.finetune.tasks import HUB, Task, TaskData, rows_of
 
 # What the site calls a test set's file, where that is not the task's own name.
 SUBMISSION_NAMES = {"test_matched": "MNLI-m", "test_mismatched": "MNLI-mm"}
@@ -18,7 +20,7 @@ SUBMISSION_NAMES = {"test_matched": "MNLI-m", "test_mismatched": "MNLI-mm"}
 
 @dataclass(frozen=True)
 class TestSet:
-    """Examples without labels; `examples.labels` are zeros."""
+    """Examples without labels; `examples.labels` stand for none."""
 
     index: list[str]  # the first column, which a submission repeats
     examples: Examples
@@ -43,30 +45,23 @@ def read_test_sets(data: str, task: Task) -> dict[str, TestSet]:
         rows = list(rows_of(file, dataclasses.replace(task, label=first_column, columns=None)))
         if not rows:
             raise UserError(f"{file}: no example in it")
-        zeros = [0] * len(rows) if task.labels != () else [0.0] * len(rows)
-        found[name] = TestSet([row[2] for row in rows], Examples([row[1] for row in rows], zeros))
+        labels = [KINDS[task.kind].unlabelled] * len(rows)
+        found[name] = TestSet([row[2] for row in rows], Examples([row[1] for row in rows], labels))
     return found
 
 
-def words_of(logits: np.ndarray, labels: Sequence[str]) -> list[str]:
-    """(N, C) logits as the labels' own words, or (N, 1) as numbers."""
-    if not labels:
-        return [f"{value:.9g}" for value in logits[:, 0]]
-    return [labels[i] for i in logits.argmax(axis=1)]
-
-
-def write_dev(file: Path, data: TaskData, examples: Examples, logits: np.ndarray) -> None:
+def write_dev(file: Path, data: TaskData, gold: Sequence, predicted: Sequence) -> None:
     """Label and prediction of every development example, in the words of the task's files."""
-    gold = [data.labels[i] for i in examples.labels] if data.labels else [f"{value:g}" for value in examples.labels]
-    rows = zip(gold, words_of(logits, data.labels), strict=True)
-    _write(file, ["label\tprediction", *(f"{label}\t{prediction}" for label, prediction in rows)])
+    rows = ("\t".join(data.kind.word(one, data.labels) for one in pair) for pair in zip(gold, predicted, strict=True))
+    _write(file, ["label\tprediction", *rows])
 
 
-def write_test(file: Path, test: TestSet, data: TaskData, logits: np.ndarray) -> None:
-    """A submission's file; scores of STS-B are clipped to its scale, 0 to 5."""
-    if not data.labels:
-        logits = logits.clip(0.0, 5.0)
-    rows = zip(test.index, words_of(logits, data.labels), strict=True)
+def write_test(file: Path, test: TestSet, data: TaskData, predicted: Sequence) -> None:
+    """A submission's file; numbers are clipped to the task's scale."""
+    if data.task.scale:
+        predicted = np.clip(predicted, *data.task.scale)
+    words = [data.kind.word(one, data.labels) for one in predicted]
+    rows = zip(test.index, words, strict=True)
     _write(file, ["index\tprediction", *(f"{index}\t{prediction}" for index, prediction in rows)])
 
 

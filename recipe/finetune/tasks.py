@@ -7,25 +7,25 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from recipe.errors import UserError
 from recipe.finetune.examples import Examples
+from recipe.finetune.kinds import CLASSIFICATION, KINDS, REGRESSION
+from recipe.finetune.kinds.kind import Kind
 from recipe.finetune.tuning_split import tuning_split
 
 HUB = "hub"  # instead of a folder
 DEV, TUNING = "dev", "tuning"  # the splits to score on
 HUB_DATASET = "nyu-mll/glue"
+Row = tuple[int, tuple[str, ...], str]  # line number, texts, label
 SUBSET_SEED = 0  # draws the examples that `max_train_examples` keeps, the same for every run
 SEEDS = (19, 8364, 717, 10536, 90166)
 YES_NO = ("0", "1")
-NUMBER = ()  # as `labels`: the label is a number, to be predicted as such
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Task:
     name: str  # also its folder's
     sentences: tuple[str, ...]  # the columns that the encoder reads
     label: str  # the column that it predicts
-    labels: tuple[str, ...]
+    labels: tuple[str, ...]  # none where the label is a number
     metrics: tuple[str, ...]
     lr: float
     epochs: int
@@ -48,11 +48,13 @@ class Task:
     torn_rows: int = 0  # at most so many lines of the distributed train.tsv have another number of columns
     hub: str = ""  # its name there
     hub_sentences: tuple[str, ...] | None = None  # where the columns have other names there
+    kind: str = CLASSIFICATION.name
+    scale: tuple[float, float] | None = None  # that a submission's numbers are to lie in
 
 
 PAIR = ("sentence1", "sentence2")
 ENTAILED = ("entailment", "not_entailment")
-TASKS = (
+GLUE = (
     Task("MNLI", PAIR, "gold_label", ("entailment", "neutral", "contradiction"), ("accuracy",), 5e-5, 3, 48, 5e-6,
          SEEDS[:1], dev=("dev_matched", "dev_mismatched"), hub="mnli", hub_sentences=("premise", "hypothesis")),
     # Some questions of QQP hold a line break, which tears their row into two lines.
@@ -65,9 +67,10 @@ TASKS = (
     Task("RTE", PAIR, "label", ENTAILED, ("accuracy",), 1e-5, 3, 16, 1e-5, SEEDS, from_mnli=True, hub="rte"),
     Task("MRPC", ("#1 String", "#2 String"), "Quality", YES_NO, ("accuracy", "f1"), 8e-5, 10, 32, 8e-6, SEEDS,
          from_mnli=True, hub="mrpc", hub_sentences=PAIR),
-    Task("STS-B", PAIR, "score", NUMBER, ("pearson", "spearman"), 3e-5, 10, 32, 3e-6, SEEDS,
-         from_mnli=True, hub="stsb"),
+    Task("STS-B", PAIR, "score", (), ("pearson", "spearman"), 3e-5, 10, 32, 3e-6, SEEDS,
+         from_mnli=True, hub="stsb", kind=REGRESSION.name, scale=(0.0, 5.0)),
 )  # fmt: skip
+TASKS: dict[str, Task] = {task.name: task for task in GLUE}
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,8 @@ class TaskData:
     torn_rows: int = 0  # lines of train.tsv left out
 
     @property
-    def outputs(self) -> int:
-        """How many numbers the classifier gives for an example."""
-        return max(1, len(self.labels))
+    def kind(self) -> Kind:
+        return KINDS[self.task.kind]
 
 
 def choose_tasks(data: str, asked: Sequence[str]) -> tuple[list[Task], list[str]]:
@@ -94,7 +96,7 @@ def choose_tasks(data: str, asked: Sequence[str]) -> tuple[list[Task], list[str]
     Raises:
         UserError: a name that is in no row or not in `data`, no task at all.
     """
-    names = [task.name for task in TASKS]
+    names = list(TASKS)
     for name in asked:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
@@ -102,7 +104,7 @@ def choose_tasks(data: str, asked: Sequence[str]) -> tuple[list[Task], list[str]
             raise UserError(f"tasks: no task `{name}`; {hint}")
     if data != HUB and not Path(data).is_dir():
         raise UserError(f"data={data}: no such folder; give one in GLUE's layout (CoLA/train.tsv, ...) or data=hub")
-    present = [task for task in TASKS if data == HUB or (Path(data) / task.name).is_dir()]
+    present = [task for task in TASKS.values() if data == HUB or (Path(data) / task.name).is_dir()]
     for name in asked:
         if name not in [task.name for task in present]:
             there = ", ".join(task.name for task in present) or "none of the table's"
@@ -110,7 +112,7 @@ def choose_tasks(data: str, asked: Sequence[str]) -> tuple[list[Task], list[str]
     chosen = [task for task in present if not asked or task.name in asked]
     if not chosen:
         raise UserError(f"data={data}: no task in it; expected sub-folders such as {', '.join(names)}")
-    return chosen, [task.name for task in TASKS if task not in chosen]
+    return chosen, [name for name, task in TASKS.items() if task not in chosen]
 
 
 def read_task(data: str, task: Task, max_train_examples: int = 0, split: str = DEV) -> TaskData:
@@ -143,16 +145,12 @@ def read_task(data: str, task: Task, max_train_examples: int = 0, split: str = D
 
 def _from_folder(folder: Path, task: Task) -> TaskData:
     torn: list[int] = []
-    train = _examples(folder / "train.tsv", rows_of(folder / "train.tsv", task, torn), task.labels)
-    dev = {
-        name: _examples(file, rows_of(file, task), task.labels)
-        for name in task.dev
-        for file in [folder / f"{name}.tsv"]
-    }
+    train = _examples(folder / "train.tsv", rows_of(folder / "train.tsv", task, torn), task)
+    dev = {name: _examples(file, rows_of(file, task), task) for name in task.dev for file in [folder / f"{name}.tsv"]}
     return TaskData(task, task.labels, train, dev, len(torn))
 
 
-def rows_of(file: Path, task: Task, torn: list[int] | None = None) -> Iterator[tuple[int, tuple[str, ...], str]]:
+def rows_of(file: Path, task: Task, torn: list[int] | None = None) -> Iterator[Row]:
     """(line number, sentences, label) of each row. The format has no quoting: a quotation mark belongs to the text.
 
     Lines with a wrong number of columns are left out and noted in `torn`, as many as the task is known to have.
@@ -198,30 +196,17 @@ def _lines(file: Path) -> list[str]:
     return lines
 
 
-def _examples(file: Path, rows: Any, labels: tuple[str, ...]) -> Examples:
-    sentences, values = [], []
-    ids = {label: i for i, label in enumerate(labels)}
+def _examples(file: Path, rows: Iterable[Row], task: Task) -> Examples:
+    sentences, labels, kind = [], [], KINDS[task.kind]
     for number, texts, label in rows:
         sentences.append(texts)
-        if labels:
-            if label not in ids:
-                raise UserError(f"{file}:{number}: label `{label}`; known are {', '.join(labels)}")
-            values.append(ids[label])
-        else:
-            values.append(_number(label, f"{file}:{number}"))
+        try:
+            labels.append(kind.read(label, task.labels))
+        except ValueError as error:
+            raise UserError(f"{file}:{number}: {error}") from None
     if not sentences:
         raise UserError(f"{file}: no example in it")
-    return Examples(sentences, values)
-
-
-def _number(text: str, where: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise UserError(f"{where}: score `{text}` is not a number")
-    return value
+    return Examples(sentences, labels)
 
 
 def _from_hub(task: Task) -> TaskData:

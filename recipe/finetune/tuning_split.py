@@ -43,7 +43,9 @@ def _texts(train: Examples, index: int) -> list[str]:
 def _place(train: Examples, group: list[int]) -> tuple[float, bytes]:
     """By mean label; among equals, where chance, which the texts seed, puts it."""
     words = "\0".join(sorted(text for index in group for text in _texts(train, index)))
-    return float(np.mean([train.labels[i] for i in group])), hashlib.sha256(f"{SALT}\0{words}".encode()).digest()
+    return float(np.mean(np.hstack([train.labels[i] for i in group]))), hashlib.sha256(
+        f"{SALT}\0{words}".encode()
+    ).digest()
 
 
 def _connected(train: Examples) -> list[list[int]]:

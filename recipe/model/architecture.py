@@ -36,9 +36,10 @@ class Architecture:
     save_sizes: Callable[[nn.Module, Path], None]  # sizes alone
     # Sizes and weights in a folder that another run wrote, for this one to start from. UserError: it cannot start so.
     read: Callable[[Path], tuple[EncoderConfig, dict[str, Tensor]]]
-    # (sizes, outputs, backends) -> a model with `forward(batch)`, logits (S, C), its module `encoder` that of `masked_lm`;
-    # None where its folders are in a form that Hugging Face's own classes read.
-    classifier: Callable[[EncoderConfig, int, Backends], nn.Module] | None = None
+    # (sizes, backends) -> the module `encoder` of `masked_lm` alone, for other heads: `forward(batch, keep)` gives hidden states
+    # (K, D) at the places `keep` (K,) int64 of the stream, or of the flattened padded rows; of every real token, in order,
+    # where `keep` is None. Absent where the row's folders are Hugging Face's own, whose classes come with heads.
+    encoder: Callable[[EncoderConfig, Backends], nn.Module] | None = None
 
     def predicted(self, tokens: float, masked: float) -> float:
         """Of how many positions the head computes logits."""

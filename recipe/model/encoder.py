@@ -121,7 +121,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Token ids to hidden states, both as streams."""
+    """Token ids to hidden states, both as streams: `forward(batch, keep)`, as the table of architectures wants it."""
 
     def __init__(self, config: EncoderConfig, backends: Backends | None = None) -> None:
         super().__init__()
@@ -132,27 +132,20 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config, backends) for _ in range(config.num_hidden_layers))
         self.register_buffer("slopes", kernels.alibi_slopes(config.num_attention_heads), persistent=False)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        cu_seqlens: Tensor,
-        max_seqlen: int,
-        token_type_ids: Tensor | None = None,
-        keep: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, batch: dict, keep: Tensor | None = None) -> Tensor:
         """Hidden states of every token, or of the tokens `keep` alone.
 
         Args:
-            input_ids: (T,) int64, the sequences of the batch one after another.
-            cu_seqlens: (S + 1,) int32, where each begins, and the end.
-            max_seqlen: the longest length, or more.
-            token_type_ids: (T,) int64; None for all zero.
+            batch: input_ids (T,) int64, the sequences one after another; cu_seqlens (S + 1,) int32, where each begins, and the
+                end; max_seqlen, the longest length, or more; token_type_ids (T,) int64, absent or None for all zero.
             keep: (M,) int64, the tokens whose last hidden state is wanted. The last layer leaves out the rest after its
                 attention, which changes nothing for those kept.
 
         Returns:
             (T, D), or (M, D) with `keep`.
         """
+        input_ids, token_type_ids = batch["input_ids"], batch.get("token_type_ids")
+        cu_seqlens, max_seqlen = batch["cu_seqlens"], batch["max_seqlen"]
         tokens = len(input_ids)
         if self.few_shapes and not torch.compiler.is_compiling():
             input_ids, token_type_ids, cu_seqlens = round_stream(input_ids, token_type_ids, cu_seqlens)

@@ -1,10 +1,11 @@
-"""What sits on the encoder: masked-language-model prediction, and classification or regression of whole sequences.
+"""What sits on the encoder: masked-language-model prediction, or the head of a kind of fine-tuning.
 
-Shapes: S sequences, L padded length, T real tokens, M masked tokens, D hidden size, V vocabulary, C classes.
+Shapes: S sequences, L padded length, T real tokens, M masked and K kept ones, D hidden size, V vocabulary, R rows of C outputs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +60,7 @@ class MosaicBertForMaskedLM(nn.Module):
         keep_M, labels_M = batch["masked_indices"], batch["labels"]
         if self.encoder.few_shapes and not torch.compiler.is_compiling():
             keep_M, labels_M = round_predictions(keep_M, labels_M)
-        hidden_MD = self.encoder(batch["input_ids"], batch["cu_seqlens"], batch["max_seqlen"], keep=keep_M)
+        hidden_MD = self.encoder(batch, keep_M)
         loss, accuracy = kernels.masked_cross_entropy(
             self.head(hidden_MD),
             self.encoder.embeddings.word.weight,
@@ -75,7 +76,7 @@ class MosaicBertForMaskedLM(nn.Module):
         wanted = len(keep_M)
         if self.encoder.few_shapes:
             keep_M, _ = round_predictions(keep_M, keep_M)
-        hidden_MD = self.encoder(batch["input_ids"], batch["cu_seqlens"], batch["max_seqlen"], keep=keep_M)
+        hidden_MD = self.encoder(batch, keep_M)
         return F.linear(self.head(hidden_MD), self.encoder.embeddings.word.weight, self.head.bias)[:wanted]
 
     def padded(
@@ -89,7 +90,7 @@ class MosaicBertForMaskedLM(nn.Module):
         none, also the loss."""
         backend = self.backends.kernels.name
         batch, indices_T = _stream(input_ids, attention_mask, token_type_ids, backend)
-        hidden_TD = self.encoder(batch["input_ids"], batch["cu_seqlens"], batch["max_seqlen"], batch["token_type_ids"])
+        hidden_TD = self.encoder(batch)
         hidden_SLD = kernels.pad(hidden_TD, indices_T, *input_ids.shape, backend=backend)
         logits = F.linear(self.head(hidden_SLD), self.encoder.embeddings.word.weight, self.head.bias)
         loss = None
@@ -98,46 +99,20 @@ class MosaicBertForMaskedLM(nn.Module):
         return Output(logits, loss, hidden_SLD)
 
 
-class MosaicBertForSequenceClassification(nn.Module):
-    """The encoder with BERT's pooler and a linear layer on each sequence's first token."""
+class FineTuned(nn.Module):
+    """An architecture's encoder with the head of a kind of fine-tuning on it, both new."""
 
-    def __init__(self, config: EncoderConfig, num_labels: int, backends: Backends | None = None) -> None:
+    def __init__(self, encoder: nn.Module, head: nn.Module, keep: Callable[[dict], Tensor | None], std: float) -> None:
+        """`keep` gives a batch's tokens whose hidden states the head takes; `std` is of the initialisation."""
         super().__init__()
-        self.config = config
-        self.num_labels = num_labels
-        self.backends = backends or Backends()
-        self.encoder = Encoder(config, self.backends)
-        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, num_labels)
-        initialize(self, config.initializer_range)
+        self.encoder = encoder
+        self.head = head
+        self._keep = keep
+        initialize(self, std)
 
     def forward(self, batch: dict) -> Tensor:
-        """(S, C) of a stream: input_ids (T,), token_type_ids (T,), cu_seqlens (S + 1,) int32, max_seqlen."""
-        first_S = batch["cu_seqlens"][:-1].long()
-        hidden_SD = self.encoder(
-            batch["input_ids"], batch["cu_seqlens"], batch["max_seqlen"], batch.get("token_type_ids"), keep=first_S
-        )
-        return self.classifier(self.dropout(torch.tanh(self.pooler(hidden_SD))))
-
-    def padded(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> Output:
-        """Logits (S, C) of padded sequences (S, L); with labels (S,), also the cross-entropy, or for C = 1 the squared error."""
-        batch, _ = _stream(input_ids, attention_mask, token_type_ids, self.backends.kernels.name)
-        logits = self(batch)
-        return Output(logits, None if labels is None else sequence_loss(logits, labels))
-
-
-def sequence_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy (S, C) against classes (S,) int64, or mean squared error (S, 1) against numbers (S,)."""
-    if logits.shape[1] == 1:
-        return F.mse_loss(logits[:, 0].float(), labels.float())
-    return F.cross_entropy(logits.float(), labels)
+        """(R, C), what the head makes of the hidden states (K, D)."""
+        return self.head(self.encoder(batch, self._keep(batch)))
 
 
 def _stream(

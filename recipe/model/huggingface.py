@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import transformers
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
 )
@@ -24,26 +24,27 @@ from transformers.models.auto.modeling_auto import (
 POOLER = "pooler."  # of an encoder; masked-language models have none
 
 
-class HFForSequenceClassification(nn.Module):
-    """Any BERT-family folder with Hugging Face's classification head, on padded batches.
+class HFFineTuned(nn.Module):
+    """Any BERT-family folder with one of Hugging Face's own heads, on padded batches.
 
-    The module called `classifier` is new even where the folder holds one that was trained for another task. Without
-    `pretrained` the folder gives the sizes alone, and the caller the weights.
+    `auto_class` names the library's class for such heads, such as AutoModelForSequenceClassification. The module called
+    `classifier` is new even where the folder holds one that was trained for another task. Without `pretrained` the folder gives
+    the sizes alone, and the caller the weights.
     """
 
-    def __init__(self, folder: Path, num_labels: int, pretrained: bool = True) -> None:
+    def __init__(self, folder: Path, auto_class: str, num_labels: int, pretrained: bool = True) -> None:
         super().__init__()
-        self.num_labels = num_labels
+        self.auto_class = getattr(transformers, auto_class)
         config = AutoConfig.from_pretrained(folder, num_labels=num_labels, trust_remote_code=False)
         self.token_types = has_token_types(config)
         self.unloaded: list[str] = []  # weights of the encoder that the folder does not have, or not in this shape
         if pretrained:
             self._load(folder, config)
         else:
-            self.model = AutoModelForSequenceClassification.from_config(config)
+            self.model = self.auto_class.from_config(config)
 
     def _load(self, folder: Path, config: PretrainedConfig) -> None:
-        self.model, info = AutoModelForSequenceClassification.from_pretrained(
+        self.model, info = self.auto_class.from_pretrained(
             folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
         )
         unloaded = unloaded_names(info)
@@ -51,14 +52,19 @@ class HFForSequenceClassification(nn.Module):
         inner = {name.removeprefix(encoder) for name in unloaded if name.startswith(encoder)}
         self.unloaded = sorted(name for name in inner if not name.startswith(POOLER))
         if any(is_classifier(name) and name not in unloaded for name in self.model.state_dict()):
-            fresh = AutoModelForSequenceClassification.from_config(config).state_dict()
+            fresh = self.auto_class.from_config(config).state_dict()
             new = {name: tensor for name, tensor in fresh.items() if is_classifier(name)}
             self.model.load_state_dict(new, strict=False)
 
     def forward(self, batch: dict) -> Tensor:
-        """(S, C) of input_ids, attention_mask and, where the model has token types, token_type_ids, all (S, L)."""
+        """(S, C), or of a head that answers for every token (T, C), those of the real ones.
+
+        `batch` holds input_ids, attention_mask and, where the model has token types, token_type_ids, all (S, L), and indices (T,)
+        int64, the real tokens' places in the flattened (S, L).
+        """
         keys = ("input_ids", "attention_mask", "token_type_ids")[: 3 if self.token_types else 2]
-        return self.model(**{key: batch[key] for key in keys}).logits
+        logits = self.model(**{key: batch[key] for key in keys}).logits
+        return logits if logits.dim() == 2 else logits.flatten(0, 1)[batch["indices"]]
 
 
 class HFForMaskedLM(nn.Module):

@@ -10,9 +10,9 @@ from kernels.backends import Requirements, resolve
 from recipe import convert
 from recipe.model.architecture import STREAM, Architecture
 from recipe.model.config import EncoderConfig
-from recipe.model.encoder import Backends
+from recipe.model.encoder import Backends, Encoder
 from recipe.model.examples import full_stream
-from recipe.model.heads import MosaicBertForMaskedLM, MosaicBertForSequenceClassification
+from recipe.model.heads import MosaicBertForMaskedLM
 
 
 def _backends(attention: str, kernels: str, needs: Requirements) -> Backends:
@@ -38,5 +38,5 @@ MOSAIC_BERT = Architecture(
     save=_save,
     save_sizes=lambda model, folder: model.config.save(folder),
     read=convert.read_encoder,
-    classifier=MosaicBertForSequenceClassification,
+    encoder=Encoder,
 )

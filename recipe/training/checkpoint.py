@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -23,12 +23,16 @@ from recipe.model.architecture import PADDED, Architecture
 from recipe.model.architectures import ARCHITECTURES, architecture
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends
-from recipe.model.huggingface import POOLER, HFForMaskedLM, HFForSequenceClassification, load_tokenizer, read_family
+from recipe.model.heads import FineTuned
+from recipe.model.huggingface import POOLER, HFFineTuned, HFForMaskedLM, load_tokenizer, read_family
 from recipe.objectives import objective_of
 from recipe.system.hardware import Hardware
 from recipe.training.checkpoint_files import model_of
 
-Loaded = TypeVar("Loaded", HFForMaskedLM, HFForSequenceClassification)
+if TYPE_CHECKING:
+    from recipe.finetune.kinds.kind import Kind
+
+Loaded = TypeVar("Loaded", HFForMaskedLM, HFFineTuned)
 
 FORMS = "give a run's folder, an encoder's folder (config.json, model.safetensors, tokenizer), or RUN/checkpoints/*.pt"
 HF_MODEL = "bert."  # of BertForMaskedLM inside `recipe.model.huggingface.HFBertForMaskedLM`, and
@@ -67,9 +71,9 @@ class Checkpoint(ABC):
         """
 
     @abstractmethod
-    def classifier(self, outputs: int, chosen: Backends) -> nn.Module:
-        """A model whose `forward(batch)` gives logits (S, C); its encoder is as pretrained, its pooler (where that is missing)
-        and its classifier are new.
+    def fine_tuned(self, kind: Kind, outputs: int, chosen: Backends) -> nn.Module:
+        """A model whose `forward(batch)` gives the kind's outputs (R, C); its encoder is as pretrained, its head new, but for a
+        pooler that the folder has.
 
         Raises:
             UserError: a weight of the encoder is missing or has another shape.
@@ -107,9 +111,11 @@ class OwnCheckpoint(Checkpoint):
         except ValueError as error:
             raise UserError(str(error)) from None
 
-    def classifier(self, outputs: int, chosen: Backends) -> nn.Module:
-        model = self._row.classifier(self.sizes, outputs, chosen)
-        convert.load_classification_weights(model, self._weights(), str(self.folder))
+    def fine_tuned(self, kind: Kind, outputs: int, chosen: Backends) -> nn.Module:
+        encoder = self._row.encoder(self.sizes, chosen)
+        head = kind.head(self.sizes.hidden_size, outputs, self.sizes.hidden_dropout_prob)
+        model = FineTuned(encoder, head, kind.keep, self.sizes.initializer_range)
+        convert.load_encoder_weights(model.encoder, self._weights(), str(self.folder))
         return model
 
     def masked_lm(self, chosen: Backends) -> nn.Module:
@@ -132,8 +138,9 @@ class FamilyCheckpoint(Checkpoint):
     def resolve_backends(self, hardware: Hardware) -> Backends:
         return Backends(*[Resolved("transformers", "Hugging Face's own code")] * 2)
 
-    def classifier(self, outputs: int, chosen: Backends) -> nn.Module:
-        model = self._loaded(lambda: HFForSequenceClassification(self.folder, outputs, pretrained=self.weights is None))
+    def fine_tuned(self, kind: Kind, outputs: int, chosen: Backends) -> nn.Module:
+        pretrained = self.weights is None
+        model = self._loaded(lambda: HFFineTuned(self.folder, kind.auto_class, outputs, pretrained))
         if self.weights is not None:
             encoder = model.model.base_model
             pooler = {name: tensor for name, tensor in encoder.state_dict().items() if name.startswith(POOLER)}

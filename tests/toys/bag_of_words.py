@@ -16,32 +16,33 @@ from recipe.model.encoder import Backends
 from recipe.model.examples import full_rows
 
 
-class BagOfWords(nn.Module):
-    def __init__(self, sizes: EncoderConfig, outputs: int = 0) -> None:
+class Words(nn.Module):
+    def __init__(self, sizes: EncoderConfig, backends: Backends) -> None:
         super().__init__()
-        self.config = sizes
-        self.encoder = nn.ModuleDict({"word": nn.Embedding(sizes.vocab_size, sizes.hidden_size)})
-        self.encoder["layer"] = nn.Linear(2 * sizes.hidden_size, sizes.hidden_size)
-        self.out = nn.Linear(sizes.hidden_size, outputs or sizes.vocab_size)
+        self.word = nn.Embedding(sizes.vocab_size, sizes.hidden_size)
+        self.layer = nn.Linear(2 * sizes.hidden_size, sizes.hidden_size)
 
-    def hidden(self, batch: dict) -> Tensor:
-        words, real = self.encoder["word"](batch["input_ids"]), batch["attention_mask"].unsqueeze(-1)
-        mean = ((words * real).sum(1) / real.sum(1)).unsqueeze(1).expand_as(words)
-        return torch.tanh(self.encoder["layer"](torch.cat([words, mean], -1)))
+    def forward(self, batch: dict, keep: Tensor | slice | None = None) -> Tensor:
+        words, real = self.word(batch["input_ids"]), batch["attention_mask"].unsqueeze(-1)
+        mean = ((words * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)).expand_as(words)
+        keep = batch["indices"] if keep is None else keep
+        return torch.tanh(self.layer(torch.cat([words, mean], -1))).flatten(0, 1)[keep]
+
+
+class BagOfWords(nn.Module):
+    def __init__(self, sizes: EncoderConfig, backends: Backends) -> None:
+        super().__init__()
+        self.config, self.encoder = sizes, Words(sizes, backends)
+        self.out = nn.Linear(sizes.hidden_size, sizes.vocab_size)
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
-        logits, labels = self.out(self.hidden(batch)), batch["labels"]
+        logits, labels = self.out(self.encoder(batch, slice(None))), batch["labels"].flatten()
         count = (labels != -100).sum().clamp(min=1)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum") / count
+        loss = F.cross_entropy(logits.float(), labels, reduction="sum") / count
         return {"loss": loss, "masked_accuracy": (logits.argmax(-1) == labels).sum() / count}
 
     def masked_logits(self, batch: dict) -> Tensor:
-        return self.out(self.hidden(batch).flatten(0, 1)[batch["masked_indices"]])
-
-
-class Classifier(BagOfWords):
-    def forward(self, batch: dict) -> Tensor:
-        return self.out(self.hidden(batch)[:, 0])
+        return self.out(self.encoder(batch, batch["masked_indices"]))
 
 
 def backends(attention: str, kernels: str, needs: Requirements) -> Backends:
@@ -54,7 +55,6 @@ def save(model: nn.Module, folder: Path) -> None:
 
 BAG_OF_WORDS = Architecture(
     "bag_of_words", PADDED, gated=False, predicts_all=True, backends=backends,
-    masked_lm=lambda sizes, length, chosen: BagOfWords(sizes), largest_batch=full_rows, save=save,
-    save_sizes=lambda model, folder: model.config.save(folder, "bag_of_words"), read=convert.read_encoder,
-    classifier=lambda sizes, outputs, chosen: Classifier(sizes, outputs),
+    masked_lm=lambda sizes, length, chosen: BagOfWords(sizes, chosen), largest_batch=full_rows, save=save,
+    save_sizes=lambda model, folder: model.config.save(folder, "bag_of_words"), read=convert.read_encoder, encoder=Words,
 )  # fmt: skip

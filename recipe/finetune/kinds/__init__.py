@@ -1,0 +1,8 @@
+"""The table of kinds of fine-tuning: what a head gives for an example, and how that is learnt and measured."""
+
+from __future__ import annotations
+
+from recipe.finetune.kinds.kind import Kind
+from recipe.finetune.kinds.sequence import CLASSIFICATION, REGRESSION
+
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (CLASSIFICATION, REGRESSION)}

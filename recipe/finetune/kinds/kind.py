@@ -1,0 +1,50 @@
+"""What the rest of the project asks of a kind of fine-tuning; `recipe.finetune.kinds` is the table of them.
+
+Shapes: N examples, R rows of a head's outputs (one a sequence, or one a token), C numbers of a row, K tokens whose hidden states
+the head is given, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from tokenizers import Tokenizer
+    from torch import Tensor, nn
+
+    from recipe.finetune.batches import Batch, EncodedExamples
+    from recipe.finetune.examples import Examples
+
+Labels = Sequence[str]  # a task's, in the order of their ids
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A row."""
+
+    name: str
+    auto_class: str  # the class of transformers that puts such a head on Hugging Face's encoders
+    unlabelled: Any  # stands for the label of an example of a test set
+    # (a label as a file has it, the task's) -> the label of an example. ValueError, whose message says what is wrong.
+    read: Callable[[str, Labels], Any]
+    # (tokenizer, examples, most tokens of one) -> tokens, and a label for each row of outputs
+    encode: Callable[[Tokenizer, Examples, int], EncodedExamples]
+    outputs: Callable[[Labels], int]  # C
+    # of a batch: the K tokens that the head looks at, as `keep` of an architecture's encoder has them; None for all
+    keep: Callable[[Batch], Tensor | None]
+    # (D, C, probability of dropout) -> a module that makes (R, C) of (K, D)
+    head: Callable[[int, int, float], nn.Module]
+    loss: Callable[[Tensor, Tensor], Tensor]  # (R, C), labels (R,) -> the mean over the rows that have a label
+    decode: Callable[[EncodedExamples, np.ndarray], Sequence]  # outputs (R, C) -> N predictions, each as a label is
+    word: Callable[[Any, Labels], str]  # a label or a prediction, as files have it
+    # by name: (N labels, N predictions, the task's labels) -> at most 1, for a perfect answer
+    metrics: Mapping[str, Callable[[Sequence, Sequence, Labels], float]]
+
+    def measure(
+        self, names: Sequence[str], gold: Sequence, predicted: Sequence, labels: Labels = ()
+    ) -> dict[str, float]:
+        """Each of the metrics over a whole set, times 100; a mean over batches would be another number for all but accuracy."""
+        return {name: 100.0 * float(self.metrics[name](gold, predicted, labels)) for name in names}
