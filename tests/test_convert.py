@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from recipe.convert import (
     from_mosaicml_name,
-    load_classification_weights,
+    load_encoder_weights,
     load_mosaicml,
     load_weights,
     read_encoder,
@@ -21,7 +21,8 @@ from recipe.convert import (
 )
 from recipe.errors import UserError
 from recipe.model.config import EncoderConfig
-from recipe.model.heads import MosaicBertForMaskedLM, MosaicBertForSequenceClassification
+from recipe.model.encoder import Encoder
+from recipe.model.heads import MosaicBertForMaskedLM
 
 SIZES = dict(vocab_size=64, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=32)
 LAYER = "bert.encoder.layer.{}."
@@ -214,28 +215,23 @@ def test_encoder_folder_without_weights(tmp_path):
     assert "model.safetensors: no such file" in one_line(lambda: read_encoder(tmp_path))
 
 
-def test_classification_from_pretraining_weights():
+def test_an_encoder_from_pretraining_weights():
     model = a_model()
-    classifier = MosaicBertForSequenceClassification(model.config, 3)
-    before = {name: p.detach().clone() for name, p in classifier.named_parameters()}
-    load_classification_weights(classifier, model.state_dict(), "here")
-    for name, parameter in classifier.named_parameters():
-        if name.startswith("encoder."):
-            assert torch.equal(parameter, model.state_dict()[name]), name
-        else:
-            assert torch.equal(parameter, before[name]), name
-    assert not torch.equal(before["pooler.weight"], torch.zeros(24, 24))
+    encoder = Encoder(model.config)
+    load_encoder_weights(encoder, model.state_dict(), "here")
+    for name, parameter in encoder.named_parameters():
+        assert torch.equal(parameter, model.state_dict()[f"encoder.{name}"]), name
 
 
-def test_classification_from_weights_that_do_not_fit():
+def test_an_encoder_from_weights_that_do_not_fit():
     model, where = a_model(), "run/encoder"
     fewer = {name: t for name, t in model.state_dict().items() if "layers.1.feed_forward.out.bias" not in name}
-    classifier = MosaicBertForSequenceClassification(model.config, 3)
-    message = one_line(lambda: load_classification_weights(classifier, fewer, where))
+    encoder = Encoder(model.config)
+    message = one_line(lambda: load_encoder_weights(encoder, fewer, where))
     assert message.startswith(where) and "layers.1.feed_forward.out.bias" in message
-    wider = MosaicBertForSequenceClassification(a_model(vocab_size=128).config, 3)
-    message = one_line(lambda: load_classification_weights(wider, model.state_dict(), where))
+    wider = Encoder(a_model(vocab_size=128).config)
+    message = one_line(lambda: load_encoder_weights(wider, model.state_dict(), where))
     assert "(64, 24); the model has (128, 24)" in message
-    before = wider.encoder.embeddings.norm.weight.detach().clone()
-    assert torch.equal(wider.encoder.embeddings.norm.weight, before)
-    assert "no weights" in one_line(lambda: load_classification_weights(classifier, {}, where))
+    before = wider.embeddings.norm.weight.detach().clone()
+    assert torch.equal(wider.embeddings.norm.weight, before)
+    assert "no weights" in one_line(lambda: load_encoder_weights(encoder, {}, where))

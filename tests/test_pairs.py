@@ -13,7 +13,7 @@ from transformers import AutoModelForMaskedLM
 
 from recipe import convert, records
 from recipe.config import PairsConfig, run_main
-from recipe.finetune.batches import Form
+from recipe.finetune.batches import ExampleCollator
 from recipe.finetune.minimal_pairs import mask_each, read_pairs
 from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.model.hf_bert import HFBertForMaskedLM
@@ -57,8 +57,8 @@ def test_batches_give_what_one_token_at_a_time_gives(tmp_path, kind, max_tokens)
     checkpoint = find_checkpoint(str(tmp_path))
     copies, which = mask_each(checkpoint.tokenizer, TEXTS, checkpoint.mask_id)
     model = checkpoint.masked_lm(checkpoint.resolve_backends(HARDWARE)).eval()
-    form = Form(max_tokens, checkpoint.padding)
-    found = pseudo_log_likelihoods(model, copies, form, HARDWARE)[which]
+    collator = ExampleCollator(max_tokens, checkpoint.padding)
+    found = pseudo_log_likelihoods(model, copies, collator, HARDWARE)[which]
     expected = [by_hand(tmp_path, text) for text in TEXTS]
     np.testing.assert_allclose(found, expected, rtol=2e-5)
     assert len(set(np.round(expected, 3))) == len(TEXTS)
@@ -69,7 +69,7 @@ def test_every_family_gives_what_one_token_at_a_time_gives(tmp_path, kind):
     checkpoint = find_checkpoint(str(write_family(tmp_path / kind, kind)))
     copies, which = mask_each(checkpoint.tokenizer, TEXTS[:2], checkpoint.mask_id)
     model = checkpoint.masked_lm(checkpoint.resolve_backends(HARDWARE)).eval()
-    found = pseudo_log_likelihoods(model, copies, Form(60, checkpoint.pad_id), HARDWARE)[which]
+    found = pseudo_log_likelihoods(model, copies, ExampleCollator(60, checkpoint.pad_id), HARDWARE)[which]
     np.testing.assert_allclose(found, [by_hand(tmp_path / kind, text) for text in TEXTS[:2]], rtol=2e-5)
 
 

@@ -19,6 +19,7 @@ from kernels.cpu import build
 from recipe import train
 from recipe.config import TrainConfig, load
 from recipe.errors import UserError
+from recipe.finetune.kinds import CLASSIFICATION
 from recipe.records import read_record, write_record
 from recipe.system.hardware import find_hardware
 from recipe.training.checkpoint import find_checkpoint
@@ -144,7 +145,7 @@ def test_a_checkpoint_is_an_encoder_before_the_run_is_over(yaml, tmp_path, model
     for batch in (2, 4):
         found = find_checkpoint(str(tmp_path / "run" / "checkpoints" / f"ba{batch}-rank0.pt"))
         assert (found.model, found.batch) == (model, batch)
-        parameters = found.classifier(2, chosen).named_parameters()
+        parameters = found.fine_tuned(CLASSIFICATION, 2, chosen).named_parameters()
         encoders.append({name: p for name, p in parameters if "embeddings" in name})
     assert encoders[0] and any(not torch.equal(p, encoders[1][name]) for name, p in encoders[0].items())
 

@@ -13,8 +13,11 @@ from recipe.config import Tokenizer
 from recipe.convert import save_encoder
 from recipe.cost.prices import Price
 from recipe.data import tokenizer
+from recipe.finetune.kinds import CLASSIFICATION
+from recipe.finetune.kinds.kind import Kind
 from recipe.model.config import EncoderConfig, padded_vocab_size
-from recipe.model.heads import MosaicBertForMaskedLM
+from recipe.model.encoder import Backends, Encoder
+from recipe.model.heads import FineTuned, MosaicBertForMaskedLM
 from recipe.model.hf_bert import HFBertForMaskedLM
 
 COLOURS = ["red", "green", "blue", "black", "white"]
@@ -36,6 +39,14 @@ def write_tokenizer(folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(trained, folder)
     return len(trained)
+
+
+def with_head(
+    sizes: EncoderConfig, outputs: int, kind: Kind = CLASSIFICATION, backends: Backends | None = None
+) -> FineTuned:
+    """A new encoder with a new head."""
+    head = kind.head(sizes.hidden_size, outputs, sizes.hidden_dropout_prob)
+    return FineTuned(Encoder(sizes, backends), head, kind.keep, sizes.initializer_range)
 
 
 def write_encoder(folder: Path, model: str = "mosaic_bert", positions: int = 64) -> EncoderConfig:

@@ -6,7 +6,6 @@ from recipe.errors import UserError
 from recipe.finetune.tasks import TASKS, choose_tasks, read_task
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "glue"
-TABLE = {task.name: task for task in TASKS}
 
 
 def write(data: Path, task: str, **files: str | bytes) -> Path:
@@ -29,24 +28,24 @@ def test_the_table_holds_the_published_hyperparameters():
         "MRPC": (8e-5, 10, 32, 8e-6, seeds),
         "STS-B": (3e-5, 10, 32, 3e-6, seeds),
     }
-    rows = {t.name: (t.lr, t.epochs, t.batch_size, t.weight_decay, t.seeds) for t in TASKS}
+    rows = {t.name: (t.lr, t.epochs, t.batch_size, t.weight_decay, t.seeds) for t in TASKS.values()}
     assert rows == published
-    assert {task.name for task in TASKS if task.from_mnli} == {"RTE", "MRPC", "STS-B"}
-    assert TASKS[0].name == "MNLI"  # before those that start from it
+    assert {task.name for task in TASKS.values() if task.from_mnli} == {"RTE", "MRPC", "STS-B"}
+    assert next(iter(TASKS)) == "MNLI"  # before those that start from it
 
 
 def test_cola_has_no_header(tmp_path):
     write(tmp_path, "CoLA", train="gj04\t1\t\tFirst row counts.\nc\t0\t*\tSo the second.\n", dev="gj\t0\t*\tx")
-    found = read_task(str(tmp_path), TABLE["CoLA"])
+    found = read_task(str(tmp_path), TASKS["CoLA"])
     assert found.train.sentences == [("First row counts.",), ("So the second.",)]
-    assert found.train.labels == [1, 0] and found.dev["dev"].labels == [0] and found.outputs == 2
+    assert found.train.labels == [1, 0] and found.dev["dev"].labels == [0] and found.kind.name == "classification"
 
 
 def test_mrpc_with_byte_order_mark_and_unbalanced_quotes(tmp_path):
     header = "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
     train = header + '1\t1\t2\t"He said\tHe said "\n0\t3\t4\tplain\t"quoted" , twice"\n'
     write(tmp_path, "MRPC", train=train, dev=header + "0\t1\t2\ta\tb\n\n\n")
-    found = read_task(str(tmp_path), TABLE["MRPC"])
+    found = read_task(str(tmp_path), TASKS["MRPC"])
     assert found.train.sentences == [('"He said', 'He said "'), ("plain", '"quoted" , twice"')]
     assert found.train.labels == [1, 0] and len(found.dev["dev"]) == 1
 
@@ -54,16 +53,16 @@ def test_mrpc_with_byte_order_mark_and_unbalanced_quotes(tmp_path):
 def test_only_a_line_feed_ends_a_row(tmp_path):
     content = "index\tsentence1\tsentence2\tscore\r\n0\ta\x85b\u2028c\x0bd\te\t2.500\r\n1\tf\t\t5\r\n"
     write(tmp_path, "STS-B", train=content, dev=content)
-    found = read_task(str(tmp_path), TABLE["STS-B"])
+    found = read_task(str(tmp_path), TASKS["STS-B"])
     assert found.train.sentences == [("a\x85b\u2028c\x0bd", "e"), ("f", "")]
-    assert found.train.labels == [2.5, 5.0] and found.outputs == 1
+    assert found.train.labels == [2.5, 5.0] and found.kind.name == "regression"
 
 
 def test_mnli_is_scored_on_two_files_of_other_columns(tmp_path):
     train = "index\tsentence1\tsentence2\tlabel1\tgold_label\n0\tp\th\tneutral\tcontradiction\n"
     dev = "index\tsentence1\tsentence2\tlabel1\tlabel2\tgold_label\n0\tq\ti\tneutral\tneutral\tentailment\n"
     write(tmp_path, "MNLI", train=train, dev_matched=dev, dev_mismatched=dev)
-    found = read_task(str(tmp_path), TABLE["MNLI"])
+    found = read_task(str(tmp_path), TASKS["MNLI"])
     assert found.train.labels == [2] and list(found.dev) == ["dev_matched", "dev_mismatched"]
     assert found.dev["dev_mismatched"].labels == [0] and found.dev["dev_matched"].sentences == [("q", "i")]
 
@@ -87,14 +86,14 @@ def test_mnli_is_scored_on_two_files_of_other_columns(tmp_path):
 def test_a_broken_row_is_named(tmp_path, task, train, message):
     write(tmp_path, task, train=train, dev=train)
     with pytest.raises(UserError, match=message) as caught:
-        read_task(str(tmp_path), TABLE[task])
+        read_task(str(tmp_path), TASKS[task])
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_of_a_present_task_is_an_error(tmp_path):
     write(tmp_path, "SST-2", train="sentence\tlabel\nfine\t1\n")
     with pytest.raises(UserError, match=r"dev\.tsv: cannot be read"):
-        read_task(str(tmp_path), TABLE["SST-2"])
+        read_task(str(tmp_path), TASKS["SST-2"])
 
 
 def test_torn_rows_of_qqp_are_counted_and_only_in_training(tmp_path):
@@ -102,23 +101,23 @@ def test_torn_rows_of_qqp_are_counted_and_only_in_training(tmp_path):
     torn = '7\t1\t2\t"Was it?\n"\tIt was?\t0\n'
     whole = "8\t1\t2\tWhy?\tWhy not?\t1\n"
     write(tmp_path, "QQP", train=header + torn + whole, dev=header + whole)
-    found = read_task(str(tmp_path), TABLE["QQP"])
+    found = read_task(str(tmp_path), TASKS["QQP"])
     assert found.torn_rows == 2 and found.train.sentences == [("Why?", "Why not?")]
     write(tmp_path, "QQP", dev=header + torn + whole)
     with pytest.raises(UserError, match=r"dev\.tsv:2: 4 columns instead of 6"):
-        read_task(str(tmp_path), TABLE["QQP"])
+        read_task(str(tmp_path), TASKS["QQP"])
     write(tmp_path, "QQP", train=header + torn * 30 + whole, dev=header + whole)
     with pytest.raises(UserError, match=r"train\.tsv:22: 4 columns"):
-        read_task(str(tmp_path), TABLE["QQP"])
+        read_task(str(tmp_path), TASKS["QQP"])
 
 
 def test_a_part_of_training_is_drawn_from_all_of_it_and_always_the_same(tmp_path):
     rows = "".join(f"{n}\t{int(n >= 50)}\n" for n in range(100))
     write(tmp_path, "SST-2", train="sentence\tlabel\n" + rows, dev="sentence\tlabel\nx\t1\n")
-    part, again = (read_task(str(tmp_path), TABLE["SST-2"], 40).train for _ in range(2))
+    part, again = (read_task(str(tmp_path), TASKS["SST-2"], 40).train for _ in range(2))
     assert part == again and len({texts for texts in part.sentences}) == 40 and 8 < sum(part.labels) < 32
     assert all(int(texts[0]) // 50 == label for texts, label in zip(part.sentences, part.labels, strict=True))
-    assert len(read_task(str(tmp_path), TABLE["SST-2"], 1000).train) == 100
+    assert len(read_task(str(tmp_path), TASKS["SST-2"], 1000).train) == 100
 
 
 def test_tasks_are_chosen_in_the_tables_order_and_the_absent_named(tmp_path):
@@ -156,7 +155,7 @@ def test_the_hub_has_all_of_glue_and_says_so_where_it_cannot_be_reached(monkeypa
     with pytest.raises(
         UserError, match=r"data=hub: nyu-mll/glue \(cola\) cannot be loaded: no route; give data=FOLDER"
     ):
-        read_task("hub", TABLE["CoLA"])
+        read_task("hub", TASKS["CoLA"])
 
 
 def test_the_hubs_columns_and_splits(monkeypatch):
@@ -168,7 +167,7 @@ def test_the_hubs_columns_and_splits(monkeypatch):
         return datasets.Dataset.from_dict(columns)
 
     monkeypatch.setattr(datasets, "load_dataset", table)
-    found = read_task("hub", TABLE["MNLI"])
+    found = read_task("hub", TASKS["MNLI"])
     assert found.train.sentences == [("p train", "h")] and found.train.labels == [2]
     assert found.dev["dev_mismatched"].sentences == [("p validation_mismatched", "h")]
 
@@ -186,7 +185,7 @@ def test_the_hubs_columns_and_splits(monkeypatch):
 def test_the_real_files(name, train, dev, positive):
     if not (REAL / name).is_dir():
         pytest.skip(f"{name} of the benchmark is not at {REAL}")
-    found = read_task(str(REAL), TABLE[name])
+    found = read_task(str(REAL), TASKS[name])
     assert (len(found.train), len(found.dev["dev"])) == (train, dev)
     if positive is None:
         assert min(found.train.labels) >= 0 and max(found.train.labels) <= 5

@@ -16,7 +16,7 @@ from recipe.finetune.tuning_split import tuning_split
 from tests.tiny_encoder import write_tsv
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "glue"
-SST2 = next(task for task in TASKS if task.name == "SST-2")
+SST2 = TASKS["SST-2"]
 
 
 def rows(examples: Examples) -> list[tuple]:
@@ -74,7 +74,7 @@ def test_a_task_reads_its_tuning_set_without_the_development_set(tmp_path):
 @pytest.mark.skipif(not REAL.is_dir(), reason="../shared/data/glue is not there")
 @pytest.mark.parametrize(("name", "size"), [("CoLA", 855), ("RTE", 249), ("STS-B", 574)])
 def test_of_real_tasks(name, size):
-    data = read_task(str(REAL), next(task for task in TASKS if task.name == name), split="tuning")
+    data = read_task(str(REAL), TASKS[name], split="tuning")
     tuning = data.dev["tuning"]
     texts = [{text.casefold() for pair in side.sentences for text in pair} for side in (data.train, tuning)]
     assert len(tuning) == size and not texts[0] & texts[1]

@@ -13,7 +13,8 @@ import kernels
 from kernels.backends import Resolved
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends, Encoder
-from recipe.model.heads import MosaicBertForMaskedLM, MosaicBertForSequenceClassification
+from recipe.model.heads import MosaicBertForMaskedLM
+from tests.tiny_encoder import with_head
 
 CONFIG = EncoderConfig(
     vocab_size=1024,
@@ -87,7 +88,7 @@ def test_the_stream_feeds_real_tokens_and_the_last_layer_only_masked_ones():
 
 
 def test_classification_feeds_first_tokens_alone_to_the_last_layer():
-    model = MosaicBertForSequenceClassification(CONFIG, 3)
+    model = with_head(CONFIG, 3)
     rows = count_rows(model)
     model(stream_of(LENGTHS))
     assert rows == [sum(LENGTHS)] * (2 * (CONFIG.num_hidden_layers - 1)) + [len(LENGTHS)] * 2
@@ -101,14 +102,14 @@ def test_keep_is_a_slice_with_its_gradient(attention, layers):
     gradients = []
     for kept in (True, False):
         encoder = encoder_of(config_with(num_hidden_layers=layers), attention)
-        hidden = encoder(**batch, keep=keep) if kept else encoder(**batch)[keep]
+        hidden = encoder(batch, keep) if kept else encoder(batch)[keep]
         (hidden * torch.linspace(-1, 1, 96)).sum().backward()
         gradients.append((hidden, {name: p.grad for name, p in encoder.named_parameters()}))
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-8, atol=1e-7)
 
 
 def test_keep_of_nothing():
-    assert encoder_of()(**stream_of(LENGTHS), keep=torch.empty(0, dtype=torch.long)).shape == (0, 96)
+    assert encoder_of()(stream_of(LENGTHS), torch.empty(0, dtype=torch.long)).shape == (0, 96)
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
@@ -117,18 +118,22 @@ def test_a_sequence_knows_only_itself(attention, heads):
     """Its output is the one that it has alone, in company, in another order, and under a larger max_seqlen."""
     encoder = encoder_of(config_with(num_attention_heads=heads), attention)
     batch = stream_of(LENGTHS)
-    together = pieces(encoder(**batch), LENGTHS)
+    together = pieces(encoder(batch), LENGTHS)
     ids = pieces(batch["input_ids"], LENGTHS)
     for piece, expected in zip(ids, together, strict=True):
-        bounds = torch.tensor([0, len(piece)], dtype=torch.int32)
-        torch.testing.assert_close(encoder(piece, bounds, len(piece)), expected, **CLOSE)
+        alone = {
+            "input_ids": piece,
+            "cu_seqlens": torch.tensor([0, len(piece)], dtype=torch.int32),
+            "max_seqlen": len(piece),
+        }
+        torch.testing.assert_close(encoder(alone), expected, **CLOSE)
     order = [4, 7, 0, 2, 6, 5, 1, 3]
     shuffled = stream_of([LENGTHS[i] for i in order])
     shuffled["input_ids"] = torch.cat([ids[i] for i in order])
-    for i, got in zip(order, pieces(encoder(**shuffled), [LENGTHS[i] for i in order]), strict=True):
+    for i, got in zip(order, pieces(encoder(shuffled), [LENGTHS[i] for i in order]), strict=True):
         torch.testing.assert_close(got, together[i], **CLOSE)
     torch.testing.assert_close(
-        torch.cat(pieces(encoder(**{**batch, "max_seqlen": 200}), LENGTHS)), torch.cat(together), **CLOSE
+        torch.cat(pieces(encoder({**batch, "max_seqlen": 200}), LENGTHS)), torch.cat(together), **CLOSE
     )
 
 
@@ -140,9 +145,9 @@ def test_a_neighbour_cannot_even_poison_it(attention):
     with torch.no_grad():
         encoder.embeddings.word.weight[1023] = float("inf")
     batch["input_ids"] = batch["input_ids"].clamp(max=1022)
-    clean = encoder(**batch)
+    clean = encoder(batch)
     batch["input_ids"][9:39] = 1023
-    poisoned = encoder(**batch)
+    poisoned = encoder(batch)
     assert not poisoned[9:39].isfinite().any()
     torch.testing.assert_close(poisoned[:9], clean[:9], **CLOSE)
     torch.testing.assert_close(poisoned[39:], clean[39:], **CLOSE)
@@ -153,12 +158,12 @@ def test_empty_sequences_change_nothing(attention):
     encoder = encoder_of(attention=attention)
     batch = stream_of([5, 17])
     with_empty = {**batch, "cu_seqlens": torch.tensor([0, 0, 5, 5, 5, 22, 22], dtype=torch.int32)}
-    torch.testing.assert_close(encoder(**with_empty), encoder(**batch), **CLOSE)
+    torch.testing.assert_close(encoder(with_empty), encoder(batch), **CLOSE)
 
 
 def test_no_tokens_at_all():
     empty = {"input_ids": torch.empty(0, dtype=torch.long), "cu_seqlens": torch.zeros(1, dtype=torch.int32)}
-    assert encoder_of()(**empty, max_seqlen=0).shape == (0, 96)
+    assert encoder_of()({**empty, "max_seqlen": 0}).shape == (0, 96)
 
 
 @pytest.mark.parametrize("heads", [3, 4, 12])
@@ -167,7 +172,7 @@ def test_backends_agree_with_gradients(heads):
     results = []
     for attention in ATTENTION:
         encoder = encoder_of(config_with(num_attention_heads=heads), attention)
-        hidden = encoder(**batch)
+        hidden = encoder(batch)
         (hidden * torch.linspace(-1, 1, 96)).sum().backward()
         results.append((hidden.detach(), {name: p.grad for name, p in encoder.named_parameters()}))
     torch.testing.assert_close(results[0], results[1], rtol=1e-8, atol=1e-7)
@@ -177,16 +182,16 @@ def test_order_matters_and_comes_from_alibi_alone():
     """Without position embeddings: a reversed sequence gives the reversed output, since distances are the same."""
     encoder = encoder_of()
     batch = stream_of([40])
-    forwards = encoder(**batch)
-    backwards = encoder(**{**batch, "input_ids": batch["input_ids"].flip(0)})
+    forwards = encoder(batch)
+    backwards = encoder({**batch, "input_ids": batch["input_ids"].flip(0)})
     torch.testing.assert_close(backwards.flip(0), forwards, **CLOSE)
     swapped = batch["input_ids"].clone()
     swapped[[3, 30]] = swapped[[30, 3]]
-    difference = (encoder(**{**batch, "input_ids": swapped}) - forwards)[10:20].abs().max()
+    difference = (encoder({**batch, "input_ids": swapped}) - forwards)[10:20].abs().max()
     assert difference > 1e-2
     encoder.slopes.zero_()
-    without = encoder(**{**batch, "input_ids": swapped})[10:20]
-    torch.testing.assert_close(without, encoder(**batch)[10:20], **CLOSE)
+    without = encoder({**batch, "input_ids": swapped})[10:20]
+    torch.testing.assert_close(without, encoder(batch)[10:20], **CLOSE)
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 6, 8, 12, 16])
@@ -238,10 +243,10 @@ def test_dropout_only_in_training_and_everywhere_it_should_be():
     batch = stream_of([30, 30])
     for attention in ATTENTION:
         encoder = encoder_of(config, attention)
-        assert torch.equal(encoder(**batch), encoder(**batch))
-        torch.testing.assert_close(encoder(**batch), encoder_of(CONFIG, attention)(**batch), **CLOSE)
+        assert torch.equal(encoder(batch), encoder(batch))
+        torch.testing.assert_close(encoder(batch), encoder_of(CONFIG, attention)(batch), **CLOSE)
         encoder.train()
-        assert not torch.allclose(encoder(**batch), encoder(**batch), atol=1e-2)
+        assert not torch.allclose(encoder(batch), encoder(batch), atol=1e-2)
     # each place alone: embeddings, attention weights, attention output, the feed-forward's inner activations
     places = [
         lambda e: setattr(e.embeddings.dropout, "p", 0.5),
@@ -251,9 +256,9 @@ def test_dropout_only_in_training_and_everywhere_it_should_be():
     ]
     for switch_on in places:
         encoder = encoder_of().train()
-        assert torch.equal(encoder(**batch), encoder(**batch))
+        assert torch.equal(encoder(batch), encoder(batch))
         switch_on(encoder)
-        assert not torch.allclose(encoder(**batch), encoder(**batch), atol=1e-2)
+        assert not torch.allclose(encoder(batch), encoder(batch), atol=1e-2)
 
 
 def test_initial_loss_is_that_of_a_guess():

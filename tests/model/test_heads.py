@@ -8,8 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from recipe.finetune.kinds import CLASSIFICATION, REGRESSION
 from recipe.model.config import EncoderConfig
-from recipe.model.heads import MosaicBertForMaskedLM, MosaicBertForSequenceClassification, sequence_loss
+from recipe.model.heads import MosaicBertForMaskedLM
+from tests.tiny_encoder import with_head
 
 CONFIG = EncoderConfig(
     vocab_size=320,
@@ -106,60 +108,45 @@ def test_the_decoder_is_the_embedding(masked_lm, padded):
 
 
 @pytest.mark.parametrize("classes", [1, 2, 7])
-def test_classification_both_ways(padded, classes):
+def test_classification_reads_the_first_tokens(padded, classes):
     torch.manual_seed(2)
-    model = MosaicBertForSequenceClassification(CONFIG, classes).double().eval()
-    logits = model.padded(**padded).logits
-    assert logits.shape == (4, classes)
-    torch.testing.assert_close(model(as_stream(padded)), logits, **CLOSE)
-    first = model.encoder(**as_stream(padded))[F.pad(LENGTHS.cumsum(0), (1, 0))[:-1]]
-    torch.testing.assert_close(model.classifier(torch.tanh(model.pooler(first))), logits, **CLOSE)
+    model = with_head(CONFIG, classes).double().eval()
     stream = as_stream(padded)
+    logits = model(stream)
+    assert logits.shape == (4, classes)
+    first = model.encoder(stream)[F.pad(LENGTHS.cumsum(0), (1, 0))[:-1]]
+    torch.testing.assert_close(model.head.classifier(torch.tanh(model.head.pooler(first))), logits, **CLOSE)
     del stream["token_type_ids"]
-    del padded["token_type_ids"]
-    torch.testing.assert_close(model(stream), model.padded(**padded).logits, **CLOSE)
-    assert not torch.allclose(model.padded(**padded).logits, logits)
+    assert not torch.allclose(model(stream), logits)
 
 
-def test_classification_with_labels(padded):
-    model = MosaicBertForSequenceClassification(CONFIG, 3).eval()
-    labels = torch.tensor([0, 2, 1, 1])
-    output = model.padded(**padded, labels=labels)
-    torch.testing.assert_close(output.loss, F.cross_entropy(output.logits, labels))
-    scores = MosaicBertForSequenceClassification(CONFIG, 1).eval()
-    numbers = torch.tensor([0.0, 5.0, 2.5, 3.0])
-    output = scores.padded(**padded, labels=numbers)
-    torch.testing.assert_close(output.loss, (output.logits[:, 0] - numbers).square().mean())
-
-
-def test_dropout_before_the_classifier():
+def test_dropout_before_the_classifier(padded):
     torch.manual_seed(0)
-    model = MosaicBertForSequenceClassification(CONFIG, 2)
-    model.dropout.p = 0.5
-    ids = torch.randint(320, (2, 9))
+    model, stream = with_head(CONFIG, 2), as_stream(padded)
+    model.head.dropout.p = 0.5
     model.train()
-    assert not torch.allclose(model.padded(ids).logits, model.padded(ids).logits)
+    assert not torch.allclose(model(stream), model(stream))
     model.eval()
-    assert torch.equal(model.padded(ids).logits, model.padded(ids).logits)
+    assert torch.equal(model(stream), model(stream))
 
 
-def test_sequence_loss_of_classes():
+def test_classification_loss():
     logits, labels = torch.tensor([[2.0, 0.0, -1.0], [0.0, 0.0, 0.0]]), torch.tensor([0, 2])
     by_hand = (-math.log(math.exp(2) / (math.exp(2) + 1 + math.exp(-1))) + math.log(3)) / 2
-    assert sequence_loss(logits, labels).item() == pytest.approx(by_hand, rel=1e-6)
+    assert CLASSIFICATION.loss(logits, labels).item() == pytest.approx(by_hand, rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
-def test_sequence_loss_of_numbers(dtype):
+def test_regression_loss(dtype):
     logits, labels = torch.tensor([[2.0], [0.5], [-1.0]]), torch.tensor([0, 1, 5], dtype=dtype)
-    loss = sequence_loss(logits, labels)
+    loss = REGRESSION.loss(logits, labels)
     assert loss.item() == pytest.approx((4 + 0.25 + 36) / 3, rel=1e-6) and loss.dtype == torch.float32
 
 
-@pytest.mark.parametrize("classes", [1, 3])
-def test_sequence_loss_is_float32_from_bf16(classes):
-    logits = torch.randn(5, classes).bfloat16()
-    labels = torch.zeros(5) if classes == 1 else torch.zeros(5, dtype=torch.long)
-    loss = sequence_loss(logits, labels)
+@pytest.mark.parametrize("kind", [CLASSIFICATION, REGRESSION], ids=lambda kind: kind.name)
+def test_losses_are_float32_from_bf16(kind):
+    logits = torch.randn(5, kind.outputs(["a", "b", "c"])).bfloat16()
+    labels = torch.zeros(5, dtype=torch.int64)
+    loss = kind.loss(logits, labels)
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, sequence_loss(logits.float(), labels))
+    torch.testing.assert_close(loss, kind.loss(logits.float(), labels))

@@ -9,7 +9,7 @@ from transformers import AutoModelForMaskedLM, BertForMaskedLM
 
 from recipe.model.config import EncoderConfig
 from recipe.model.hf_bert import HFBertForMaskedLM
-from recipe.model.huggingface import HFForSequenceClassification, read_family
+from recipe.model.huggingface import HFFineTuned, read_family
 
 CONFIG = EncoderConfig(
     vocab_size=320,
@@ -88,7 +88,7 @@ def test_save_and_load(model, batch, tmp_path):
 
 def test_classification_starts_from_the_saved_encoder(model, batch, tmp_path):
     model.bert.save_pretrained(tmp_path)
-    classifier = HFForSequenceClassification(tmp_path, num_labels=3).eval()
+    classifier = HFFineTuned(tmp_path, "AutoModelForSequenceClassification", 3).eval()
     encoder = dict(classifier.model.bert.named_parameters())
     for name, parameter in model.bert.bert.named_parameters():
         assert torch.equal(parameter, encoder[name]), name

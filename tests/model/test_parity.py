@@ -58,7 +58,8 @@ def test_stream(golden, attention):
     types = golden["input.token_type_ids"].flatten()[indices]
     labels = golden["input.labels"].flatten()[indices]
     masked = (labels != -100).nonzero().flatten()
-    hidden = model.encoder(ids, cu_seqlens, max_seqlen, types, keep=masked)
+    batch = {"input_ids": ids, "cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen, "token_type_ids": types}
+    hidden = model.encoder(batch, masked)
     loss, _ = kernels.masked_cross_entropy(
         model.head(hidden), model.encoder.embeddings.word.weight, model.head.bias, labels[masked]
     )

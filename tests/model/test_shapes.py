@@ -60,7 +60,7 @@ def test_loss_and_gradients():
 @needs_compiler
 def test_hidden_states_of_real_tokens_alone():
     own, plain = models()
-    hidden = [model.encoder.eval()(**stream_of([5, 12])) for model in (own, plain)]
+    hidden = [model.encoder.eval()(stream_of([5, 12])) for model in (own, plain)]
     assert hidden[0].shape == (17, CONFIG.hidden_size)
     torch.testing.assert_close(*hidden, atol=1e-5, rtol=1e-4)
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from recipe.errors import UserError
-from recipe.finetune.batches import encode
-from recipe.finetune.tasks import Examples
+from recipe.finetune.examples import Examples
+from recipe.finetune.kinds import CLASSIFICATION
 from recipe.model.config import EncoderConfig
 from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.model.hf_bert import HFBertForMaskedLM
@@ -26,12 +26,12 @@ TEXTS = Examples([("the red horse", "a tree"), ("old road", "the very new house 
 def logits(path: Path) -> torch.Tensor:
     """Of TEXTS by a classifier on the checkpoint, with a classifier head that is the same each time."""
     checkpoint = find_checkpoint(str(path))
-    model = checkpoint.classifier(2, checkpoint.resolve_backends(HARDWARE)).eval()
+    model = checkpoint.fine_tuned(CLASSIFICATION, 2, checkpoint.resolve_backends(HARDWARE)).eval()
     torch.manual_seed(11)
     for name, parameter in model.named_parameters():
         if "pooler" in name or "classifier" in name:
             nn.init.normal_(parameter, std=0.02)
-    encoded = encode(checkpoint.tokenizer, TEXTS, 32)
+    encoded = CLASSIFICATION.encode(checkpoint.tokenizer, TEXTS, 32)
     batch = encoded.stream([0, 1]) if checkpoint.padding is None else encoded.padded([0, 1], checkpoint.padding)
     with torch.no_grad():
         return model(batch)
@@ -86,10 +86,10 @@ def test_the_classifier_and_the_pooler_depend_on_the_seed_and_the_encoder_does_n
     models = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        models.append(checkpoint.classifier(3, checkpoint.resolve_backends(HARDWARE)).state_dict())
+        models.append(checkpoint.fine_tuned(CLASSIFICATION, 3, checkpoint.resolve_backends(HARDWARE)).state_dict())
     for name, tensor in models[0].items():
         assert torch.equal(tensor, models[1][name])
-        new = name.startswith(("pooler.weight", "classifier.weight"))
+        new = name in ("head.pooler.weight", "head.classifier.weight")
         assert torch.equal(tensor, models[2][name]) != new
     given = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(models[2][name], given[name]) for name in given if name.startswith("encoder."))
@@ -175,14 +175,14 @@ def test_weights_under_other_names_are_never_left_random(tmp_path):
     with pytest.raises(
         UserError, match=r"no weights for `encoder\.layer\.0\.attention\.self\.query\.bias` .* \(4 missing\)"
     ):
-        checkpoint.classifier(2, checkpoint.resolve_backends(HARDWARE))
+        checkpoint.fine_tuned(CLASSIFICATION, 2, checkpoint.resolve_backends(HARDWARE))
     write_encoder(tmp_path / "ours")
     file = tmp_path / "ours" / "model.safetensors"
     fewer = {name: t for name, t in load_file(file).items() if "layers.1.attention.qkv" not in name}
     save_file(fewer, file)
     checkpoint = find_checkpoint(str(tmp_path / "ours"))
     with pytest.raises(UserError, match=r"no weights for `layers\.1\.attention\.qkv\.bias`"):
-        checkpoint.classifier(2, checkpoint.resolve_backends(HARDWARE))
+        checkpoint.fine_tuned(CLASSIFICATION, 2, checkpoint.resolve_backends(HARDWARE))
 
 
 def test_sizes_that_do_not_match_the_weights(tmp_path):
@@ -191,5 +191,5 @@ def test_sizes_that_do_not_match_the_weights(tmp_path):
         edit(tmp_path / kind / "config.json", intermediate_size=96)
         checkpoint = find_checkpoint(str(tmp_path / kind))
         with pytest.raises(UserError) as caught:
-            checkpoint.classifier(2, checkpoint.resolve_backends(HARDWARE))
+            checkpoint.fine_tuned(CLASSIFICATION, 2, checkpoint.resolve_backends(HARDWARE))
         assert "\n" not in str(caught.value)

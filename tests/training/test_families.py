@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceC
 
 from recipe.config import GlueConfig
 from recipe.errors import UserError
-from recipe.finetune.batches import encode
-from recipe.finetune.tasks import Examples
+from recipe.finetune.examples import Examples
+from recipe.finetune.kinds import CLASSIFICATION
 from recipe.glue import glue
 from recipe.system.hardware import find_hardware
 from recipe.training.checkpoint import find_checkpoint
@@ -78,13 +78,13 @@ def test_logits_are_the_librarys_own(tmp_path, kind):
     folder = write_family(tmp_path / kind, kind)
     checkpoint = find_checkpoint(str(folder))
     assert checkpoint.model == ("hf_bert" if kind == "bert" else kind) and checkpoint.run is None
-    model = checkpoint.classifier(3, checkpoint.resolve_backends(HARDWARE)).eval()
+    model = checkpoint.fine_tuned(CLASSIFICATION, 3, checkpoint.resolve_backends(HARDWARE)).eval()
     theirs = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3).eval()
     given = AutoModelForMaskedLM.from_pretrained(folder).base_model.state_dict()
     ours = model.model.base_model.state_dict()
     assert given and all(torch.equal(ours[name], tensor) for name, tensor in given.items())
     theirs.load_state_dict(model.model.state_dict())  # pooler and classifier are random in both
-    batch = encode(checkpoint.tokenizer, PAIRS, 16).padded([0, 1], checkpoint.pad_id)
+    batch = CLASSIFICATION.encode(checkpoint.tokenizer, PAIRS, 16).padded([0, 1], checkpoint.pad_id)
     words = AutoTokenizer.from_pretrained(folder)
     first, second = zip(*PAIRS.sentences, strict=True)
     wanted = words(
@@ -106,13 +106,15 @@ def test_the_longest_input_is_known_before_anything_runs(tmp_path, kind):
     unlimited = {"modernbert": None, "deberta-v2": None}
     assert checkpoint.max_length == {**behind_padding, **unlimited}.get(kind, POSITIONS)
     longest = checkpoint.max_length or 2 * POSITIONS
-    long = encode(checkpoint.tokenizer, Examples([("red " * 100,)], [0]), longest).padded([0], checkpoint.pad_id)
+    long = CLASSIFICATION.encode(checkpoint.tokenizer, Examples([("red " * 100,)], [0]), longest).padded(
+        [0], checkpoint.pad_id
+    )
     assert long["input_ids"].shape == (1, longest)
-    model = checkpoint.classifier(2, checkpoint.resolve_backends(HARDWARE)).eval()
+    model = checkpoint.fine_tuned(CLASSIFICATION, 2, checkpoint.resolve_backends(HARDWARE)).eval()
     with torch.no_grad():
         assert model(long).isfinite().all()
     if checkpoint.max_length:
-        long = encode(checkpoint.tokenizer, Examples([("red " * 100,)], [0]), longest + 1).padded(
+        long = CLASSIFICATION.encode(checkpoint.tokenizer, Examples([("red " * 100,)], [0]), longest + 1).padded(
             [0], checkpoint.pad_id
         )
         with pytest.raises((IndexError, RuntimeError)):
@@ -141,7 +143,7 @@ def test_a_classifier_of_another_task_is_not_taken_over(tmp_path):
     fitted.save_pretrained(folder)
     checkpoint = find_checkpoint(str(folder))
     for outputs in (2, 3):  # as many labels as there, and others
-        model = checkpoint.classifier(outputs, checkpoint.resolve_backends(HARDWARE)).model
+        model = checkpoint.fine_tuned(CLASSIFICATION, outputs, checkpoint.resolve_backends(HARDWARE)).model
         assert model.classifier.out_proj.weight.shape[0] == outputs and model.classifier.out_proj.weight.abs().max() < 1
         assert torch.equal(
             model.roberta.embeddings.word_embeddings.weight, fitted.roberta.embeddings.word_embeddings.weight
@@ -157,7 +159,7 @@ def test_weights_in_several_files_and_in_a_pickle_are_read(tmp_path):
         model.save_pretrained(tmp_path / name, **how)
         checkpoint = find_checkpoint(str(tmp_path / name))
         assert len(checkpoint.files) == (1 if name == "pickle" else len(list((tmp_path / name).glob("*.safetensors"))))
-        loaded = checkpoint.classifier(2, checkpoint.resolve_backends(HARDWARE)).model.bert.state_dict()
+        loaded = checkpoint.fine_tuned(CLASSIFICATION, 2, checkpoint.resolve_backends(HARDWARE)).model.bert.state_dict()
         for key, tensor in model.bert.state_dict().items():
             assert torch.equal(loaded[key], tensor)
 
