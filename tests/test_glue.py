@@ -98,9 +98,9 @@ def spy(monkeypatch) -> dict[str, tuple[dict, dict]]:
     """What every job started from and what it left, by its name."""
     seen, real = {}, glue_jobs.fine_tune
 
-    def watched(model, job, *rest):
+    def watched(model, kind, job, *rest):
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        outcome = real(model, job, *rest)
+        outcome = real(model, kind, job, *rest)
         seen[job.name] = (before, {name: tensor.clone() for name, tensor in model.state_dict().items()})
         return outcome
 
@@ -162,11 +162,11 @@ def stop_at(monkeypatch, name: str, error: BaseException) -> list[str]:
     """Make the job `name` raise; returns the list of the jobs that were begun."""
     begun, real = [], glue_jobs.fine_tune
 
-    def watched(model, fit, *rest):
+    def watched(model, kind, fit, *rest):
         begun.append(fit.name)
         if fit.name == name:
             raise error
-        return real(model, fit, *rest)
+        return real(model, kind, fit, *rest)
 
     monkeypatch.setattr(glue_jobs, "fine_tune", watched)
     return begun

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from recipe.finetune.kinds import KINDS
 from recipe.model.architectures import ARCHITECTURES
 from recipe.objectives import OBJECTIVES
 from recipe.training.optimizers import OPTIMIZERS
@@ -54,7 +55,7 @@ ONLY_IN = {
     "jinja2": ["recipe/report/"],
 }
 # The names of rows, which the tables alone know.
-ROWS = {*ARCHITECTURES, *OBJECTIVES, *OPTIMIZERS, *SCHEDULES}
+ROWS = {*ARCHITECTURES, *OBJECTIVES, *OPTIMIZERS, *SCHEDULES, *KINDS}
 # What the files below a folder never import.
 NEVER = {
     "kernels/": ["recipe", "benchmarks", "tests"],

@@ -217,7 +217,9 @@ def test_no_batch_of_a_fine_tuning_is_waited_for(tmp_path, monkeypatch, kind):
             reads.__exit__(None, None, None)
 
     monkeypatch.setattr(Count, "batch_end", watch)
-    monkeypatch.setattr("recipe.finetune.fit.REPORT_EVERY_S", math.inf)  # a report waits, and on a busy machine one is soon due
+    monkeypatch.setattr(
+        "recipe.finetune.fit.REPORT_EVERY_S", math.inf
+    )  # a report waits, and on a busy machine one is soon due
     model = checkpoint.fine_tuned(REGRESSION, 1, checkpoint.resolve_backends(hardware))
     job = Fit("test", lr=1e-3, weight_decay=0.0, epochs=1, batch_size=4, seed=3)
     fine_tune(model, REGRESSION, job, data, {"dev": data}, ExampleCollator(60, checkpoint.padding), hardware)
