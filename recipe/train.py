@@ -182,6 +182,7 @@ def data_spec(plan: Plan, train: bool, batch_size: int) -> DataSpec:
         batching=plan.batching,
         workers=plan.workers,
         run_documents=plan.run_documents,
+        collator=plan.objective.collator,
     )
     return DataSpec(
         loader,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,14 @@ import pytest
 from recipe import glue, pairs, plan, records, train
 from recipe.config import GlueConfig, PairsConfig, TrainConfig, load
 from recipe.cost import prices
+from recipe.data.batch import IGNORED_LABEL
 from recipe.errors import UserError
 from recipe.model.architectures import ARCHITECTURES
 from recipe.objectives import OBJECTIVES
 from recipe.pareto import draw
 from recipe.training.callbacks import AfterBatch
 from recipe.training.optimizers import OPTIMIZERS
+from recipe.training.preflight import Plan, make_plan
 from recipe.training.schedules import SCHEDULES, Row
 from tests.tiny_encoder import write_pairs, write_sst2
 from tests.toys.bag_of_words import BAG_OF_WORDS
@@ -94,6 +97,17 @@ def test_an_objective(yaml, tmp_path, monkeypatch):
     assert record["eval"]["main_loss"] > 0 and "masked_accuracy" not in record["eval"]
     plain = train.train(load(TrainConfig, str(yaml), [f"out={tmp_path / 'plain'}"]))
     assert record["parameters"] > 1.5 * plain["parameters"]
+    whole = make_plan(load(TrainConfig, str(yaml), ["objective=two_networks", f"out={tmp_path / 'none'}"]))
+    for batching in ("sequences", "tokens"):
+        plan = dataclasses.replace(whole, batching=batching)
+        usual = dataclasses.replace(plan, objective=OBJECTIVES["masked_lm"]())
+        assert len(masked_as(plan)) == 1 < len(masked_as(usual)), "its batches are its own in every form"
+
+
+def masked_as(plan: Plan) -> set[int]:
+    """The tokens that stand at the masked places of the first batch."""
+    batch = next(iter(train.data_spec(plan, train=True, batch_size=8).dataloader))
+    return set(batch["input_ids"][batch["masked_indices"][batch["labels"] != IGNORED_LABEL]].tolist())
 
 
 def test_an_optimizer(yaml, tmp_path, monkeypatch):
