@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,10 +21,12 @@ from recipe.objectives import OBJECTIVES
 from recipe.pareto import draw
 from recipe.training.callbacks import AfterBatch
 from recipe.training.optimizers import OPTIMIZERS
+from recipe.training.parallel import PARALLEL
 from recipe.training.preflight import Plan, make_plan
 from recipe.training.schedules import SCHEDULES, Row
 from tests.tiny_encoder import write_pairs, write_sst2
 from tests.toys.bag_of_words import BAG_OF_WORDS
+from tests.toys.by_hand import BY_HAND
 from tests.toys.signs import SIGNS
 from tests.toys.two_networks import TWO_NETWORKS
 
@@ -127,12 +133,49 @@ def test_a_schedule(yaml, tmp_path, monkeypatch):
     assert sorted({row["lr"] for row in record["loss_curve"]}) == pytest.approx([0.02 * peak, peak])
 
 
+def test_a_way_of_parallelism(yaml, tmp_path):
+    """Two processes train, stop, go on; train without a stop: the same to the last digit; and with DDP: the same to rounding."""
+    launcher = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*launcher, "-m", "tests.test_house", str(yaml)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    record, whole, ddp = (records.read_record(tmp_path / name) for name in ("run", "whole", "ddp"))
+    curves = [[row["loss"] for row in one["loss_curve"]] for one in (record, whole, ddp)]
+    assert curves[0] == curves[1] == pytest.approx(curves[2], rel=1e-5) and record["eval"] == whole["eval"]
+    assert len(record["resumed"]) == 1 and record["config"]["parallel"] == "by_hand" != ddp["config"]["parallel"]
+    needs = [one["microbatch"]["need"] for one in (whole, ddp)]
+    assert needs[1] - needs[0] == pytest.approx(4 * record["parameters"]), "DDP's buckets"
+
+
+def on_each_of_two_ranks(yaml: str) -> None:
+    PARALLEL["by_hand"] = BY_HAND
+    config = load(TrainConfig, yaml, ["parallel=by_hand"])
+    with contextlib.suppress(KeyboardInterrupt):
+        train.train(config, [AfterBatch(interrupt)])
+    train.train(config)
+    for name, parallel in (("whole", "by_hand"), ("ddp", "ddp")):
+        out = Path(config.out).with_name(name)
+        train.train(load(TrainConfig, yaml, [f"parallel={parallel}", f"out={out}"]))
+
+
 def test_what_is_in_no_table_is_refused_in_one_line(yaml):
     for key, known in (
         ("model.name", "mosaic_bert, hf_bert"),
         ("objective", "masked_lm"),
         ("optimizer.name", "adamw"),
         ("schedule.shape", "linear, wsd"),
+        ("parallel", "ddp"),
     ):
         with pytest.raises(UserError, match=rf"{key}.*unheard_of.*one of {known}"):
             load(TrainConfig, str(yaml), [f"{key}=unheard_of"])
+
+
+if __name__ == "__main__":
+    on_each_of_two_ranks(sys.argv[1])

@@ -16,6 +16,7 @@ import pytest
 from recipe.model.architectures import ARCHITECTURES
 from recipe.objectives import OBJECTIVES
 from recipe.training.optimizers import OPTIMIZERS
+from recipe.training.parallel import PARALLEL
 from recipe.training.schedules import SCHEDULES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,7 +55,7 @@ ONLY_IN = {
     "jinja2": ["recipe/report/"],
 }
 # The names of rows, which the tables alone know.
-ROWS = {*ARCHITECTURES, *OBJECTIVES, *OPTIMIZERS, *SCHEDULES}
+ROWS = {*ARCHITECTURES, *OBJECTIVES, *OPTIMIZERS, *SCHEDULES, *PARALLEL}
 # What the files below a folder never import.
 NEVER = {
     "kernels/": ["recipe", "benchmarks", "tests"],
