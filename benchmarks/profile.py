@@ -30,7 +30,6 @@ from benchmarks.profile_parts import PARTS, STEP
 from benchmarks.roofline import Ceilings, Counts
 from recipe import train
 from recipe.config import TrainConfig, exit_status, load
-from recipe.data.batch import count_sequences, count_tokens, sequence_lengths
 from recipe.errors import UserError
 from recipe.model.architectures import architecture
 from recipe.records import provenance
@@ -75,9 +74,7 @@ class Watch:
         self.ends.append(time.perf_counter())
 
     def _count(self, batch: dict[str, Any]) -> None:
-        tokens = count_tokens(batch)
-        squared = float(sequence_lengths(batch).double().square().sum())
-        for i, value in enumerate((count_sequences(batch), tokens["total"], squared, tokens["loss_generating"])):
+        for i, value in enumerate(batch["counts"].sum(axis=0).tolist()):
             self.counted[i] += value / self.steps
 
     def _finish(self) -> None:

@@ -142,7 +142,8 @@ def measure(
             batches, source = throughput_batches.from_dataset(words.data, length, sequences, count, seed=17)
         else:
             batches, source = throughput_batches.drawn(length, sequences, count, sizes.get("vocab_size", 30522))
-        torch.save(batches, Path(folder) / "batches.pt")
+        tensors = [{name: value for name, value in batch.items() if name != "counts"} for batch in batches]
+        torch.save(tensors, Path(folder) / "batches.pt")  # any torch reads it, whatever its numpy
         job = {
             "sizes": sizes, "length": length, "lr": settings["lr"], "device": device, "bf16": True,
             "static": not words.data, "batches": str(Path(folder) / "batches.pt"), "warm_up": WARM_UP, "yaml": settings["yaml"],

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks.kernel_cases import C4_MEAN_TOKENS, C4_SIGMA, LENGTH_MODEL, SEED
+from recipe.data.batch import count_rows
 
 MASK_RATE, MASK_ID, CLS_ID, SEP_ID, FIRST_WORD = 0.3, 103, 101, 102, 1000  # as in BERT's vocabulary
 FOLLOWERS = 4
@@ -76,4 +77,5 @@ def _batch(draw: np.random.Generator, lengths: np.ndarray, followers: np.ndarray
         "max_seqlen": longest,
         "masked_indices": torch.from_numpy(masked),
         "labels": torch.from_numpy(labels),
+        "counts": count_rows(bounds, masked),
     }

@@ -23,6 +23,7 @@ from recipe.model.architectures import ARCHITECTURES
 from recipe.objectives import OBJECTIVES
 from recipe.settings import MISSING, check_values, describe, setting
 from recipe.training.optimizers import OPTIMIZERS
+from recipe.training.parallel import PARALLEL
 from recipe.training.schedules import SCHEDULES
 
 C = TypeVar("C")
@@ -112,11 +113,7 @@ class Data:
         None, "with `path` in an object store, the local folder for what is read of it", result=False
     )
     cache_gib: float = setting(
-        0.0,
-        "size of the cache in GiB, beyond which shards that have been read make way",
-        least=0,
-        special="0 to keep all",
-        result=False,
+        0.0, "size in GiB, beyond which shards already read make way", least=0, special="0 to keep all", result=False
     )
     train_split: str = setting("train", "the split to train on")
     eval_split: str = setting("validation", "the split to evaluate on")
@@ -225,6 +222,7 @@ class TrainConfig:
     )
     precision: str = setting("auto", "auto: bf16 where the device computes in it", choices=("auto", "amp_bf16", "fp32"))
     device: str = setting("auto", "auto: the GPUs where there are some", choices=("auto", "gpu", "cpu"), result=False)
+    parallel: str = setting("ddp", "how several ranks train one model", choices=PARALLEL, result=False)
     objective: str = setting("masked_lm", "what is learnt from the text", choices=OBJECTIVES)
     seed: int = setting(17, "of the initial weights, the masks and dropout", least=0, most=2**32 - 1)
     log_every: int = setting(20, "batches between two lines of progress", least=1, result=False)

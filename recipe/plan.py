@@ -28,6 +28,7 @@ from recipe.objectives.objective import Counts
 from recipe.system.hardware import data_sheet_flops
 from recipe.training.memory import GIB, Need, check_fits, choose_microbatch, need_of_batch, traced
 from recipe.training.optimizers import OPTIMIZERS
+from recipe.training.parallel import PARALLEL
 
 MODELS = {
     "base": "yamls/pretrain/mosaic-bert-base.yaml",
@@ -94,8 +95,9 @@ def forecast(
     # A GPU trains in bf16; of a CPU only a run on it says whether it can.
     bf16 = config.precision != "fp32" and (row.kind == "gpu" if speed.bf16 is None else speed.bf16)
     autocast, ranks = torch.bfloat16 if bf16 else None, ranks_of(row, count)
+    beside = PARALLEL[config.parallel].bytes_beside(OPTIMIZERS[config.optimizer.name].state_bytes, ranks)
     need = need_of_batch(
-        learns, kind, OPTIMIZERS[config.optimizer.name].state_bytes, sizes, data.sequence_length, data.mask_rate, autocast, ranks,
+        learns, kind, beside, sizes, data.sequence_length, data.mask_rate, autocast,
         traced(config.model.attention, config.model.kernels),
         in_pieces=lambda need: microbatch_of(config, row, count, need) < config.batch_size // ranks,
     )  # fmt: skip

@@ -33,6 +33,7 @@ from recipe.training.compiled import compiled_step
 from recipe.training.composer_model import Pretraining
 from recipe.training.loggers import build_loggers
 from recipe.training.optimizers import build_optimizer
+from recipe.training.parallel import PARALLEL
 from recipe.training.preflight import Plan, make_plan
 from recipe.training.rates import Rate
 from recipe.training.trainer import OnDevice, Trainer, join_ranks
@@ -122,7 +123,7 @@ def build_trainer(
 ) -> Trainer:
     config, gpu = plan.config, plan.hardware.kind == "gpu"
     random_state = RandomStateOnResume()
-    trainer = Trainer(
+    trainer = PARALLEL[config.parallel].trainer(
         count_tokens=batch_weight,
         model=wrapped(plan, model),
         optimizers=build_optimizer(model, config.optimizer),
@@ -182,6 +183,7 @@ def data_spec(plan: Plan, train: bool, batch_size: int) -> DataSpec:
         batching=plan.batching,
         workers=plan.workers,
         run_documents=plan.run_documents,
+        collator=plan.objective.collator,
     )
     return DataSpec(
         loader,

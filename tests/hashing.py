@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from recipe.config import Data
-from recipe.data.batch import BIN_SEQUENCES, split_batch
+from recipe.data.batch import sequences_of_row, split_batch
 from recipe.data.shards import read_info
 from recipe.data.stream import Loader, open_loader
 
@@ -13,7 +13,7 @@ from recipe.data.stream import Loader, open_loader
 def hashes(batch: dict) -> list[str]:
     """Of everything in a batch: one of each sequence, or of each bin of a packed batch."""
     found = []
-    for piece in split_batch(batch, BIN_SEQUENCES if "counts" in batch else 1):
+    for piece in split_batch(batch, sequences_of_row(batch)):
         digest = hashlib.sha256()
         for name in ("document_ids", "input_ids", "cu_seqlens", "masked_indices", "labels", "attention_mask"):
             if name in piece and piece[name].ndim == 2:  # a padded row, whose width is its batch's

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +15,7 @@ import pytest
 from recipe import glue, pairs, plan, records, train
 from recipe.config import GlueConfig, PairsConfig, TrainConfig, load
 from recipe.cost import prices
+from recipe.data.batch import IGNORED_LABEL
 from recipe.errors import UserError
 from recipe.finetune.kinds import KINDS
 from recipe.finetune.tasks import TASKS
@@ -18,9 +24,12 @@ from recipe.objectives import OBJECTIVES
 from recipe.pareto import draw
 from recipe.training.callbacks import AfterBatch
 from recipe.training.optimizers import OPTIMIZERS
+from recipe.training.parallel import PARALLEL
+from recipe.training.preflight import Plan, make_plan
 from recipe.training.schedules import SCHEDULES, Row
 from tests.tiny_encoder import FILLERS, sentence, write_pairs, write_run, write_sst2, write_tsv
 from tests.toys.bag_of_words import BAG_OF_WORDS
+from tests.toys.by_hand import BY_HAND
 from tests.toys.signs import SIGNS
 from tests.toys.tags import TAGS, WORDS
 from tests.toys.two_networks import TWO_NETWORKS
@@ -102,6 +111,17 @@ def test_an_objective(yaml, tmp_path, monkeypatch):
     assert record["eval"]["main_loss"] > 0 and "masked_accuracy" not in record["eval"]
     plain = train.train(load(TrainConfig, str(yaml), [f"out={tmp_path / 'plain'}"]))
     assert record["parameters"] > 1.5 * plain["parameters"]
+    whole = make_plan(load(TrainConfig, str(yaml), ["objective=two_networks", f"out={tmp_path / 'none'}"]))
+    for batching in ("sequences", "tokens"):
+        plan = dataclasses.replace(whole, batching=batching)
+        usual = dataclasses.replace(plan, objective=OBJECTIVES["masked_lm"]())
+        assert len(masked_as(plan)) == 1 < len(masked_as(usual)), "its batches are its own in every form"
+
+
+def masked_as(plan: Plan) -> set[int]:
+    """The tokens that stand at the masked places of the first batch."""
+    batch = next(iter(train.data_spec(plan, train=True, batch_size=8).dataloader))
+    return set(batch["input_ids"][batch["masked_indices"][batch["labels"] != IGNORED_LABEL]].tolist())
 
 
 def test_an_optimizer(yaml, tmp_path, monkeypatch):
@@ -156,12 +176,49 @@ def test_a_kind_of_task(tmp_path, monkeypatch, model):
         glue.glue(load(GlueConfig, str(yaml), [*words, f"out={tmp_path / 'other'}"]))
 
 
+def test_a_way_of_parallelism(yaml, tmp_path):
+    """Two processes train, stop, go on; train without a stop: the same to the last digit; and with DDP: the same to rounding."""
+    launcher = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*launcher, "-m", "tests.test_house", str(yaml)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    record, whole, ddp = (records.read_record(tmp_path / name) for name in ("run", "whole", "ddp"))
+    curves = [[row["loss"] for row in one["loss_curve"]] for one in (record, whole, ddp)]
+    assert curves[0] == curves[1] == pytest.approx(curves[2], rel=1e-5) and record["eval"] == whole["eval"]
+    assert len(record["resumed"]) == 1 and record["config"]["parallel"] == "by_hand" != ddp["config"]["parallel"]
+    needs = [one["microbatch"]["need"] for one in (whole, ddp)]
+    assert needs[1] - needs[0] == pytest.approx(4 * record["parameters"]), "DDP's buckets"
+
+
+def on_each_of_two_ranks(yaml: str) -> None:
+    PARALLEL["by_hand"] = BY_HAND
+    config = load(TrainConfig, yaml, ["parallel=by_hand"])
+    with contextlib.suppress(KeyboardInterrupt):
+        train.train(config, [AfterBatch(interrupt)])
+    train.train(config)
+    for name, parallel in (("whole", "by_hand"), ("ddp", "ddp")):
+        out = Path(config.out).with_name(name)
+        train.train(load(TrainConfig, yaml, [f"parallel={parallel}", f"out={out}"]))
+
+
 def test_what_is_in_no_table_is_refused_in_one_line(yaml):
     for key, known in (
         ("model.name", "mosaic_bert, hf_bert"),
         ("objective", "masked_lm"),
         ("optimizer.name", "adamw"),
         ("schedule.shape", "linear, wsd"),
+        ("parallel", "ddp"),
     ):
         with pytest.raises(UserError, match=rf"{key}.*unheard_of.*one of {known}"):
             load(TrainConfig, str(yaml), [f"{key}=unheard_of"])
+
+
+if __name__ == "__main__":
+    on_each_of_two_ranks(sys.argv[1])

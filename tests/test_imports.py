@@ -17,6 +17,7 @@ from recipe.finetune.kinds import KINDS
 from recipe.model.architectures import ARCHITECTURES
 from recipe.objectives import OBJECTIVES
 from recipe.training.optimizers import OPTIMIZERS
+from recipe.training.parallel import PARALLEL
 from recipe.training.schedules import SCHEDULES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,7 +56,7 @@ ONLY_IN = {
     "jinja2": ["recipe/report/"],
 }
 # The names of rows, which the tables alone know.
-ROWS = {*ARCHITECTURES, *OBJECTIVES, *OPTIMIZERS, *SCHEDULES, *KINDS}
+ROWS = {*ARCHITECTURES, *OBJECTIVES, *OPTIMIZERS, *SCHEDULES, *PARALLEL, *KINDS}
 # What the files below a folder never import.
 NEVER = {
     "kernels/": ["recipe", "benchmarks", "tests"],

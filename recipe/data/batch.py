@@ -18,7 +18,7 @@ from recipe.data.masking import Masker, RateSchedule
 
 IGNORED_LABEL = -100
 BIN_SEQUENCES = 8  # full-length sequences that a bin of a packed batch has room for
-Batch = dict[str, Tensor | int]
+Batch = dict[str, Tensor | int | NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,26 @@ class Share:
     bins: NDArray[np.int64] | None = None  # the bin of each, ascending, in a packed batch
 
 
+Collate = Callable[[Share], Batch]  # to a stream, where nothing else is said
+
+
 @dataclass(frozen=True)
 class Collator:
-    """Cuts documents to length, adds [CLS] and [SEP], masks, and joins them.
+    """Cuts documents to length, adds [CLS] and [SEP], masks, and joins them to a stream:
 
-    The stream form holds document_ids (S,), input_ids (T,), cu_seqlens (S + 1,) int32, max_seqlen, masked_indices (M,),
-    labels (M,). The padded form holds document_ids (S,), input_ids, attention_mask, labels, all (S, L), with -100 for no label.
+    document_ids (S,), input_ids (T,), cu_seqlens (S + 1,) int32, max_seqlen, masked_indices (M,), ascending, labels (M,) and
+    counts (S, 4), for which see `count_rows`.
     """
 
     sequence_length: int  # with [CLS] and [SEP]
     masker: Masker
     cls_id: int
     sep_id: int
-    pad_id: int
-    padded: bool
     schedule: RateSchedule | None = None  # of the masking rate; absent: the masker's own
+
+    @property
+    def highest_rate(self) -> float:
+        return max(self.schedule.first, self.schedule.last) if self.schedule else self.masker.rate
 
     def __call__(self, share: Share) -> Batch:
         room, numbers = self.sequence_length - 2, share.numbers
@@ -68,19 +73,42 @@ class Collator:
             share.epoch,
             self.schedule(share.seen) if self.schedule else None,
         )
-        batch: Batch = {
+        return {
             "document_ids": torch.from_numpy(numbers),
             "input_ids": torch.from_numpy(masked),
             "cu_seqlens": torch.from_numpy(cu_seqlens.astype(np.int32)),
             "max_seqlen": int(lengths.max()),
             "masked_indices": torch.from_numpy(chosen),
             "labels": torch.from_numpy(labels),
+            "counts": count_rows(cu_seqlens, chosen),
         }
-        return pad_batch(batch, self.pad_id) if self.padded else batch
+
+
+def count_rows(cu_seqlens: NDArray[np.integer], masked_indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What each sequence of a stream counts for, (S, 4): sequences (1), real tokens, their number squared, those with a label.
+
+    A batch carries it as `counts`, a packed one a row per bin. It is numpy's, so that nothing moves it to a device, where looking
+    at it would be a wait.
+    """
+    lengths = np.diff(cu_seqlens)
+    labelled = np.diff(np.searchsorted(masked_indices, cu_seqlens))
+    return np.stack([np.ones_like(lengths), lengths, lengths * lengths, labelled], axis=1)
+
+
+@dataclass(frozen=True)
+class PaddedCollator:
+    """Makes the padded form: document_ids (S,), input_ids, attention_mask, labels, all (S, L), with -100 for no label; counts."""
+
+    collate: Collate
+    pad_id: int
+
+    def __call__(self, share: Share) -> Batch:
+        batch = self.collate(share)
+        return {**pad_batch(batch, self.pad_id), "counts": batch["counts"]}
 
 
 def pad_batch(batch: Batch, pad_id: int) -> Batch:
-    """The padded form of a stream."""
+    """The tensors of a stream, padded."""
     lengths = batch["cu_seqlens"].diff().long()
     real = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]  # (S, L)
     padded = {"document_ids": batch["document_ids"], "attention_mask": real.long()}
@@ -91,40 +119,37 @@ def pad_batch(batch: Batch, pad_id: int) -> Batch:
     return padded
 
 
-def sequence_lengths(batch: Batch) -> Tensor:
-    """(S,) int64, real tokens of each sequence of any form; 0 for what only fills a packed batch."""
-    if "cu_seqlens" in batch:
-        return batch["cu_seqlens"].diff().long() * (batch["document_ids"] >= 0)
-    return batch["attention_mask"].sum(dim=1)
-
-
 def count_sequences(batch: Batch) -> int:
-    if "counts" in batch:
-        return int(batch["counts"][:, 0].sum())
-    return len(batch["document_ids"])
+    return int(batch["counts"][:, 0].sum())
 
 
 def count_tokens(batch: Batch) -> dict[str, int]:
     """Real tokens, and those of them that have a label, under Composer's names."""
-    if "counts" in batch:
-        _, tokens, labelled = batch["counts"].sum(axis=0).tolist()
-        return {"total": tokens, "loss_generating": labelled}
-    if "cu_seqlens" in batch:
-        return {"total": len(batch["input_ids"]), "loss_generating": len(batch["labels"])}
-    labelled = int((batch["labels"] != IGNORED_LABEL).sum())
-    return {"total": int(batch["attention_mask"].sum()), "loss_generating": labelled}
+    _, tokens, _, labelled = batch["counts"].sum(axis=0).tolist()
+    return {"total": tokens, "loss_generating": labelled}
 
 
 def split_batch(batch: Batch, sequences: int) -> list[Batch]:
     """Pieces of at most `sequences` sequences, in order: microbatches. Of a packed batch: of as many full-length ones' tokens."""
-    if "counts" in batch:
-        bins = int(sequences) // BIN_SEQUENCES
-        return [_split_packed(batch, start, start + bins) for start in range(0, len(batch["counts"]), bins)]
-    if sequences >= count_sequences(batch):
+    rows, size = len(batch["counts"]), int(sequences) // sequences_of_row(batch)
+    if size >= rows:
         return [batch]
-    cuts = range(0, count_sequences(batch), int(sequences))
-    split: Callable[[Batch, int, int], Batch] = _split_stream if "cu_seqlens" in batch else _split_padded
-    return [split(batch, start, min(start + int(sequences), count_sequences(batch))) for start in cuts]
+    split = _split_padded if "cu_seqlens" not in batch else _split_packed if _is_packed(batch) else _split_stream
+    pieces = []
+    for start in range(0, rows, size):
+        end = start + size  # of the last piece perhaps behind the end, as slices may be
+        pieces.append({**split(batch, start, end), "counts": batch["counts"][start:end]})
+    return pieces
+
+
+def sequences_of_row(batch: Batch) -> int:
+    """How many full-length sequences a row of `counts` stands for: a batch is split between rows."""
+    return BIN_SEQUENCES if _is_packed(batch) else 1
+
+
+def _is_packed(batch: Batch) -> bool:
+    """A bin has room for several documents."""
+    return len(batch["document_ids"]) > len(batch["counts"])
 
 
 def _split_packed(batch: Batch, start: int, end: int) -> Batch:
@@ -137,7 +162,7 @@ def _split_packed(batch: Batch, start: int, end: int) -> Batch:
     first = start * (len(batch["input_ids"]) // bins)
     pieces["cu_seqlens"] = batch["cu_seqlens"][start * slots : end * slots + 1] - first
     pieces["masked_indices"] = pieces["masked_indices"] - first
-    return {**pieces, "max_seqlen": batch["max_seqlen"], "counts": batch["counts"][start:end]}
+    return {**pieces, "max_seqlen": batch["max_seqlen"]}
 
 
 def _split_padded(batch: Batch, start: int, end: int) -> Batch:

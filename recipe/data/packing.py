@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recipe.data.batch import BIN_SEQUENCES, IGNORED_LABEL, Batch, Collator, Share
+from recipe.data.batch import BIN_SEQUENCES, IGNORED_LABEL, Batch, Collate, Share
 from recipe.data.order import Planned
 
 _BIN_DOCUMENTS = 4 * BIN_SEQUENCES  # at most, so that `cu_seqlens` has one length
@@ -71,19 +71,23 @@ class PackedCollator:
     """Makes the packed form: for B bins of C tokens with room for D sequences and M predictions each,
 
     document_ids (B x D,), -1 for filling; input_ids (B x C,); cu_seqlens (B x D + 1,) int32, empty sequences behind the
-    filling; max_seqlen; masked_indices (B x M,) and labels (B x M,), -100 behind the last prediction; counts (B, 3), on the host:
-    sequences, real tokens, predictions. Predictions of a bin beyond M, which chance hardly brings, are not made.
+    filling; max_seqlen; masked_indices (B x M,) and labels (B x M,), -100 behind the last prediction; counts (B, 4), of each bin
+    what `count_rows` says of a sequence. Predictions of a bin beyond M, which chance hardly brings, are not made.
     """
 
-    collator: Collator
+    collate: Collate
+    sequence_length: int
+    pad_id: int
+    rate: float  # the highest share of a batch's tokens that is predicted
     bins: int
 
     def __call__(self, share: Share) -> Batch:
-        length, batch, bins = self.collator.sequence_length, self.collator(share), share.bins
+        length, batch, bins = self.sequence_length, self.collate(share), share.bins
         capacity, slots = BIN_SEQUENCES * length, _BIN_DOCUMENTS + BIN_SEQUENCES
-        sizes = np.diff(batch["cu_seqlens"].numpy()).astype(np.int64)
-        used = np.bincount(bins, sizes, self.bins).astype(np.int64)
-        held = np.bincount(bins, minlength=self.bins)
+        sizes = batch["counts"][:, 1]
+        held, used, squared = (
+            np.bincount(bins, column, self.bins).astype(np.int64) for column in batch["counts"][:, :3].T
+        )
         # where each document stands: its rank in its bin, its tokens' places in the stream
         rank = np.arange(len(bins)) - np.repeat(np.cumsum(held) - held, held)
         all_sizes = np.zeros((self.bins, slots), np.int64)
@@ -95,7 +99,7 @@ class PackedCollator:
         places = np.arange(len(batch["input_ids"])) + np.repeat(
             np.arange(self.bins) * capacity - (np.cumsum(used) - used), used
         )
-        ids = np.full(self.bins * capacity, self.collator.pad_id, np.int64)
+        ids = np.full(self.bins * capacity, self.pad_id, np.int64)
         ids[places] = batch["input_ids"].numpy()
         masked, labels, predicted = self._predictions(
             ids, places[batch["masked_indices"].numpy()], batch["labels"].numpy()
@@ -107,7 +111,7 @@ class PackedCollator:
             "max_seqlen": length,
             "masked_indices": torch.from_numpy(masked),
             "labels": torch.from_numpy(labels),
-            "counts": np.stack([held, used, predicted], axis=1),
+            "counts": np.stack([held, used, squared, predicted], axis=1),
         }
 
     def _predictions(
@@ -131,7 +135,5 @@ class PackedCollator:
     @property
     def room(self) -> int:
         """Predictions of a bin, a multiple of 8 for the sake of matrix products."""
-        schedule = self.collator.schedule
-        rate = max(schedule.first, schedule.last) if schedule else self.collator.masker.rate
-        capacity = BIN_SEQUENCES * self.collator.sequence_length
-        return min(8 * math.ceil(_SPARE * rate * capacity / 8), capacity)
+        capacity = BIN_SEQUENCES * self.sequence_length
+        return min(8 * math.ceil(_SPARE * self.rate * capacity / 8), capacity)

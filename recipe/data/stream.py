@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from recipe.config import Data
 from recipe.data import storage
-from recipe.data.batch import BIN_SEQUENCES, Batch, Collator, Share
+from recipe.data.batch import BIN_SEQUENCES, Batch, Collate, Collator, PaddedCollator, Share
 from recipe.data.cache import local_folder
 from recipe.data.documents import Documents
 from recipe.data.masking import Masker, RateSchedule
@@ -35,7 +35,7 @@ class Batches(IterableDataset):
         self,
         documents: Documents,
         plan: Sequences | Packer,
-        collate: Callable[[Share], Batch],
+        collate: Collate,
         most: int,
         seed: int | None,
     ) -> None:
@@ -139,11 +139,12 @@ def open_loader(
     batching: str,
     workers: int,
     run_documents: int | None = None,
+    collator: Callable[[Collator], Collate] | None = None,
 ) -> Loader:
     """Batches of `batch_size` sequences a rank, or of as many full-length ones' tokens, of the training or the evaluation split.
 
     `batching` is sequences, tokens (evaluation: sequences) or padded; `run_documents`, what the whole run sees, is needed where
-    the masking rate changes.
+    the masking rate changes; `collator` is the objective's, absent: masking alone.
 
     Raises:
         UserError: the split's index or lengths cannot be used, or it does not fill one batch.
@@ -151,14 +152,17 @@ def open_loader(
     split = data.train_split if train else data.eval_split
     remote = data.path if storage.is_remote(data.path) else None
     documents = Documents(local_folder(data), split, remote, data.cache_gib)
-    collate = _collator(data, info, train, seed, batching == "padded", run_documents)
+    masking, length = _masking(data, info, train, seed, run_documents), data.sequence_length
+    collate = collator(masking) if collator else masking
     ranks = World.detect().num_ranks
     plan: Sequences | Packer = Sequences(batch_size * ranks, whole=train)
-    if train and batching == "tokens":
+    if batching == "padded":
+        collate = PaddedCollator(collate, info.vocabulary.pad_id)
+    elif train and batching == "tokens":
         bins = batch_size // BIN_SEQUENCES
-        plan, collate = Packer(documents.lengths, data.sequence_length, bins * ranks), PackedCollator(collate, bins)
-    most = data.sequence_length - 2
-    batches = Batches(documents, plan, collate, most, data.shuffle_seed if train else None)
+        plan = Packer(documents.lengths, length, bins * ranks)
+        collate = PackedCollator(collate, length, info.vocabulary.pad_id, masking.highest_rate, bins)
+    batches = Batches(documents, plan, collate, length - 2, data.shuffle_seed if train else None)
     if train:
         _check_filled(batches, data)
     return Loader(
@@ -171,9 +175,7 @@ def open_loader(
     )
 
 
-def _collator(
-    data: Data, info: DatasetInfo, train: bool, seed: int, padded: bool, run_documents: int | None
-) -> Collator:
+def _masking(data: Data, info: DatasetInfo, train: bool, seed: int, run_documents: int | None) -> Collator:
     vocabulary = info.vocabulary
     special = [vocabulary.pad_id, vocabulary.unk_id, vocabulary.cls_id, vocabulary.sep_id, vocabulary.mask_id]
     schedule = None
@@ -187,9 +189,7 @@ def _collator(
         kind=data.masking if train else "token",
         continues=_continuations(local_folder(data)) if train and data.masking == "word" else None,
     )
-    return Collator(
-        data.sequence_length, masker, vocabulary.cls_id, vocabulary.sep_id, vocabulary.pad_id, padded, schedule
-    )
+    return Collator(data.sequence_length, masker, vocabulary.cls_id, vocabulary.sep_id, schedule)
 
 
 def _check_filled(batches: Batches, data: Data) -> None:

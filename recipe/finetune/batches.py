@@ -18,9 +18,9 @@ import torch
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
+from recipe.data.batch import IGNORED_LABEL, Batch
+
 CHUNK = 4096  # texts that are tokenised at a time
-IGNORED_LABEL = -100  # of a row of outputs for which there is no answer
-Batch = dict[str, Tensor | int | np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ class EncodedExamples:
         chosen = np.asarray(indices)
         lengths = self.lengths[chosen]
         places, labels = _places(self.offsets, chosen), self.labels[self.rows(chosen)]
-        labelled = len(labels) - int((labels == IGNORED_LABEL).sum()) if labels.dtype == np.int64 else len(labels)
+        ignored = int((labels == IGNORED_LABEL).sum()) if labels.dtype == np.int64 else 0
         return {
             "input_ids": torch.from_numpy(self.ids[places].astype(np.int64)),
             "token_type_ids": torch.from_numpy(self.types[places].astype(np.int64)),
             "cu_seqlens": torch.from_numpy(np.concatenate([[0], lengths.cumsum()]).astype(np.int32)),
             "max_seqlen": int(lengths.max()),
             "labels": torch.from_numpy(labels),
-            "counts": np.array([[len(chosen), len(places), labelled]]),
+            "counts": np.array([[len(chosen), len(places), int((lengths * lengths).sum()), len(labels) - ignored]]),
         }
 
     def padded(self, indices: Sequence[int], pad_id: int) -> Batch:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
+    from recipe.data.batch import Collate, Collator
     from recipe.model.architecture import Architecture
     from recipe.model.config import EncoderConfig
     from recipe.model.encoder import Backends
@@ -35,6 +36,9 @@ class Objective:
     # (architecture, sizes by name, counts) -> operations of forward and backward, of all networks
     flops: Callable[[Architecture, dict, Counts], float]
     encoder: str = ""  # the sub-module that is saved and scored, an architecture's `masked_lm`; empty: the model itself
+    # (masking, as the config says) -> what makes a stream of documents, which is then padded or packed. Of a document it makes
+    # the same in any batch, and it asks for no more labels: memory and the room in a packed batch follow from the masking rate.
+    collator: Callable[[Collator], Collate] = lambda masking: masking
 
     def kept(self, model: nn.Module) -> nn.Module:
         """The network that is saved and scored."""

@@ -13,7 +13,7 @@ from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
 
 from recipe.cost.prices import Price, bill
-from recipe.data.batch import count_sequences, count_tokens, sequence_lengths
+from recipe.data.batch import count_tokens
 from recipe.system.hardware import Hardware
 from recipe.training import ceilings
 from recipe.training.rates import elapsed
@@ -133,10 +133,7 @@ class Meter(Callback):
         self._lr = state.optimizers[0].param_groups[0]["lr"]  # at the batch's end it is the next one's already
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        tokens, lengths = count_tokens(state.batch), sequence_lengths(state.batch).numpy().astype(float)
-        squared = lengths @ lengths
-        counted = [count_sequences(state.batch), tokens["total"], squared, tokens["loss_generating"]]
-        self._counted += torch.tensor(counted, dtype=torch.float64)
+        self._counted += torch.from_numpy(state.batch["counts"].sum(axis=0))
         self._batches += 1
         if self._line.batches + self._batches >= self.log_every:
             self._write_line(state, logger)

@@ -31,7 +31,6 @@ from recipe.objectives.objective import Objective
 
 GIB = 2**30
 FEW, MANY = 4, 1024  # sequences of the steps that are traced, and twice as many
-DDP_BYTES = 4  # the buckets in which several ranks add their gradients up
 # What an automatic microbatch leaves free: libraries' workspaces and what the allocator cannot use; on a CPU it is more, and the
 # system needs some.
 MARGIN = {"gpu": 0.10, "cpu": 0.30}
@@ -101,21 +100,20 @@ class Need:
 def training_need(
     learns: Objective,
     kind: Architecture,
-    state_bytes: int,
+    bytes_beside: float,
     sizes: EncoderConfig,
     sequence_length: int,
     mask_rate: float,
     autocast: torch.dtype | None,
-    ranks: int = 1,
     chosen: Backends | None = None,
     accumulates: bool = False,
 ) -> Need:
     """What pretraining on full sequences needs; nothing is allocated to find it.
 
     Args:
-        state_bytes: that the optimizer keeps for a parameter.
+        bytes_beside: that a rank holds for a parameter beside what the step makes: the optimizer's state, and what
+            `recipe.training.parallel` adds.
         autocast: dtype of the activations, None for float32.
-        ranks: over how many devices the batch is split.
         chosen: as `traced` gives them; absent: fused ones.
         accumulates: whether a batch takes several microbatches, so that all gradients are there beside all activations.
     """
@@ -125,8 +123,7 @@ def training_need(
         step = (sequence_length, mask_rate, autocast, passes, chosen or traced())
         peaks = [_step_peak(learns, kind, sizes, n, *step) for n in (count, 2 * count)]
         (low, parameters), (high, _) = peaks
-        optimizer = parameters * (state_bytes + (DDP_BYTES if ranks > 1 else 0))
-        lines.append((2 * low - high + optimizer, (high - low) / count))
+        lines.append((2 * low - high + round(parameters * bytes_beside), (high - low) / count))
     return Need(*lines[0], many=lines[1])
 
 

@@ -34,6 +34,7 @@ from recipe.training.checks import check_numbers, planned_documents
 from recipe.training.compiled import check_compiles
 from recipe.training.loggers import check_loggers
 from recipe.training.optimizers import OPTIMIZERS
+from recipe.training.parallel import PARALLEL
 
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
@@ -152,18 +153,8 @@ def choose_microbatch(
         )
 
     traced = memory.traced(chosen.attention.name, chosen.kernels.name)
-    state_bytes = OPTIMIZERS[config.optimizer.name].state_bytes
-    of_step = (
-        learns,
-        kind,
-        state_bytes,
-        encoder,
-        data.sequence_length,
-        data.mask_rate,
-        hardware.autocast,
-        ranks,
-        traced,
-    )
+    beside = PARALLEL[config.parallel].bytes_beside(OPTIMIZERS[config.optimizer.name].state_bytes, ranks)
+    of_step = (learns, kind, beside, encoder, data.sequence_length, data.mask_rate, hardware.autocast, traced)
     return choose(memory.need_of_batch(*of_step, in_pieces=lambda need: choose(need).size < share))
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 
 from recipe.data.batch import (
     IGNORED_LABEL,
+    Collate,
     Collator,
+    PaddedCollator,
     Share,
     count_sequences,
     count_tokens,
     pad_batch,
-    sequence_lengths,
     split_batch,
 )
 from recipe.data.masking import Masker
@@ -28,9 +31,10 @@ def documents(lengths: list[int], epoch: int = 0) -> Share:
     return Share([draw.integers(5, VOCABULARY, n).astype(np.uint16) for n in lengths], numbers, epoch, seen=0)
 
 
-def collator(padded: bool, rate: float = 0.3, sequence_length: int = 128) -> Collator:
+def collator(padded: bool, rate: float = 0.3, sequence_length: int = 128) -> Collate:
     masker = Masker(rate, MASK, np.arange(5, VOCABULARY), seed=17)
-    return Collator(sequence_length, masker, CLS, SEP, PAD, padded)
+    streams = Collator(sequence_length, masker, CLS, SEP)
+    return PaddedCollator(streams, PAD) if padded else streams
 
 
 def unmasked(batch: dict) -> torch.Tensor:
@@ -38,6 +42,17 @@ def unmasked(batch: dict) -> torch.Tensor:
     ids = batch["input_ids"].clone()
     ids[batch["masked_indices"]] = batch["labels"]
     return ids
+
+
+def looked_up(batch: dict) -> list[list[int]]:
+    """What `counts` of either form must say, from the tensors."""
+    if "cu_seqlens" in batch:
+        bounds, masked = batch["cu_seqlens"].tolist(), batch["masked_indices"]
+        found = [(b - a, int(((a <= masked) & (masked < b)).sum())) for a, b in pairwise(bounds)]
+    else:
+        labelled = (batch["labels"] != IGNORED_LABEL).sum(1)
+        found = list(zip(batch["attention_mask"].sum(1).tolist(), labelled.tolist(), strict=True))
+    return [[1, tokens, tokens**2, masked] for tokens, masked in found]
 
 
 def test_stream_holds_the_documents():
@@ -50,7 +65,7 @@ def test_stream_holds_the_documents():
     assert batch["cu_seqlens"].dtype == torch.int32
     assert batch["max_seqlen"] == 128 and type(batch["max_seqlen"]) is int
     assert batch["document_ids"].tolist() == items.numbers.tolist()
-    assert sequence_lengths(batch).tolist() == [min(n, 126) + 2 for n in LENGTHS]
+    assert batch["counts"][:, 1].tolist() == [min(n, 126) + 2 for n in LENGTHS]
     for name in ("input_ids", "masked_indices", "labels", "document_ids"):
         assert batch[name].dtype == torch.int64
 
@@ -81,7 +96,7 @@ def test_both_forms_agree(lengths):
     assert torch.equal((labels != IGNORED_LABEL).nonzero().flatten(), stream["masked_indices"])
     assert torch.equal(labels[labels != IGNORED_LABEL], stream["labels"])
     assert (padded["labels"][~real] == IGNORED_LABEL).all()
-    assert torch.equal(sequence_lengths(padded), sequence_lengths(stream))
+    assert padded["counts"].tolist() == stream["counts"].tolist() == looked_up(padded) == looked_up(stream)
     assert padded["input_ids"].shape == (len(lengths), stream["max_seqlen"])
     assert count_tokens(padded) == count_tokens(stream)
     assert count_tokens(stream) == {
@@ -98,7 +113,7 @@ def test_both_forms_agree(lengths):
 def test_cut_to_length(sequence_length):
     items = documents([1, 2, 3, 500, 510, 511])
     batch = collator(False, sequence_length=sequence_length)(items)
-    assert batch["max_seqlen"] == int(sequence_lengths(batch).max()) == sequence_length
+    assert batch["max_seqlen"] == batch["counts"][:, 1].max() == sequence_length
     pieces = np.split(unmasked(batch).numpy(), batch["cu_seqlens"][1:-1].numpy())
     for piece, tokens in zip(pieces, items.pieces, strict=True):
         assert piece[1:-1].tolist() == tokens[: sequence_length - 2].tolist()
@@ -146,20 +161,21 @@ def test_pieces_make_the_whole(padded, sequences):
     assert sum(counts) == len(LENGTHS) and max(counts) <= sequences
     assert all(count == sequences for count in counts[:-1])
     assert all(piece.keys() == batch.keys() for piece in pieces)
+    assert all(piece["counts"].tolist() == looked_up(piece) for piece in pieces)
+    assert np.array_equal(np.concatenate([piece["counts"] for piece in pieces]), batch["counts"])
     if padded:
-        for name, value in batch.items():
-            assert torch.equal(torch.cat([piece[name] for piece in pieces]), value)
+        for name in batch.keys() - {"counts"}:
+            assert torch.equal(torch.cat([piece[name] for piece in pieces]), batch[name])
         return
     for name in ("document_ids", "input_ids", "labels"):
         assert torch.equal(torch.cat([piece[name] for piece in pieces]), batch[name])
-    assert torch.equal(torch.cat([sequence_lengths(piece) for piece in pieces]), sequence_lengths(batch))
     offsets = np.cumsum([0] + [len(piece["input_ids"]) for piece in pieces])[:-1]
     masked = [piece["masked_indices"] + int(at) for piece, at in zip(pieces, offsets, strict=True)]
     assert torch.equal(torch.cat(masked), batch["masked_indices"])
     for piece in pieces:
         assert piece["cu_seqlens"][0] == 0 and piece["cu_seqlens"][-1] == len(piece["input_ids"])
         assert piece["cu_seqlens"].dtype == torch.int32
-        assert piece["max_seqlen"] == int(sequence_lengths(piece).max())
+        assert piece["max_seqlen"] == piece["counts"][:, 1].max()
         assert torch.equal(unmasked(piece)[piece["masked_indices"]], piece["labels"])
     totals = [count_tokens(piece) for piece in pieces]
     assert {name: sum(total[name] for total in totals) for name in totals[0]} == count_tokens(batch)

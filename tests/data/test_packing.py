@@ -18,7 +18,6 @@ from recipe.data.batch import (
     Share,
     count_sequences,
     count_tokens,
-    sequence_lengths,
     split_batch,
 )
 from recipe.data.masking import Masker
@@ -39,13 +38,13 @@ def packed(lengths: list[int], bins: int, rate: float = 0.3) -> tuple[dict, dict
     """The documents as a packed batch and as a stream."""
     draw = np.random.default_rng(5)
     pieces = [draw.integers(5, VOCABULARY, n).astype(np.uint16) for n in lengths]
-    collator = Collator(LENGTH, Masker(rate, MASK, np.arange(5, VOCABULARY), 17), CLS, SEP, PAD, padded=False)
+    collator = Collator(LENGTH, Masker(rate, MASK, np.arange(5, VOCABULARY), 17), CLS, SEP)
     sizes = np.minimum(lengths, LENGTH - 2) + 2
     at = np.array(fill(sizes, bins, BIN_SEQUENCES * LENGTH))
     assert len(at) == len(lengths), "the test's documents should fit"
     order = np.argsort(at, kind="stable")
     share = Share([pieces[i] for i in order], order, 0, 0, at[order])
-    return PackedCollator(collator, bins)(share), collator(share)
+    return PackedCollator(collator, LENGTH, PAD, rate, bins)(share), collator(share)
 
 
 def numbers(epoch: EpochOrder, position: int) -> Iterator[np.ndarray]:
@@ -104,11 +103,11 @@ def test_a_packed_batch_holds_the_stream(lengths):
     assert not torch.cat(filling).any(), "filling is [PAD]"
     assert torch.equal(batch["document_ids"][real], stream["document_ids"])
     assert count_tokens(batch) == count_tokens(stream) and count_sequences(batch) == len(lengths)
-    assert (
-        torch.equal(sequence_lengths(batch)[real], sequence_lengths(stream))
-        and not sequence_lengths(batch)[~real].any()
-    )
     labelled = batch["labels"] != IGNORED_LABEL
+    for b, counts in enumerate(batch["counts"].tolist()):
+        lengths_of_bin = np.diff(ends)[b * slots : (b + 1) * slots][real[b * slots : (b + 1) * slots].numpy()]
+        predicted = int(labelled[b * room : (b + 1) * room].sum())
+        assert counts == [len(lengths_of_bin), lengths_of_bin.sum(), (lengths_of_bin**2).sum(), predicted]
     assert torch.equal(batch["labels"][labelled], stream["labels"])
     assert torch.equal(
         batch["input_ids"][batch["masked_indices"]][labelled], stream["input_ids"][stream["masked_indices"]]

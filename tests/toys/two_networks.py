@@ -1,17 +1,32 @@
-"""An objective that needs a second network: a small one fills the masks in, and the encoder says what stood there before."""
+"""An objective that needs a second network, and batches of its own: every chosen token is masked, a small network fills them in,
+and the encoder says what stood there before."""
 
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from recipe.data.batch import Batch, Collator, Share
 from recipe.model.architecture import Architecture
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
 from recipe.objectives.masked_lm import flops
 from recipe.objectives.objective import Counts, Objective
+
+
+@dataclass(frozen=True)
+class AllMasked:
+    """None of the chosen tokens stays as it is or becomes a random one."""
+
+    masking: Collator
+
+    def __call__(self, share: Share) -> Batch:
+        batch = self.masking(share)
+        batch["input_ids"][batch["masked_indices"]] = self.masking.masker.mask_id
+        return batch
 
 
 class TwoNetworks(nn.Module):
@@ -34,4 +49,6 @@ def both(architecture: Architecture, sizes: dict, counts: Counts) -> float:
     return flops(architecture, sizes, counts) + flops(architecture, {**sizes, "num_hidden_layers": 1}, counts)
 
 
-TWO_NETWORKS = Objective("two_networks", ("loss", "filler_loss", "main_loss"), TwoNetworks, both, encoder="main")
+TWO_NETWORKS = Objective(
+    "two_networks", ("loss", "filler_loss", "main_loss"), TwoNetworks, both, encoder="main", collator=AllMasked
+)

@@ -24,6 +24,7 @@ from recipe.training.memory import (
     traced,
     training_need,
 )
+from recipe.training.parallel import PARALLEL
 
 SIZES = EncoderConfig(vocab_size=512, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128)
 
@@ -53,7 +54,9 @@ def test_the_prediction_is_what_real_steps_have_alive(kind, autocast, names):
 def test_nothing_is_allocated_and_ranks_cost_their_buckets():
     enormous = EncoderConfig(hidden_size=8192, num_attention_heads=64, intermediate_size=32768, num_hidden_layers=3)
     one, eight = (
-        training_need(MASKED_LM, architecture("mosaic_bert"), 8, enormous, 64, 0.3, None, ranks=ranks)
+        training_need(
+            MASKED_LM, architecture("mosaic_bert"), PARALLEL["ddp"].bytes_beside(8, ranks), enormous, 64, 0.3, None
+        )
         for ranks in (1, 8)
     )
     parameters = 3 * (4 * 8192**2 + 3 * 8192 * 32768)
