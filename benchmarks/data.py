@@ -18,11 +18,8 @@ import hashlib
 import itertools
 import json
 import os
-import resource
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -33,6 +30,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from benchmarks.measurement import Stopwatch, in_turns, peak_mem_gib, ratios, spread, timed, write
 from recipe.config import Data, PrepareConfig, Source, exit_status
 from recipe.config import Tokenizer as TokenizerSettings
 from recipe.corpus import sources
@@ -45,7 +43,6 @@ from recipe.data.shards import LENGTHS, DatasetInfo, read_info
 from recipe.data.stream import Loader, open_loader
 from recipe.errors import UserError
 from recipe.prepare import prepare
-from recipe.records import provenance
 from recipe.system.processes import resolve
 
 CHUNK = 256  # documents that are tokenised at a time, as in preparation
@@ -86,11 +83,8 @@ def main(words: list[str]) -> None:
             "resume": _resume(folder),
             "memory": _memory(texts, settings, folder),
         }
-    record = {"settings": dataclasses.asdict(settings), "provenance": provenance(), **results}
-    file = Path(settings.out)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-    print(f"\n{table(record)}\n\n{file}")
+    record = write(Path(settings.out), {"settings": dataclasses.asdict(settings), **results})
+    print(f"\n{table(record)}\n\n{settings.out}")
 
 
 def _settings(words: list[str]) -> Settings:
@@ -122,16 +116,10 @@ def _config(settings: Settings, text: str, out: Path, processes: int) -> Prepare
     return PrepareConfig(out=str(out), train=Source(files=[text]), tokenizer=known, processes=processes)
 
 
-def _seconds(action: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
-
-
 def _corpus(settings: Settings, folder: Path) -> dict[str, Any]:
     """All of the text, prepared with a process a core, and every batching's epoch once, as a hash over all of its batches."""
     config = _config(settings, settings.text, folder / "corpus", processes=0)
-    seconds = _seconds(lambda: prepare(config))
+    seconds, _ = timed(lambda: prepare(config))
     split = read_info(config.out).split("train")
     cores = resolve(0)
     return {
@@ -155,12 +143,13 @@ def _open(path: str | Path, batching: str, length: int, masking: str = "token", 
 
 def _epoch(path: str, batching: str, length: int) -> dict[str, Any]:
     digest, documents, tokens, slots, batches = hashlib.sha256(), 0, 0, 0, 0
-    start = time.perf_counter()
+    watch = Stopwatch("cpu")
     for batch in _open(path, batching, length, workers=1):
         for name in sorted(name for name, value in batch.items() if torch.is_tensor(value)):
             digest.update(batch[name].numpy().tobytes())
         documents, batches = documents + count_sequences(batch), batches + 1
         tokens, slots = tokens + count_tokens(batch)["total"], slots + batch["input_ids"].numel()
+    watch.lap()
     return {
         "batching": batching,
         "sequence_length": length,
@@ -169,7 +158,7 @@ def _epoch(path: str, batching: str, length: int) -> dict[str, Any]:
         "tokens": tokens,
         "filled": tokens / slots,
         "sha256": digest.hexdigest(),
-        "seconds": time.perf_counter() - start,
+        "seconds": watch.read()[0],
     }
 
 
@@ -177,14 +166,21 @@ def _preparation(texts: list[str], settings: Settings, folder: Path) -> dict[str
     """`recipe.prepare` on one process, and the tokenizer alone on the same text, in turns."""
     _write_text(texts, folder / "text.json.gz")
     mb = sum(len(text.encode()) for text in texts) / 1e6
-    rounds = []
-    for number in range(ROUNDS):
-        config = _config(settings, str(folder / "text.json.gz"), folder / f"data-{number}", processes=1)
-        whole = _seconds(lambda config=config: prepare(config))
+    folders = (folder / f"data-{number}" for number in itertools.count())
+
+    def whole() -> float:
+        config = _config(settings, str(folder / "text.json.gz"), next(folders), processes=1)
+        return timed(lambda: prepare(config))[0]
+
+    def alone() -> float:
         encoder = tokenizer.encoder(folder / "data-0" / "tokenizer")
-        alone = _seconds(lambda encoder=encoder: _tokenize(encoder, texts))
-        rounds.append({"prepare_mb_per_s": mb / whole, "tokenizer_mb_per_s": mb / alone, "share": alone / whole})
-    median = {key: statistics.median(of_round[key] for of_round in rounds) for key in rounds[0]}
+        return timed(lambda: _tokenize(encoder, texts))[0]
+
+    seconds = in_turns({"prepare": whole, "tokenizer": alone}, ROUNDS, warm_up=0)
+    rates = {f"{name}_mb_per_s": [mb / s for s in values] for name, values in seconds.items()}
+    measured = {**rates, "share": ratios(seconds["tokenizer"], seconds["prepare"], ROUNDS)}
+    rounds = [dict(zip(measured, of_round, strict=True)) for of_round in zip(*measured.values(), strict=True)]
+    median = {name: spread(values)["p50"] for name, values in measured.items()}
     documents_per_s = len(texts) / mb * median["prepare_mb_per_s"]
     return {"documents": len(texts), "documents_per_s": documents_per_s, **median, "rounds": rounds}
 
@@ -247,19 +243,16 @@ def _row(name: str, length: int, batches: Iterator[dict], seconds: float) -> dic
     next(batches)
     tokens, took = [], []
     while sum(took) < seconds or len(took) < 3:
-        start = time.perf_counter()
-        batch = next(batches)
-        took.append(time.perf_counter() - start)
+        second, batch = timed(lambda: next(batches))
+        took.append(second)
         # the library's own batches carry no counts
         tokens.append(count_tokens(batch)["total"] if "counts" in batch else int(batch["attention_mask"].sum()))
     rates = [n / s for n, s in zip(tokens, took, strict=True)]
-    fifths = statistics.quantiles(rates, n=5, method="inclusive")
-    each = {"p20": fifths[0], "p50": statistics.median(rates), "p80": fifths[3]}
     return {
         "loader": name,
         "sequence_length": length,
         "batches": len(took),
-        "tokens_per_s": {"all": sum(tokens) / sum(took), **each},
+        "tokens_per_s": {"all": sum(tokens) / sum(took), **spread(rates)},
     }
 
 
@@ -272,17 +265,16 @@ def _resume(folder: Path) -> dict[str, Any]:
         lengths = loader.dataset.documents.lengths
         seen = int(len(lengths) * RESUME_AT_TOKENS / tokens)  # a batch may begin at any document
         loader.dataset.load_state_dict({"epoch": 0, "sample_in_epoch": seen})
-        rows.append(
-            {"batching": batching, "at_document": seen, "seconds": _seconds(lambda loader=loader: next(iter(loader)))}
-        )
+        seconds, _ = timed(lambda loader=loader: next(iter(loader)))
+        rows.append({"batching": batching, "at_document": seen, "seconds": seconds})
     plan = Packer(lengths, 128, bins=512).batches((b.numbers for b in EpochOrder([len(lengths)], None, 0).after(0)), 0)
-    planned = list(itertools.islice(plan, 20))
-    seconds = _seconds(lambda: planned.extend(itertools.islice(plan, 20)))
+    list(itertools.islice(plan, 20))  # warm-up
+    seconds, planned = timed(lambda: list(itertools.islice(plan, 20)))
     return {
         "documents": len(lengths),
         "tokens": tokens,
         "loaders": rows,
-        "planning_documents_per_s": sum(len(p.numbers) for p in planned[20:]) / seconds,
+        "planning_documents_per_s": sum(len(p.numbers) for p in planned) / seconds,
     }
 
 
@@ -340,7 +332,7 @@ def _peak_gib(action: Callable[..., None], *arguments: Any) -> float:
 
 def _tell_peak(question: Any, action: Callable[..., None], arguments: tuple) -> None:
     action(*arguments)
-    question.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    question.send(peak_mem_gib())
 
 
 def _prepare(config: PrepareConfig) -> None:

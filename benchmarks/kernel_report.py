@@ -1,15 +1,13 @@
-"""The kernel benchmark's rows as a table, a JSON file with provenance, and a plot. Needs no torch and no GPU."""
+"""The kernel benchmark's rows as a table, a JSON file with provenance, and a plot. Needs no GPU."""
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-PROJECT = Path(__file__).resolve().parents[1]
+from benchmarks import measurement
+
 COLUMNS = ("implementation", "mode", "p20 ms", "p50 ms", "p80 ms", "rate", "of ceiling", "ours is")
 MODES = {"forward": "forward", "both": "forward + backward", "": ""}
 
@@ -65,29 +63,13 @@ def _line(cells: tuple[str, ...]) -> str:
     return f"  {name:<18} {mode:<20}" + "".join(f"{cell:>15}" for cell in rest)
 
 
-def code_provenance() -> dict[str, Any]:
-    """Commit and time, as run.json has them; but recipe.cost needs PyYAML, which a machine for benchmarks may lack."""
-
-    def git(*words: str) -> str | None:
-        done = subprocess.run(["git", *words], cwd=PROJECT, capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    changes = git("status", "--porcelain", "--untracked-files=no")
-    return {
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": None if changes is None else bool(changes),
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
 def write(record: dict[str, Any], out: Path) -> list[Path]:
     """The record as JSON, its table as text and its plot, named after the device and the day."""
-    out.mkdir(parents=True, exist_ok=True)
     made = record["provenance"]
-    day = datetime.fromisoformat(made["started"]).strftime("%Y-%m-%d")
+    day = made["started"][:10]
     name = "-".join([*re.sub(r"nvidia|\(\w+\)", "", made["device"].lower()).split(), day])
     data, text, plot = (out / f"{name}.{ending}" for ending in ("json", "txt", "png"))
-    data.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    measurement.write(data, record)
     copied, multiplied = (_three_digits(record["ceilings"][unit]) for unit in ("GB/s", "TFLOP/s"))
     about = (
         f"{made['device']}, torch {made['torch']}, triton {made['triton']}, commit {made['commit']}"
@@ -101,14 +83,10 @@ def write(record: dict[str, Any], out: Path) -> list[Path]:
 
 def draw(record: dict[str, Any], path: Path) -> bool:
     """Bars: how many times faster than each rival, forward and backward together. False where matplotlib is not installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
     bars = [r for r in record["rows"] if r["ours_is"] and r["mode"] == "both"]
-    figure = Figure(figsize=(9, 1.2 + 0.24 * len(bars)), dpi=140, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = measurement.figure(9, 1.2 + 0.24 * len(bars))
+    if figure is None:
+        return False
     axes = figure.add_subplot()
     labels = [f"{r['kernel']} {r['case']}: {r['implementation']}" for r in bars]
     axes.barh(range(len(bars)), [r["ours_is"] for r in bars], color="#3b6ea5")

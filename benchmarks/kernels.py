@@ -15,21 +15,23 @@ import argparse
 import gc
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import kernel_cases
+from benchmarks import kernel_cases, measurement
 from benchmarks import kernel_report as report
 from benchmarks.kernel_cases import CHECK_TOKENS, COMPILED, TOKENS, Case, Implementation, Problem, ours
 from kernels.checks import interpreting
+from recipe import records
+from recipe.system.hardware import cpu_name
 
 OUT = Path("benchmarks/results/kernels")
-ROUNDS, LEAST_ROUNDS = 40, 5
+ROUNDS = 40
 SECONDS_PER_CASE = 3.0  # of timing, split among a case's implementations
 CACHE_BYTES = 256 << 20  # more than any GPU's second-level cache, or a core's
 NOT_MEASURED = "not measured"
@@ -112,7 +114,8 @@ def check_all(cases: list[Case], device: str) -> int:
 
 def measure_all(cases: list[Case], seconds: float, out: Path, device: str) -> int:
     start, own = time.perf_counter(), ours(device)
-    ceilings, made = measure_ceilings(device), provenance(device)
+    best, made = measurement.measure_ceilings(device, torch.bfloat16), provenance(device)
+    ceilings = {"GB/s": best.bytes_per_s / 1e9, "TFLOP/s": best.flops_per_s / 1e12}
     print(f"{made['device']}: {ceilings['GB/s']:.3g} GB/s copied, {ceilings['TFLOP/s']:.3g} TFLOP/s bf16")
     rows: list[dict[str, Any]] = []
     record = {
@@ -137,26 +140,16 @@ def measure_all(cases: list[Case], seconds: float, out: Path, device: str) -> in
 def provenance(device: str) -> dict[str, Any]:
     versions = {"torch": torch.__version__, "triton": metadata.version("triton")}
     if device == "cpu":
-        from recipe.system.hardware import cpu_name
-
-        return {**report.code_provenance(), "device": cpu_name(), "threads": torch.get_num_threads(), **versions}
+        return {**records.provenance(), "device": cpu_name(), "threads": torch.get_num_threads(), **versions}
     properties = torch.cuda.get_device_properties(0)
     return {
-        **report.code_provenance(),
+        **records.provenance(),
         "device": properties.name,
         "capability": f"sm_{properties.major}{properties.minor}",
         "memory_gib": round(properties.total_memory / 2**30, 1),
         "cuda": torch.version.cuda,
         **versions,
     }
-
-
-def measure_ceilings(device: str) -> dict[str, float]:
-    """What this device reaches at best: bytes read and written by a large copy, operations of a bf16 matrix product."""
-    from benchmarks import roofline  # and with it the recipe, of which `--check` needs nothing
-
-    found = roofline.measure_ceilings(device, torch.bfloat16)
-    return {"GB/s": found.bytes_per_s / 1e9, "TFLOP/s": found.flops_per_s / 1e12}
 
 
 def measure(case: Case, ceilings: dict[str, float], device: str) -> list[dict[str, Any]]:
@@ -171,13 +164,13 @@ def measure(case: Case, ceilings: dict[str, float], device: str) -> list[dict[st
         if reason:
             problems[name] = reason
         else:
-            calls[name, "forward"] = lambda run=run: forward(run, problem)
-            calls[name, "both"] = lambda run=run: both(run, problem, dout)
+            calls[name, "forward"] = partial(forward, run, problem)
+            calls[name, "both"] = partial(both, run, problem, dout)
     times = time_in_turns(calls, SECONDS_PER_CASE, device)
     rows = [report.row(case.kernel, case.name, name, "", reason) for name, reason in problems.items()]
     work = {"forward": problem.forward_work, "both": problem.total_work}
     for (name, mode), values in times.items():
-        figures = np.percentile(values, [20, 50, 80]).round(5).tolist()
+        figures = list(measurement.spread(values).values())
         rate = work[mode] / figures[1] / (1e6 if case.unit == "GB/s" else 1e9)
         rows.append(report.row(case.kernel, case.name, name, mode, None, figures, rate, case.unit, ceilings[case.unit]))
     report.add_ratios(rows, ours(device))
@@ -228,34 +221,14 @@ def why_not(case: Case, name: str, run: Implementation, problem: Problem, dout: 
 def time_in_turns(calls: dict[Any, Any], seconds: float, device: str) -> dict[Any, list[float]]:
     """Milliseconds of each call, one of each a round."""
     cache = torch.empty(CACHE_BYTES, dtype=torch.int8, device=device)
-    clock = time_on_gpu if device == "cuda" else time_on_cpu
-    times: dict[Any, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    start = time.perf_counter()
-    for done in range(ROUNDS):
-        if done >= LEAST_ROUNDS and time.perf_counter() - start > seconds:
-            break
-        for name, call in calls.items():
-            cache.zero_()
-            times[name].append(clock(call))
-    return times
 
+    def time_one(call: Any) -> float:
+        cache.zero_()
+        if device == "cuda":
+            torch.cuda._sleep(HEAD_START_CYCLES)
+        return 1e3 * measurement.timed(call, device)[0]
 
-def time_on_gpu(call: Any) -> float:
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(HEAD_START_CYCLES)
-    begin.record()
-    call()
-    end.record()
-    torch.cuda.synchronize()
-    return begin.elapsed_time(end)
-
-
-def time_on_cpu(call: Any) -> float:
-    begin = time.perf_counter()
-    call()
-    return 1e3 * (time.perf_counter() - begin)
+    return measurement.in_turns({name: partial(time_one, call) for name, call in calls.items()}, ROUNDS, seconds)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,14 +22,14 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import profile_parts, roofline
+from benchmarks import measurement, profile_parts, roofline
+from benchmarks.measurement import Ceilings
 from benchmarks.profile_parts import PARTS, STEP
-from benchmarks.roofline import Ceilings, Counts
+from benchmarks.roofline import Counts
 from recipe import train
 from recipe.config import TrainConfig, exit_status, load
 from recipe.errors import UserError
 from recipe.model.architectures import architecture
-from recipe.records import provenance
 from recipe.system.quiet import quiet_libraries
 from recipe.training.callbacks import AfterBatch
 
@@ -46,7 +43,7 @@ class Watch:
     def __init__(self, steps: int, on_gpu: bool, trace: str | None) -> None:
         self.steps, self.on_gpu, self.trace = steps, on_gpu, trace
         self.batches = 0
-        self.ends: list[float] = []  # of the steps that are only timed
+        self.seconds: list[float] = []  # of the steps that are only timed
         self.counted = [0.0, 0.0, 0.0, 0.0]  # in the profiled ones: sequences, tokens, squared lengths, predictions
         self.whole_us, self.parts_us = 0.0, dict.fromkeys(PARTS, 0.0)
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
@@ -58,20 +55,18 @@ class Watch:
         timed = self.batches - WARM_UP
         if self.batches == 1:
             profile_parts.hook_modules(state.model)
-        if 0 <= timed <= self.steps:
-            self._note_time(timed)
+        if timed == 0:
+            self._clock = measurement.Stopwatch("cuda" if self.on_gpu else "cpu")
+        elif 0 < timed <= self.steps:
+            self._clock.lap()
         if timed == self.steps:
+            self.seconds = self._clock.read()
             self._profiler.start()
             self._range.__enter__()
         elif timed > self.steps:
             self._count(state.batch)
         if timed == 2 * self.steps:
             self._finish()
-
-    def _note_time(self, timed: int) -> None:
-        if self.on_gpu and timed in (0, self.steps):
-            torch.cuda.synchronize()  # so the whole is right; the steps between are the host's
-        self.ends.append(time.perf_counter())
 
     def _count(self, batch: dict[str, Any]) -> None:
         for i, value in enumerate(batch["counts"].sum(axis=0).tolist()):
@@ -103,7 +98,7 @@ def measure(config: TrainConfig, steps: int, trace: str | None = None) -> dict[s
         watch = Watch(steps, config.device != "cpu" and torch.cuda.is_available(), trace)
         with profile_parts.ranges():
             run = train.train(config, [AfterBatch(watch)])
-    measured = roofline.measure_ceilings("cuda" if watch.on_gpu else "cpu", getattr(torch, run["precision"]))
+    measured = measurement.measure_ceilings("cuda" if watch.on_gpu else "cpu", getattr(torch, run["precision"]))
     return _record(config, run, watch, measured)
 
 
@@ -113,8 +108,8 @@ def _record(config: TrainConfig, run: dict[str, Any], watch: Watch, ceilings: Ce
     counts = Counts(tokens, squared, kind.predicted(tokens, masked))
     width = 2 if run["precision"] == "bfloat16" else 4
     work = roofline.floors(run["encoder"], kind.gated, run["parameters"], counts, width)
-    each = [1e3 * (b - a) for a, b in zip(watch.ends[:-1], watch.ends[1:], strict=True)]
-    step_ms = 1e3 * (watch.ends[-1] - watch.ends[0]) / watch.steps
+    step_ms = 1e3 * sum(watch.seconds) / watch.steps
+    fifths = list(measurement.spread(watch.seconds, 1e3).values())
     whole_ms = watch.whole_us / watch.steps / 1e3
     parts = []
     for part in PARTS:
@@ -122,7 +117,6 @@ def _record(config: TrainConfig, run: dict[str, Any], watch: Watch, ceilings: Ce
         floor, bound = roofline.floor_ms(work[part], ceilings) if part in work else (0.0, "")
         parts.append({"part": part, "ms": ms, "share": ms / whole_ms, "floor_ms": floor, "bound": bound})
     return {
-        "provenance": provenance(),
         "config": {**run["config"], "out": None},  # a folder that is gone
         "device": run["device"],
         "backends": run["backends"],
@@ -130,16 +124,11 @@ def _record(config: TrainConfig, run: dict[str, Any], watch: Watch, ceilings: Ce
         "precision": run["precision"],
         "threads": torch.get_num_threads(),
         "ceilings": {"tflops": ceilings.flops_per_s / 1e12, "gb_per_s": ceilings.bytes_per_s / 1e9},
-        "step": {"ms": step_ms, "p20_p50_p80_ms": _fifths(each), "profiled_ms": whole_ms, "steps": watch.steps,
+        "step": {"ms": step_ms, "p20_p50_p80_ms": fifths, "profiled_ms": whole_ms, "steps": watch.steps,
                  "sequences": sequences, "tokens": tokens, "predictions": masked,
                  "tokens_per_s": 1e3 * tokens / step_ms},
         "parts": parts,
     }  # fmt: skip
-
-
-def _fifths(values: Sequence[float]) -> list[float]:
-    fifths = statistics.quantiles(values, n=5, method="inclusive")
-    return [fifths[0], statistics.median(values), fifths[3]]
 
 
 def table(record: dict[str, Any]) -> str:
@@ -165,15 +154,12 @@ def table(record: dict[str, Any]) -> str:
 
 
 def draw(record: dict[str, Any], file: Path) -> None:
-    """Measured beside floor, a pair of bars for each part."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    """Measured beside floor, a pair of bars for each part; nothing where matplotlib is not installed."""
     parts = [part for part in record["parts"] if part["ms"] or part["floor_ms"]]
-    figure, axes = pyplot.subplots(figsize=(8, 0.5 * len(parts) + 1.6), layout="constrained")
-    places = range(len(parts))
+    figure = measurement.figure(8, 0.5 * len(parts) + 1.6)
+    if figure is None:
+        return
+    axes, places = figure.add_subplot(), range(len(parts))
     axes.barh([p - 0.2 for p in places], [part["ms"] for part in parts], 0.38, label="measured", color="#4878a8")
     axes.barh([p + 0.2 for p in places], [part["floor_ms"] for part in parts], 0.38, label="floor", color="#d8a048")
     for place, part in enumerate(parts):
@@ -190,8 +176,7 @@ def draw(record: dict[str, Any], file: Path) -> None:
         fontsize=10,
     )
     axes.legend()
-    figure.savefig(file, dpi=120)
-    pyplot.close(figure)
+    figure.savefig(file)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -212,9 +197,8 @@ def _run(words: argparse.Namespace) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # where there is no GPU, the profiler says so as an error
     torch.set_float32_matmul_precision("high")
     out = Path(words.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     record = measure(load(TrainConfig, words.yaml, ["out=unused", *words.words]), words.steps, words.trace)
-    out.with_name(f"{out.name}.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    measurement.write(out.with_name(f"{out.name}.json"), record)
     draw(record, out.with_name(f"{out.name}.png"))
     print(f"\n{table(record)}\n\n{out}.json, {out}.png{f', {words.trace}' if words.trace else ''}")
 

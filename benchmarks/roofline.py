@@ -1,4 +1,4 @@
-"""What the machine at hand can do at best, measured, and how long each part of a training step takes then.
+"""How long each part of a training step takes at best, by the measured ceilings of the machine at hand.
 
 A part's floor is the longer of its operations at the speed of a large matrix product and its bytes at the speed of a large copy.
 Operations and bytes are those that cannot be avoided: real tokens, every tensor read once where it is needed and written once
@@ -10,19 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from benchmarks.measurement import Ceilings
 from recipe.model.flops import BACKWARD, attention_flops, head_flops_per_position, layer_flops_per_token
-from recipe.training.ceilings import best_seconds, matmul_flops
 
-COPY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 OPTIMIZER_BYTES = 28  # of a parameter: gradient, weight and two moments read, the last three written, float32
-
-
-@dataclass(frozen=True)
-class Ceilings:
-    flops_per_s: float
-    bytes_per_s: float
 
 
 @dataclass(frozen=True)
@@ -32,14 +23,6 @@ class Counts:
     tokens: float  # real ones
     squared_lengths: float
     predicted: float  # positions that the head is applied to
-
-
-def measure_ceilings(device: str, dtype: torch.dtype, seconds: float = 1.0) -> Ceilings:
-    size = COPY_BYTES[device]
-    source = torch.ones(size, dtype=torch.int8, device=device)
-    target = torch.empty_like(source)
-    copy_s = best_seconds(lambda: target.copy_(source), device, seconds)
-    return Ceilings(matmul_flops(device, dtype, seconds / 3), 2 * size / copy_s)
 
 
 def floors(

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import peers, throughput_batches
+from benchmarks import measurement, peers, throughput_batches
 from benchmarks import throughput_report as report
 from benchmarks.peers import Absent
 from recipe import shipped
@@ -41,7 +41,6 @@ WARM_UP, STEPS_A_TURN = 3, {"cpu": 3, "cuda": 8}
 # loss alone takes 12 bytes times the vocabulary a token.
 TOKENS = {"cpu": 4_096, "cuda": 32_768}
 WIDE, TOKENS_WIDE = 1024, 16_384  # from this hidden size on, on a GPU
-PROJECT = Path(__file__).resolve().parents[1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -183,8 +182,7 @@ def trainer_words(
 
 def take_turns(workers: list[Worker], turns: int, steps: int) -> None:
     for turn in range(turns):
-        order = workers[turn % len(workers) :] + workers[: turn % len(workers)] if workers else []
-        for worker in order:
+        for worker in measurement.turned(workers, turn):
             worker.turn(steps)
         print(f"    turn {turn + 1} of {turns}", file=sys.stderr, flush=True)
 
@@ -203,7 +201,7 @@ class Worker:
             with self._log.open("w") as log:
                 self._process = subprocess.Popen(
                     [python, "-m", "benchmarks.throughput_worker", json.dumps(job)],
-                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=PROJECT, env=environment,
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=shipped.HOME, env=environment,
                 )  # fmt: skip
         except (Absent, OSError) as problem:
             self._process = None

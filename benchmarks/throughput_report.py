@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from importlib import metadata
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import measurement
 from recipe.model.flops import training_flops
 from recipe.system.hardware import cpu_name
 
@@ -39,9 +38,7 @@ def finish(case: dict[str, Any], ceiling: float) -> float:
         done = work[: len(seconds)]
         row["tokens_per_s"] = sum(w["tokens"] for w in done) / sum(seconds)
         row["flops_per_s"] = sum(flops(case, row, w) for w in done) / sum(seconds)
-        row["step_ms"] = dict(
-            zip(("p20", "p50", "p80"), np.percentile(seconds, (20, 50, 80)).round(6) * 1e3, strict=True)
-        )
+        row["step_ms"] = measurement.spread(seconds, 1e3)
         third = max(1, len(row["loss"]) // 3)
         row["fell"] = bool(mean(row["loss"][-third:]) < mean(row["loss"][:third]))
     measured = [row for row in case["rows"] if not row["problem"]]
@@ -51,14 +48,9 @@ def finish(case: dict[str, Any], ceiling: float) -> float:
     ours = next((row for row in measured if row["name"] == OURS), None)
     for row in measured:
         if ours and row is not ours:
-            row["this_is_by_turn"] = ratios(row["seconds"], ours["seconds"], case["turns"])
+            row["this_is_by_turn"] = measurement.ratios(row["seconds"], ours["seconds"], case["turns"])
             row["this_is"] = median(row["this_is_by_turn"])
     return ceiling
-
-
-def ratios(theirs: list[float], ours: list[float], turns: int) -> list[float]:
-    """Of each turn, in which both did the same batches."""
-    return [sum(a) / sum(b) for a, b in zip(np.array_split(theirs, turns), np.array_split(ours, turns), strict=True)]
 
 
 def flops(case: dict[str, Any], row: dict[str, Any], work: dict[str, int]) -> float:
@@ -104,45 +96,21 @@ def _line(cells: tuple[str, ...]) -> str:
     return f"  {name:<20}" + "".join(f"{cell:>12}" for cell in rest)
 
 
-def provenance() -> dict[str, Any]:
-    """As run.json has it; a machine that has only what benchmarks need lacks PyYAML, and gets the commit and torch's version."""
-    try:
-        from recipe import records
-    except ImportError:
-        from benchmarks.kernel_report import code_provenance
-
-        found = (
-            name for name in ("torch", "triton", "transformers", "flash-attn") if any(metadata.distributions(name=name))
-        )
-        return {**code_provenance(), "packages": {name: metadata.version(name) for name in found}}
-    return records.provenance()
-
-
 def write(cases: list[dict[str, Any]], out: Path, ceiling: float, on_gpu: bool) -> None:
     """The JSON file, the tables as text and the plot beside it."""
-    record = {
-        "provenance": provenance(),
-        "device": device_name(on_gpu),
-        "threads": torch.get_num_threads(),
-        "matmul_ceiling_flops": ceiling,
-        "cases": cases,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-    head = f"{record['device']}; ceiling {ceiling / 1e12:.3g} TFLOP/s bf16, measured; commit {record['provenance']['commit']}\n"
+    device, threads = device_name(on_gpu), torch.get_num_threads()
+    record = {"device": device, "threads": threads, "matmul_ceiling_flops": ceiling, "cases": cases}
+    record = measurement.write(out, record)
+    head = f"{device}; ceiling {ceiling / 1e12:.3g} TFLOP/s bf16, measured; commit {record['provenance']['commit']}\n"
     out.with_suffix(".txt").write_text(head + "\n".join(table(case) for case in cases) + "\n")
-    draw(cases, record["device"], out.with_suffix(".png"))
+    draw(cases, device, out.with_suffix(".png"))
 
 
-def draw(cases: list[dict[str, Any]], device: str, path: Path) -> bool:
-    """Bars of real tokens a second, a panel for each case. False where matplotlib is not installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
-    figure = Figure(figsize=(5 * len(cases), 3.6), dpi=140, layout="constrained")
-    FigureCanvasAgg(figure)
+def draw(cases: list[dict[str, Any]], device: str, path: Path) -> None:
+    """Bars of real tokens a second, a panel for each case; nothing where matplotlib is not installed."""
+    figure = measurement.figure(5 * len(cases), 3.6)
+    if figure is None:
+        return
     for axes, case in zip(np.atleast_1d(figure.subplots(1, len(cases))), cases, strict=True):
         shown = [row for row in case["rows"] if not row["problem"]]
         colors = ["#3b6ea5" if row["model"] in ("this", "trainer") else "#b0b0b0" for row in shown]
@@ -156,4 +124,3 @@ def draw(cases: list[dict[str, Any]], device: str, path: Path) -> bool:
         axes.set_title(f"{case['model']}, sequence {case['length']}", fontsize=9)
     figure.suptitle(device, fontsize=9)
     figure.savefig(path)
-    return True

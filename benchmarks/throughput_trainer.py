@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.throughput_channel import Channel, Stopwatch, measured
+from benchmarks.throughput_channel import Channel, Steps
 from recipe import train as recipe_train
 from recipe.config import TrainConfig, load
 from recipe.system.quiet import quiet_libraries
@@ -29,7 +29,7 @@ class Gate:
         self._channel = channel
         self._left = warm_up
         self._ready = False
-        self._watch, self._start = Stopwatch(device), time.perf_counter()
+        self._watch, self._start = Steps(device), time.perf_counter()
 
     def __call__(self, loss: Tensor) -> None:
         self._watch.step(loss)
@@ -43,8 +43,8 @@ class Gate:
             self._watch.start()
 
     def _answer(self) -> dict[str, Any]:
-        seconds, losses = self._watch.read()
+        answer = self._watch.answer()
         if self._ready:
-            return measured(seconds, losses)
+            return answer
         warm_up = time.perf_counter() - self._start
         return {"ready": True, "note": "Composer, loader, meter", "parameters": None, "warm_up_s": warm_up}

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks import peers
 from benchmarks.peers import Absent, Loss, Sizes
-from benchmarks.throughput_channel import Channel, Stopwatch, measured
+from benchmarks.throughput_channel import Channel, Steps
 from kernels.backends import Requirements, resolve
 from recipe.data.batch import pad_batch
 from recipe.model.config import EncoderConfig, padded_vocab_size
@@ -60,9 +60,9 @@ def bare(job: dict[str, Any], channel: Channel) -> None:
         model.parameters(), lr=job["lr"], betas=(0.9, 0.98), eps=1e-6, weight_decay=1e-5 / job["lr"], fused=True
     )
     start, source = time.perf_counter(), itertools.cycle(batches)
-    watch = Stopwatch(device)
+    watch = Steps(device)
 
-    def turn(steps: int) -> tuple[list[float], list[float]]:
+    def turn(steps: int) -> dict[str, Any]:
         watch.start()
         for batch in itertools.islice(source, steps):
             with torch.autocast(device, torch.bfloat16, enabled=job["bf16"]):
@@ -71,13 +71,13 @@ def bare(job: dict[str, Any], channel: Channel) -> None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             watch.step(loss)
-        return watch.read()
+        return watch.answer()
 
     turn(job["warm_up"])
     parameters = sum(p.numel() for p in model.parameters())
     channel.say(ready=True, note=note, parameters=parameters, warm_up_s=time.perf_counter() - start)
     while wanted := channel.steps():
-        channel.say(**measured(*turn(wanted)))
+        channel.say(**turn(wanted))
 
 
 def build(job: dict[str, Any], sizes: Sizes) -> tuple[torch.nn.Module, Loss, str]:

@@ -16,17 +16,17 @@ import contextlib
 import dataclasses
 import io
 import itertools
-import json
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import measurement
+from benchmarks.measurement import spread
 from recipe import records, train
 from recipe.config import TrainConfig, exit_status, load
 from recipe.data.batch import count_tokens, split_batch
@@ -48,14 +48,7 @@ GPU_TOKENS = 32_768  # of the step whose growth is measured
 def compare(plan: Plan, rounds: int) -> dict[str, Any]:
     """Seconds a step of the trainer and of a bare loop, in turns, and their ratio."""
     batches = first_batches(plan, STEPS + 1)
-    ends: list[float] = []
-    wait = torch.cuda.synchronize if plan.hardware.kind == "gpu" else lambda: None
-
-    def note(_: Any = None) -> None:
-        if len(ends) in (0, STEPS):
-            wait()
-        ends.append(time.perf_counter())
-
+    watch = measurement.Stopwatch(plan.hardware.device)
     meter = Meter(
         train.with_measured_peak(plan.hardware),
         plan.price,
@@ -63,7 +56,7 @@ def compare(plan: Plan, rounds: int) -> dict[str, Any]:
         STEPS,
         lambda _: None,
     )
-    trainer = train.build_trainer(plan, train.build_model(plan), [meter, AfterBatch(note)])
+    trainer = train.build_trainer(plan, train.build_model(plan), [meter, AfterBatch(lambda _: watch.lap())])
     spec = train.data_spec(plan, train=True, batch_size=plan.config.batch_size // plan.ranks)
     spec.dataloader = batches
     model, optimizer = trainer.state.model, trainer.state.optimizers[0]
@@ -75,20 +68,20 @@ def compare(plan: Plan, rounds: int) -> dict[str, Any]:
         model.train()
         for batch in batches:
             step(model, optimizer, batch, plan.microbatch.size, plan.hardware)
-            note()
+            watch.lap()
 
-    seconds: dict[Callable, list[float]] = {fit: [], bare: []}
-    for number in range(rounds + 1):
-        for turn in (fit, bare) if number % 2 else (bare, fit):
-            ends.clear()
-            with contextlib.redirect_stdout(io.StringIO()):
-                turn()
-            if number:  # the first round warms up
-                seconds[turn].append((ends[-1] - ends[0]) / STEPS)
+    def turn(loop: Callable[[], None]) -> float:
+        """Seconds a step; the first one, which begins the loop, is left out."""
+        watch.start()
+        with contextlib.redirect_stdout(io.StringIO()):
+            loop()
+        return sum(watch.read()[1:]) / STEPS
+
+    seconds = measurement.in_turns({"bare": partial(turn, bare), "trainer": partial(turn, fit)}, rounds)
     trainer.close()
-    ratios = [b / f for b, f in zip(seconds[bare], seconds[fit], strict=True)]
-    return {"trainer_step_ms": _fifths(seconds[fit], 1e3), "bare_step_ms": _fifths(seconds[bare], 1e3),
-            "trainer_of_bare": _fifths(ratios), "ratios": ratios, "steps_of_a_turn": STEPS}  # fmt: skip
+    ratios = measurement.ratios(seconds["bare"], seconds["trainer"], rounds)
+    return {"trainer_step_ms": spread(seconds["trainer"], 1e3), "bare_step_ms": spread(seconds["bare"], 1e3),
+            "trainer_of_bare": spread(ratios), "ratios": ratios, "steps_of_a_turn": STEPS}  # fmt: skip
 
 
 def first_batches(plan: Plan, count: int) -> list[dict[str, Any]]:
@@ -118,18 +111,22 @@ def microbatches(plan: Plan, rounds: int) -> list[dict[str, Any]]:
     wrapped = Pretraining(model, plan.hardware.device, plan.hardware.autocast).train()
     optimizer = build_optimizer(model, plan.config.optimizer)
     sizes = [plan.config.batch_size // pieces for pieces in (1, 2, 4, 8) if plan.config.batch_size >= pieces]
-    speeds: dict[tuple[bool, int], list[float]] = {(keep, size): [] for keep in (False, True) for size in sizes}
-    for number in range(rounds + 1):
-        for (keep, size), values in speeds.items():
-            keep_freed_memory(keep)
-            batch = batches[number % 2]
-            start = time.perf_counter()
-            step(wrapped, optimizer, batch, size, plan.hardware)
-            if number:
-                values.append(count_tokens(batch)["total"] / (time.perf_counter() - start))
+
+    def tokens_per_s(keep: bool, size: int, source: Iterator[dict[str, Any]]) -> float:
+        keep_freed_memory(keep)
+        batch = next(source)
+        seconds, _ = measurement.timed(partial(step, wrapped, optimizer, batch, size, plan.hardware))
+        return count_tokens(batch)["total"] / seconds
+
+    calls = {
+        (keep, size): partial(tokens_per_s, keep, size, itertools.cycle(batches))
+        for keep in (False, True)
+        for size in sizes
+    }
+    speeds = measurement.in_turns(calls, rounds)
     keep_freed_memory()
     return [
-        {"microbatch": size, "keeps_freed_memory": keep, "tokens_per_s": _fifths(values)}
+        {"microbatch": size, "keeps_freed_memory": keep, "tokens_per_s": spread(values)}
         for (keep, size), values in speeds.items()
     ]
 
@@ -145,16 +142,9 @@ def growth(plan: Plan, rounds: int) -> dict[str, Any]:
     models = [plan.architecture.masked_lm(one, length, plan.backends).to(hardware.device) for one in sizes]
     wrapped = [Pretraining(model, hardware.device, hardware.autocast).train() for model in models]
     optimizers = [build_optimizer(model, plan.config.optimizer) for model in models]
-    seconds: list[list[float]] = [[] for _ in models]
-    for number in range(rounds + 1):
-        for model, optimizer, values in zip(wrapped, optimizers, seconds, strict=True):
-            start = time.perf_counter()
-            step(model, optimizer, batch, size, hardware)
-            if hardware.kind == "gpu":
-                torch.cuda.synchronize()
-            if number:
-                values.append(time.perf_counter() - start)
-    times = [1e3 * statistics.median(values) for values in seconds]
+    steps = [partial(step, *pair, batch, size, hardware) for pair in zip(wrapped, optimizers, strict=True)]
+    calls = {number: lambda one=one: measurement.timed(one, hardware.device)[0] for number, one in enumerate(steps)}
+    times = [spread(seconds, 1e3)["p50"] for seconds in measurement.in_turns(calls, rounds).values()]
     layers = [encoder.num_hidden_layers for encoder in sizes]
     slopes = [(b - a) / (m - n) for a, b, n, m in zip(times, times[1:], layers, layers[1:], strict=False)]
     counts = [size * n for n in LAYERS]
@@ -178,11 +168,6 @@ def step_peak(model: torch.nn.Module, sequences: int, length: int, plan: Plan) -
     with memory.LiveBytes() as live:
         model(batch)["loss"].backward()
     return live.peak
-
-
-def _fifths(values: Sequence[float], scale: float = 1.0) -> dict[str, float]:
-    fifths = statistics.quantiles(values, n=5, method="inclusive")
-    return {"p20": scale * fifths[0], "p50": scale * statistics.median(values), "p80": scale * fifths[3]}
 
 
 def tell(record: dict[str, Any]) -> str:
@@ -223,7 +208,6 @@ def _run(words: argparse.Namespace) -> None:
         aside = [f"out={folder}/run", "duration=1000000ba", "data.eval_documents=1", "autoresume=false"]
         plan = make_plan(load(TrainConfig, words.yaml, [*words.words, *aside]))
         record = {
-            "provenance": records.provenance(),
             "config": {**train.to_dict(plan.config), "out": None},  # a folder that is gone
             "device": records.device(plan.hardware.kind, plan.hardware.name, plan.hardware.count, plan.price),
             "threads": torch.get_num_threads(),
@@ -231,8 +215,7 @@ def _run(words: argparse.Namespace) -> None:
             "microbatches": microbatches(plan, words.rounds) if plan.hardware.kind == "cpu" else [],
             "growth": growth(plan, words.rounds) if plan.architecture.form == STREAM else None,
         }
-    words.out.parent.mkdir(parents=True, exist_ok=True)
-    words.out.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    measurement.write(words.out, record)
     print(f"{tell(record)}\n\n{words.out}")
 
 

@@ -7,8 +7,6 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from recipe import shipped
 from recipe.errors import UserError
 
@@ -98,6 +96,8 @@ def load(path: str) -> list[Row]:
     Raises:
         UserError: for a missing file, bad YAML, or a row that lacks a key or holds a wrong value.
     """
+    import yaml  # here, as benchmarks write records on machines that lack it
+
     try:
         rows = yaml.safe_load(shipped.find(path).read_text(encoding="utf-8"))
     except OSError as error:

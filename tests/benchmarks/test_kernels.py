@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import kernel_cases, kernels
+from benchmarks import kernel_cases, kernels, measurement
 from benchmarks import kernel_report as report
 from kernels.cpu import build
+from recipe import records
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = {case.kernel: case for case in reversed(kernel_cases.all_cases())}  # the first of each kernel
@@ -41,7 +42,7 @@ def rows() -> list[dict]:
 def record() -> dict:
     made = {"device": "NVIDIA H200", "torch": "2.10.0", "triton": "3.6.0"}
     return {
-        "provenance": {**report.code_provenance(), **made},
+        "provenance": {**records.provenance(), **made},
         "ceilings": {"GB/s": 4000.0, "TFLOP/s": 700.0},
         "lengths": kernel_cases.LENGTH_MODEL,
         "tokens": 65536,
@@ -137,7 +138,7 @@ def test_measuring(kernel, device, monkeypatch, tmp_path):
     monkeypatch.setattr(kernels, "CHECK_TOKENS", 24)
     monkeypatch.setattr(torch, "compile", lambda function, **_: "not here")  # a minute each
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(kernels, "measure_ceilings", lambda _: {"GB/s": 10.0, "TFLOP/s": 1.0})
+    monkeypatch.setattr(measurement, "measure_ceilings", lambda *_: measurement.Ceilings(1e12, 1e10))
     monkeypatch.setattr(kernels, "provenance", lambda _: record()["provenance"])
     times = {"eager": 2.0, "reference": 4.0, "sdpa": 1.0, "cpu": 1.5}
 
@@ -164,7 +165,7 @@ def test_measuring(kernel, device, monkeypatch, tmp_path):
 
 def test_the_clock_of_a_cpu():
     times = kernels.time_in_turns({"short": lambda: time.sleep(0.001), "long": lambda: time.sleep(0.02)}, 0.0, "cpu")
-    assert all(len(values) == kernels.LEAST_ROUNDS for values in times.values())
+    assert all(len(values) == measurement.LEAST_ROUNDS for values in times.values())
     assert 1 <= min(times["short"]) < 20 <= min(times["long"])
 
 
@@ -187,7 +188,6 @@ def test_needs_little():
         "yaml",
         "matplotlib",
         "plotly",
-        "recipe",
         "liger_kernel",
     }
     assert not heavy & set(done.stdout.split())

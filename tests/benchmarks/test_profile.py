@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 
 import kernels
-from benchmarks import profile, roofline, trainer
+from benchmarks import measurement, profile, roofline, trainer
 from benchmarks.profile_parts import PARTS
 from recipe.model.flops import training_flops
 from recipe.training import ceilings
@@ -23,7 +22,7 @@ def yaml(tmp_path, tiny_dataset):
 
 @pytest.mark.parametrize("model", ["mosaic_bert", "hf_bert"])
 def test_a_profile_adds_up_and_finds_every_part(yaml, tmp_path, model, capsys, monkeypatch):
-    monkeypatch.setitem(roofline.COPY_BYTES, "cpu", 1 << 20)
+    monkeypatch.setitem(measurement.COPY_BYTES, "cpu", 1 << 20)
     monkeypatch.setitem(ceilings.SIDES, "cpu", (256,))
     before = kernels.glu
     trace = tmp_path / "trace.json"
@@ -62,16 +61,9 @@ def test_the_floors_count_every_product_of_the_model():
     for gated in (True, False):
         work = roofline.floors(sizes, gated, 10_000, counts, 2)
         assert sum(flops for flops, _ in work.values()) == training_flops(sizes, gated, 500, 20_000, 150)
-    ceilings = roofline.Ceilings(flops_per_s=1e9, bytes_per_s=1e6)
+    ceilings = measurement.Ceilings(flops_per_s=1e9, bytes_per_s=1e6)
     assert roofline.floor_ms((2e9, 1e6), ceilings) == (2000.0, "matmul")
     assert roofline.floor_ms((1e9, 5e6), ceilings) == (5000.0, "memory")
-
-
-def test_ceilings_are_measured(monkeypatch):
-    monkeypatch.setitem(roofline.COPY_BYTES, "cpu", 1 << 20)
-    monkeypatch.setitem(ceilings.SIDES, "cpu", (128,))
-    found = roofline.measure_ceilings("cpu", torch.float32, seconds=0.05)
-    assert found.flops_per_s > 1e7 and found.bytes_per_s > 1e7
 
 
 def test_the_trainer_beside_a_bare_loop(yaml, tmp_path, capsys):

@@ -74,16 +74,17 @@ def test_a_run_of_real_processes(tmp_path, monkeypatch, capfd):
     assert f"this: {', '.join(chosen)}" in capfd.readouterr().out
 
 
-def test_a_stopwatch_keeps_each_step_s_seconds_and_loss():
+def test_each_step_s_seconds_and_loss_are_kept():
     """The loss as it was at the step's end, whatever becomes of its tensor, which a CUDA graph overwrites."""
-    watch, loss = throughput_channel.Stopwatch("cpu"), torch.zeros(())
+    watch, loss = throughput_channel.Steps("cpu"), torch.zeros(())
     for turn in range(2):
         watch.start()
         for value in (3.0, 2.0):
             time.sleep(0.01)
             watch.step(loss.fill_(value - turn))
-        seconds, losses = watch.read()
-        assert losses == [3.0 - turn, 2.0 - turn] and all(0.01 <= one < 1 for one in seconds)
+        answer = watch.answer()
+        assert answer["loss"] == [3.0 - turn, 2.0 - turn] and all(0.01 <= one < 1 for one in answer["seconds"])
+        assert 0.05 < answer["peak_mem_gib"] < 20
 
 
 def test_what_is_measured_where():
