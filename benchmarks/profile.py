@@ -29,9 +29,9 @@ from benchmarks import profile_parts, roofline
 from benchmarks.profile_parts import PARTS, STEP
 from benchmarks.roofline import Ceilings, Counts
 from recipe import train
-from recipe.config import TrainConfig, exit_status, load
+from recipe.config import TrainConfig, load
 from recipe.data.batch import count_sequences, count_tokens, sequence_lengths
-from recipe.errors import UserError
+from recipe.errors import UserError, exit_status
 from recipe.model.architectures import architecture
 from recipe.records import provenance
 from recipe.system.quiet import quiet_libraries

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from composer.utils import dist
 from recipe import records
 from recipe.config import GlueConfig, run_main, to_dict
 from recipe.cost import prices
-from recipe.errors import UserError
+from recipe.errors import UserError, say_error
 from recipe.finetune import scores
 from recipe.finetune.board import Board
 from recipe.finetune.jobs import ENCODER, Job, Worker, run_jobs
@@ -146,7 +145,7 @@ def check_tasks(plan: Plan) -> tuple[dict[str, tuple[int, int]], dict[str, str]]
 def fail(failed: dict[str, str], name: str, error: UserError) -> None:
     """Note what failed, and say it in one line; the other jobs go on."""
     failed[name] = str(error) if str(error).startswith(name) else f"{name}: {error}"
-    print(f"error: {failed[name]}", file=sys.stderr, flush=True)
+    say_error(failed[name])
 
 
 def list_jobs(plan: Plan, tasks: list[Task]) -> list[Job]:

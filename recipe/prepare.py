@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from recipe.config import PrepareConfig, Source, exit_status, run_main, to_dict
+from recipe.config import PrepareConfig, Source, run_main, to_dict
 from recipe.corpus import doc_pairs, duplicates, histogram, inspection, ownership, parts, sources
 from recipe.corpus.parts import Job
 from recipe.corpus.sources import Part, Rejected
 from recipe.data import shards, storage, tokenizer
 from recipe.data.shards import DatasetInfo, Lengths, SourceInfo, Vocabulary
 from recipe.data.storage import Mirror
-from recipe.errors import UserError
+from recipe.errors import UserError, exit_status
 from recipe.settings import check_values
 from recipe.system.files import locked, write_whole
 from recipe.system.processes import resolve

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from recipe.errors import UserError
+from recipe.errors import UserError, one_line
 from recipe.system.files import DISK_FULL
 
 SCHEMES = ("s3", "gs", "oci", "azure", "azure-dl")
@@ -192,7 +192,7 @@ def _answer(error: BaseException) -> tuple[str, str]:
         (value for name in ("status_code", "status", "code") if isinstance(value := getattr(error, name, None), int)),
         "",
     )
-    return str(code), " ".join(str(said.get("Message") or error).split())[:200] or type(error).__name__
+    return str(code), one_line(said.get("Message") or error)
 
 
 def _kind(error: Exception) -> str:
