@@ -219,11 +219,10 @@ def bring_in(record: dict[str, Any], done: list[dict[str, Any]], failed: dict[st
 def finish(plan: Plan, record: dict[str, Any], jobs: list[Job], done: dict[Job, dict[str, Any]]) -> dict[str, Any]:
     """Write what is there; raise when something is missing from it."""
     failed = record["glue"]["failed"]
-    record["status"] = "incomplete" if failed else "finished"
-    records.write_record(plan.out, record)
-    text = scores.markdown(plan.checkpoint.name, record["glue"])
-    (plan.out / "scores.md").write_text(text, encoding="utf-8")
+    (plan.out / "scores.md").write_text(scores.markdown(plan.checkpoint.name, record["glue"]), encoding="utf-8")
     submit(plan, jobs, done)
+    record["status"] = "incomplete" if failed else "finished"
+    records.write_record(plan.out, record)  # last, so that a run that is killed here writes the others again
     if failed:
         print("\n".join(scores.table(record["glue"])), flush=True)
         raise UserError(f"{'; '.join(failed)} failed; repair and run the same command again: it continues with them")

@@ -25,6 +25,7 @@ from recipe.model.architectures import ARCHITECTURES, architecture
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.objectives import objective, objective_of
 from recipe.objectives.objective import Counts
+from recipe.system.files import write_whole
 from recipe.system.hardware import data_sheet_flops
 from recipe.training.memory import GIB, Need, check_fits, choose_microbatch, need_of_batch, traced
 from recipe.training.optimizers import OPTIMIZERS
@@ -288,7 +289,7 @@ def write_new(file: Path, text: str) -> None:
     if file.exists():
         raise UserError(f"--out {file} exists; choose another name")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    write_whole(file, text)
 
 
 if __name__ == "__main__":

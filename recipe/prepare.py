@@ -59,7 +59,7 @@ def prepare(config: PrepareConfig) -> DatasetInfo | None:
     existing = ownership.finished(config, origins)
     if existing:
         print(f"{config.out}: already prepared from this configuration and text, nothing to do")
-        if config.tasks and not Path(config.tasks).is_dir():
+        if config.tasks and not (Path(config.tasks) / doc_pairs.FILE).is_file():
             _write_tasks(config)
         _report(existing, config.out)
         return existing
@@ -220,7 +220,7 @@ def _vocabulary(
         mask_id=used.mask_token_id,
     )
     mirror.push(*files)
-    write_whole(local / name, lambda draft: draft.write_text(json.dumps(dataclasses.asdict(vocabulary)), "utf-8"))
+    write_whole(local / name, json.dumps(dataclasses.asdict(vocabulary)))
     mirror.push(name)
     return vocabulary
 

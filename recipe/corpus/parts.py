@@ -239,7 +239,7 @@ def _publish(job: Job, record: str) -> None:
     folders = [shards.part_folder(job.mirror.local, split, job.index) for split in job.splits]
     files = [file for folder in folders for file in sorted(folder.iterdir())]
     job.mirror.push(*(str(file.relative_to(job.mirror.local)) for file in files), *_lengths_names(job))
-    write_whole(job.file("json"), lambda draft: draft.write_text(record, "utf-8"))
+    write_whole(job.file("json"), record)
     job.mirror.push(job.name("json"))
     if job.mirror.remote:
         for file in files:

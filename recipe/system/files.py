@@ -7,6 +7,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,11 +29,15 @@ def locked(file: Path, while_waiting: Callable[[], None] = lambda: None) -> Iter
         yield
 
 
-def write_whole(file: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` write a file that appears under its name only when it is whole; a reader sees the old one or the new one."""
-    draft = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+def write_whole(file: Path, content: str | Callable[[Path], object]) -> None:
+    """Write a file that appears under its name only when it is whole; a reader sees the old one or the new one. `content` is its
+    text, or what writes it to the path that it is given. Any number of threads and processes may do so at once."""
+    draft = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        write(draft)
+        if isinstance(content, str):
+            draft.write_text(content, "utf-8")
+        else:
+            content(draft)
         draft.replace(file)
     finally:
         draft.unlink(missing_ok=True)
