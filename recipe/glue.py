@@ -19,15 +19,15 @@ from recipe.config import GlueConfig, run_main, to_dict
 from recipe.cost import prices
 from recipe.errors import UserError, say_error
 from recipe.finetune import scores
-from recipe.finetune.board import Board
 from recipe.finetune.jobs import ENCODER, Job, Worker, run_jobs
 from recipe.finetune.predictions import read_test_sets, submission_name
+from recipe.finetune.progress import JobsProgress
 from recipe.finetune.results import choose_folder, find_record, of_final_encoder
 from recipe.finetune.tasks import DEV, SEEDS, TASKS, Task, choose_tasks, read_task
 from recipe.settings import check_values
 from recipe.system.hardware import Hardware, find_hardware
+from recipe.system.progress import clock
 from recipe.system.quiet import quiet_libraries
-from recipe.training.callbacks import clock
 from recipe.training.checkpoint import Checkpoint, find_checkpoint
 
 
@@ -68,14 +68,14 @@ def glue(config: GlueConfig) -> dict[str, Any]:
     if done:
         print(f"  {len(done)} of {len(jobs)} jobs were done before; continuing with the others", flush=True)
     work = {job: sizes[job.task.name][0] * (config.epochs or job.task.epochs) for job in jobs if job not in done}
-    board = Board({job.name: amount for job, amount in work.items()}, len(done))
-    for job, result in run_jobs(plan.worker, list(work), board.report):
-        board.end(job.name)
+    progress = JobsProgress({job.name: amount for job, amount in work.items()}, len(done))
+    for job, result in run_jobs(plan.worker, list(work), progress.report):
+        progress.end(job.name)
         if isinstance(result, UserError):
             fail(failed, job.name, result)
         else:
             done[job] = result
-            say_job(result, f"[{board.ended}/{board.jobs}]", board.left_s)
+            say_job(result, f"[{progress.ended}/{progress.jobs}]", progress.left_s)
         bring_in(record, [done[job] for job in jobs if job in done], failed)
         records.write_record(plan.out, record)
     return finish(plan, record, jobs, done)

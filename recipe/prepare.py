@@ -23,8 +23,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from recipe.config import PrepareConfig, Source, run_main, to_dict
 from recipe.corpus import doc_pairs, duplicates, histogram, inspection, ownership, parts, sources
 from recipe.corpus.parts import Job
@@ -36,6 +34,7 @@ from recipe.errors import UserError, exit_status
 from recipe.settings import check_values
 from recipe.system.files import locked, write_whole
 from recipe.system.processes import resolve
+from recipe.system.progress import ProgressLine
 
 if TYPE_CHECKING:
     from transformers import BertTokenizerFast
@@ -161,11 +160,14 @@ def _check(config: PrepareConfig) -> None:
 
 
 def _train_tokenizer(config: PrepareConfig, train: list[Part]) -> BertTokenizerFast:
-    with tqdm(desc="sample for the tokenizer", unit=" documents", leave=False, disable=None) as bar:
-        texts = []
+    texts: list[str] = []
+    line = ProgressLine(sys.stderr, lambda: f"sample for the tokenizer: {len(texts):,} documents")
+    try:
         for text in _sample(config, train):
             texts.append(text)
-            bar.update()
+            line.show()
+    finally:
+        line.clear()
     if not texts:
         raise UserError("`train`: no document to train a tokenizer on; look at the files, or give tokenizer.vocab_file")
     print(f"training a vocabulary of {config.tokenizer.vocab_size:,} on {len(texts):,} documents", flush=True)
