@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+from filelock import FileLock
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -18,14 +18,8 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 @contextlib.contextmanager
 def locked(file: Path, while_waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold this lock file; another process that holds it is waited for. The system frees a dead process's lock."""
-    with file.open("w") as stream:
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                while_waiting()
-                time.sleep(0.2)
+    # nothing frees the lock that the library would make where there is no `flock`
+    with FileLock(file, poll_interval=0.2, fallback_to_soft=False).acquire(cancel_check=while_waiting):
         yield
 
 

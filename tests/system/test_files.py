@@ -1,5 +1,6 @@
 """Files that are whole or not there, whoever writes, fails or is killed meanwhile."""
 
+import fcntl
 import os
 import re
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from recipe.system.files import write_whole
+from recipe.system.files import locked, write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,6 +59,38 @@ def test_threads_write_the_same_file_at_once(tmp_path):
     for thread in threads:
         thread.join()
     assert (tmp_path / "a").read_text() in ("xxxxxx", "yyyyyy") and os.listdir(tmp_path) == ["a"]
+
+
+def test_a_lock_is_waited_for_and_ends_with_its_process(tmp_path):
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom recipe.system.files import locked\n"
+        "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)"
+    )
+    lock, waited = tmp_path / "a.lock", []
+    holder = subprocess.Popen([sys.executable, "-c", code, str(lock)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+
+        def give_up():
+            raise InterruptedError
+
+        with pytest.raises(InterruptedError), locked(lock, give_up):
+            raise AssertionError("it is held")
+
+        def kill():
+            waited.append(holder.poll())
+            holder.kill()
+            holder.wait()
+
+        with locked(lock, kill):
+            assert waited == [None]
+            with pytest.raises(BlockingIOError), lock.open("w") as other:  # as `ownership` would, or an older version
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert lock.exists()
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
 
 
 def test_nothing_makes_drafts_by_hand():
