@@ -31,7 +31,7 @@ import torch
 from tokenizers import Tokenizer
 
 from benchmarks.measurement import Stopwatch, in_turns, peak_mem_gib, ratios, spread, timed, write
-from recipe.config import Data, PrepareConfig, Source, exit_status
+from recipe.config import Data, PrepareConfig, Source
 from recipe.config import Tokenizer as TokenizerSettings
 from recipe.corpus import sources
 from recipe.corpus.sources import Part, Rejected
@@ -41,7 +41,7 @@ from recipe.data.order import EpochOrder
 from recipe.data.packing import Packer
 from recipe.data.shards import LENGTHS, DatasetInfo, read_info
 from recipe.data.stream import Loader, open_loader
-from recipe.errors import UserError
+from recipe.errors import UserError, exit_status
 from recipe.prepare import prepare
 from recipe.system.processes import resolve
 

@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recipe import pareto, prepare, records
-from recipe.config import PrepareConfig, SweepConfig, exit_status, load
+from recipe.config import PrepareConfig, SweepConfig, load
+from recipe.errors import exit_status
 from recipe.report import sweep
-from recipe.training.callbacks import clock
+from recipe.system.progress import clock
 
 OUT = Path("demo")
 TRAIN = "yamls/demo/train.yaml"

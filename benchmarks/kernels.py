@@ -28,6 +28,7 @@ from benchmarks import kernel_report as report
 from benchmarks.kernel_cases import CHECK_TOKENS, COMPILED, TOKENS, Case, Implementation, Problem, ours
 from kernels.checks import interpreting
 from recipe import records
+from recipe.errors import class_and_line
 from recipe.system.hardware import cpu_name
 
 OUT = Path("benchmarks/results/kernels")
@@ -211,7 +212,7 @@ def why_not(case: Case, name: str, run: Implementation, problem: Problem, dout: 
     except torch.cuda.OutOfMemoryError:
         return "out of memory"
     except Exception as error:  # a rival's failure is a line in the table, not the end of the run
-        return f"failed: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        return f"failed: {class_and_line(error)}"
     finally:
         gc.collect()
         torch.cuda.empty_cache()  # which does nothing where there is none

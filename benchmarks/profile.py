@@ -27,8 +27,8 @@ from benchmarks.measurement import Ceilings
 from benchmarks.profile_parts import PARTS, STEP
 from benchmarks.roofline import Counts
 from recipe import train
-from recipe.config import TrainConfig, exit_status, load
-from recipe.errors import UserError
+from recipe.config import TrainConfig, load
+from recipe.errors import UserError, exit_status
 from recipe.model.architectures import architecture
 from recipe.system.quiet import quiet_libraries
 from recipe.training.callbacks import AfterBatch

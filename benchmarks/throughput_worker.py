@@ -21,6 +21,7 @@ from benchmarks.peers import Absent, Loss, Sizes
 from benchmarks.throughput_channel import Channel, Steps
 from kernels.backends import Requirements, resolve
 from recipe.data.batch import pad_batch
+from recipe.errors import class_and_line
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends
 from recipe.model.heads import MosaicBertForMaskedLM
@@ -44,7 +45,7 @@ def main() -> None:
     except Absent as reason:
         channel.say(absent=str(reason))
     except Exception as error:  # a rival's failure is a line in the table, not the end of the run
-        channel.say(absent=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        channel.say(absent=class_and_line(error))
         raise
 
 

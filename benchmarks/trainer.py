@@ -28,8 +28,9 @@ import torch
 from benchmarks import measurement
 from benchmarks.measurement import spread
 from recipe import records, train
-from recipe.config import TrainConfig, exit_status, load
+from recipe.config import TrainConfig, load
 from recipe.data.batch import count_tokens, split_batch
+from recipe.errors import exit_status
 from recipe.model.architecture import STREAM
 from recipe.system.hardware import Hardware, keep_freed_memory
 from recipe.system.quiet import quiet_libraries

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from recipe import shipped
-from recipe.errors import UserError
+from recipe.errors import UserError, exit_status, one_line
 from recipe.model.architectures import ARCHITECTURES
 from recipe.objectives import OBJECTIVES
 from recipe.settings import MISSING, check_values, describe, setting
@@ -326,7 +326,7 @@ def load(schema: type[C], path: str, overrides: Sequence[str] = ()) -> C:
     try:
         from_file = OmegaConf.load(file)
     except Exception as error:  # the YAML library's own errors, some of them over several lines
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(from_file, DictConfig):
         raise UserError(f"{path}: expected `key: value` lines at the top level")
     for word in overrides:
@@ -335,7 +335,7 @@ def load(schema: type[C], path: str, overrides: Sequence[str] = ()) -> C:
     try:
         words = OmegaConf.from_dotlist(list(overrides))
     except Exception as error:
-        raise UserError(f"command line: {' '.join(str(error).split())}") from None
+        raise UserError(f"command line: {one_line(error)}") from None
     merged = OmegaConf.structured(schema)
     for layer, where in ((from_file, path), (words, "command line")):
         _check_shape(OmegaConf.to_container(layer), schema, "", where)
@@ -402,16 +402,3 @@ def run_main(schema: type[C], main: Callable[[C], object], argv: Sequence[str] |
         print(f"usage: YAML [key=value ...]\n\n{schema.__doc__}\n\n{describe(schema)}")
         return 0 if words else 2
     return exit_status(lambda: main(load(schema, words[0], words[1:])))
-
-
-def exit_status(action: Callable[[], object]) -> int:
-    """Run `action`; 0, 2 for a user's mistake, said in one line, 130 for Ctrl-C."""
-    try:
-        action()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from recipe.errors import UserError
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
 from recipe.model.heads import MosaicBertForMaskedLM
+from recipe.system.files import write_whole
 
 # The reference implementation's names, left, and this project's.
 _MOSAICML_NAMES = (
@@ -82,7 +84,7 @@ def save_encoder(model: nn.Module, config: EncoderConfig, folder: Path, model_ty
     folder.mkdir(parents=True, exist_ok=True)
     config.save(folder, model_type)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors")
+    write_whole(folder / "model.safetensors", partial(save_file, state))
 
 
 def read_encoder(folder: Path) -> tuple[EncoderConfig, dict[str, Tensor]]:

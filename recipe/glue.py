@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,18 @@ from composer.utils import dist
 from recipe import records
 from recipe.config import GlueConfig, run_main, to_dict
 from recipe.cost import prices
-from recipe.errors import UserError
+from recipe.errors import UserError, say_error
 from recipe.finetune import scores
-from recipe.finetune.board import Board
 from recipe.finetune.jobs import ENCODER, Job, Worker, run_jobs
 from recipe.finetune.kinds import KINDS
 from recipe.finetune.predictions import read_test_sets, submission_name
+from recipe.finetune.progress import JobsProgress
 from recipe.finetune.results import choose_folder, find_record, of_final_encoder
 from recipe.finetune.tasks import DEV, SEEDS, TASKS, Task, choose_tasks, read_task
 from recipe.settings import check_values
 from recipe.system.hardware import Hardware, find_hardware
+from recipe.system.progress import clock
 from recipe.system.quiet import quiet_libraries
-from recipe.training.callbacks import clock
 from recipe.training.checkpoint import Checkpoint, find_checkpoint
 
 
@@ -70,14 +69,14 @@ def glue(config: GlueConfig) -> dict[str, Any]:
     if done:
         print(f"  {len(done)} of {len(jobs)} jobs were done before; continuing with the others", flush=True)
     work = {job: sizes[job.task.name] * (config.epochs or job.task.epochs) for job in jobs if job not in done}
-    board = Board({job.name: amount for job, amount in work.items()}, len(done))
-    for job, result in run_jobs(plan.worker, list(work), board.report):
-        board.end(job.name)
+    progress = JobsProgress({job.name: amount for job, amount in work.items()}, len(done))
+    for job, result in run_jobs(plan.worker, list(work), progress.report):
+        progress.end(job.name)
         if isinstance(result, UserError):
             fail(failed, job.name, result)
         else:
             done[job] = result
-            say_job(result, f"[{board.ended}/{board.jobs}]", board.left_s)
+            say_job(result, f"[{progress.ended}/{progress.jobs}]", progress.left_s)
         bring_in(record, [done[job] for job in jobs if job in done], failed)
         records.write_record(plan.out, record)
     return finish(plan, record, jobs, done)
@@ -147,7 +146,7 @@ def check_tasks(plan: Plan) -> tuple[dict[str, int], dict[str, str]]:
 def fail(failed: dict[str, str], name: str, error: UserError) -> None:
     """Note what failed, and say it in one line; the other jobs go on."""
     failed[name] = str(error) if str(error).startswith(name) else f"{name}: {error}"
-    print(f"error: {failed[name]}", file=sys.stderr, flush=True)
+    say_error(failed[name])
 
 
 def list_jobs(plan: Plan, tasks: list[Task]) -> list[Job]:
@@ -223,11 +222,10 @@ def bring_in(record: dict[str, Any], done: list[dict[str, Any]], failed: dict[st
 def finish(plan: Plan, record: dict[str, Any], jobs: list[Job], done: dict[Job, dict[str, Any]]) -> dict[str, Any]:
     """Write what is there; raise when something is missing from it."""
     failed = record["glue"]["failed"]
-    record["status"] = "incomplete" if failed else "finished"
-    records.write_record(plan.out, record)
-    text = scores.markdown(plan.checkpoint.name, record["glue"])
-    (plan.out / "scores.md").write_text(text, encoding="utf-8")
+    (plan.out / "scores.md").write_text(scores.markdown(plan.checkpoint.name, record["glue"]), encoding="utf-8")
     submit(plan, jobs, done)
+    record["status"] = "incomplete" if failed else "finished"
+    records.write_record(plan.out, record)  # last, so that a run that is killed here writes the others again
     if failed:
         print("\n".join(scores.table(record["glue"])), flush=True)
         raise UserError(f"{'; '.join(failed)} failed; repair and run the same command again: it continues with them")

@@ -18,7 +18,7 @@ from pathlib import Path
 from recipe.config import SweepConfig, run_main
 from recipe.cost.frontier import AXES
 from recipe.cost.measures import LOSS, MEASURES, PAIRS, SCORE
-from recipe.errors import UserError
+from recipe.errors import UserError, exit_status
 from recipe.report import figure, page, study, words
 from recipe.report.study import Study
 
@@ -67,15 +67,14 @@ def plot(argv: Sequence[str]) -> int:
     parser.add_argument("--published", action="store_true", help="overlay the points of MosaicBERT's paper")
     given = parser.parse_args(argv)
     tasks = [task.strip() for task in given.tasks.split(",") if task.strip()]
-    try:
+
+    def draw_given() -> None:
         for path in draw(
             given.runs, given.out, given.axis, tasks, given.mixed, given.published, given.measure, given.floor
         ):
             print(path)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_status(draw_given)
 
 
 def draw(

@@ -20,11 +20,12 @@ import yaml
 from recipe import records, shipped
 from recipe.config import TrainConfig, load, to_dict
 from recipe.cost import frontier, prices, seeds
-from recipe.errors import UserError
+from recipe.errors import UserError, exit_status
 from recipe.model.architectures import ARCHITECTURES, architecture
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.objectives import objective, objective_of
 from recipe.objectives.objective import Counts
+from recipe.system.files import write_whole
 from recipe.system.hardware import data_sheet_flops
 from recipe.training.memory import GIB, Need, check_fits, choose_microbatch, need_of_batch, traced
 from recipe.training.optimizers import OPTIMIZERS
@@ -264,33 +265,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--prices", default="yamls/prices.yaml")
     parser.add_argument("--out", help="write the YAML here too")
     words = parser.parse_args(argv)
-    try:
-        row = prices.row_named(words.gpu, words.prices)
-        config = load(TrainConfig, MODELS.get(words.model, words.model))
-        runs = recorded(words.runs)
-        if words.record:
-            speed = measured_speed(records.read_record(words.record), words.record)
-        elif words.mfu:
-            speed = stated_speed(row, words.mfu, "stated")
-        else:
-            speed = find_speed(row, config.model.name, runs)
-        found = forecast(config, row, words.count, words.budget_usd, speed, runs)
-        print("\n".join([*tell(found), "", as_yaml(found)]))
-        if row.memory_gib:
-            check_fits(found.need, found.microbatch, row.memory_gib * GIB, f"one {row.name}")
-        if words.out:
-            write_new(Path(words.out), as_yaml(found))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: plan(words))
+
+
+def plan(words: argparse.Namespace) -> None:
+    """What the command line asks for, printed and, if wanted, written."""
+    row = prices.row_named(words.gpu, words.prices)
+    config = load(TrainConfig, MODELS.get(words.model, words.model))
+    runs = recorded(words.runs)
+    if words.record:
+        speed = measured_speed(records.read_record(words.record), words.record)
+    elif words.mfu:
+        speed = stated_speed(row, words.mfu, "stated")
+    else:
+        speed = find_speed(row, config.model.name, runs)
+    found = forecast(config, row, words.count, words.budget_usd, speed, runs)
+    print("\n".join([*tell(found), "", as_yaml(found)]))
+    if row.memory_gib:
+        check_fits(found.need, found.microbatch, row.memory_gib * GIB, f"one {row.name}")
+    if words.out:
+        write_new(Path(words.out), as_yaml(found))
 
 
 def write_new(file: Path, text: str) -> None:
     if file.exists():
         raise UserError(f"--out {file} exists; choose another name")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    write_whole(file, text)
 
 
 if __name__ == "__main__":

@@ -23,19 +23,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
-from recipe.config import PrepareConfig, Source, exit_status, run_main, to_dict
+from recipe.config import PrepareConfig, Source, run_main, to_dict
 from recipe.corpus import doc_pairs, duplicates, histogram, inspection, ownership, parts, sources
 from recipe.corpus.parts import Job
 from recipe.corpus.sources import Part, Rejected
 from recipe.data import shards, storage, tokenizer
 from recipe.data.shards import DatasetInfo, Lengths, SourceInfo, Vocabulary
 from recipe.data.storage import Mirror
-from recipe.errors import UserError
+from recipe.errors import UserError, exit_status
 from recipe.settings import check_values
 from recipe.system.files import locked, write_whole
 from recipe.system.processes import resolve
+from recipe.system.progress import ProgressLine
 
 if TYPE_CHECKING:
     from transformers import BertTokenizerFast
@@ -59,7 +58,7 @@ def prepare(config: PrepareConfig) -> DatasetInfo | None:
     existing = ownership.finished(config, origins)
     if existing:
         print(f"{config.out}: already prepared from this configuration and text, nothing to do")
-        if config.tasks and not Path(config.tasks).is_dir():
+        if config.tasks and not (Path(config.tasks) / doc_pairs.FILE).is_file():
             _write_tasks(config)
         _report(existing, config.out)
         return existing
@@ -161,11 +160,14 @@ def _check(config: PrepareConfig) -> None:
 
 
 def _train_tokenizer(config: PrepareConfig, train: list[Part]) -> BertTokenizerFast:
-    with tqdm(desc="sample for the tokenizer", unit=" documents", leave=False, disable=None) as bar:
-        texts = []
+    texts: list[str] = []
+    line = ProgressLine(sys.stderr, lambda: f"sample for the tokenizer: {len(texts):,} documents")
+    try:
         for text in _sample(config, train):
             texts.append(text)
-            bar.update()
+            line.show()
+    finally:
+        line.clear()
     if not texts:
         raise UserError("`train`: no document to train a tokenizer on; look at the files, or give tokenizer.vocab_file")
     print(f"training a vocabulary of {config.tokenizer.vocab_size:,} on {len(texts):,} documents", flush=True)
@@ -220,7 +222,7 @@ def _vocabulary(
         mask_id=used.mask_token_id,
     )
     mirror.push(*files)
-    write_whole(local / name, lambda draft: draft.write_text(json.dumps(dataclasses.asdict(vocabulary)), "utf-8"))
+    write_whole(local / name, json.dumps(dataclasses.asdict(vocabulary)))
     mirror.push(name)
     return vocabulary
 

@@ -25,9 +25,10 @@ from recipe.data.stream import open_loader
 from recipe.errors import UserError
 from recipe.objectives.objective import Counts
 from recipe.system.hardware import Hardware, keep_freed_memory
+from recipe.system.progress import clock
 from recipe.system.quiet import quiet_libraries
 from recipe.training import ceilings, checkpoint_files, memory
-from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, clock, limit_of, loss_words, say
+from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, limit_of, loss_words, say
 from recipe.training.checks import parse_time
 from recipe.training.compiled import compiled_step
 from recipe.training.composer_model import Pretraining

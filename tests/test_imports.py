@@ -47,6 +47,8 @@ ONLY_IN = {
         "benchmarks/",
     ],
     "omegaconf": ["recipe/config.py"],
+    "filelock": ["recipe/system/files.py"],
+    "fcntl": ["recipe/corpus/ownership.py"],  # a lock that several share
     "tensorboard": [],
     "torch.utils.tensorboard": ["recipe/training/loggers.py"],
     "wandb": ["recipe/training/loggers.py"],

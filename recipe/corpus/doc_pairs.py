@@ -17,6 +17,7 @@ from pathlib import Path
 from recipe.config import PrepareConfig
 from recipe.corpus import sources
 from recipe.errors import UserError
+from recipe.system.files import write_whole
 from recipe.system.processes import resolve
 
 FILE = "pairs.jsonl"
@@ -62,7 +63,7 @@ def write(folder: Path, config: PrepareConfig, count: int = PAIRS) -> Path:
             )
         lines += [_line(name, good, bad) for good, bad in pairs]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE).write_text("".join(lines), "utf-8")
+    write_whole(folder / FILE, "".join(lines))
     return folder / FILE
 
 

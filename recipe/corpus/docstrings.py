@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipe.errors import UserError
-from recipe.system.processes import worker_pool
+from recipe.system.processes import WorkerPool
 
 # import name -> distribution; `python` is the standard library
 PACKAGES = {
@@ -78,8 +78,8 @@ def collect(processes: int = 1) -> tuple[Entry, ...]:
     """
     versions()
     files = [(name, str(path)) for name in PACKAGES for path in _source_files(_root(name))]
-    with worker_pool(processes) as pool:
-        found = list(pool.map(_read, files, chunksize=64))
+    with WorkerPool(processes) as pool:
+        found = pool.map(_read, files, chunk=64)
     first: dict[str, str] = {}  # text -> the package that has it first
     for (package, _), texts in zip(files, found, strict=True):
         for text in texts:

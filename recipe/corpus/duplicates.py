@@ -15,9 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from recipe.corpus import sources
-from recipe.corpus.parts import STATE, Job, Tally, disk_full, end_if_stopped, run, save_array
+from recipe.corpus.parts import STATE, Job, disk_full, run, save_array
+from recipe.corpus.progress import Tally
 from recipe.corpus.sources import Position, Rejected
 from recipe.system.files import locked, write_whole
+from recipe.system.processes import end_if_stopped
 
 BUCKET = 2**23  # documents that are compared at a time
 _CHUNK_DOCUMENTS = 1024

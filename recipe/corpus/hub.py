@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from recipe.config import Source
-from recipe.errors import UserError
+from recipe.errors import UserError, one_line
 
 
 def check(source: Source) -> None:
@@ -48,8 +48,3 @@ def rows(source: Source, index: int, count: int) -> Iterator[dict[str, Any]]:
         raise UserError(
             f"dataset {source.dataset} {index}: reading stopped: {one_line(error)}; run the same command again"
         ) from None
-
-
-def one_line(error: BaseException) -> str:
-    """What a library said, short and without line breaks."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -132,7 +132,7 @@ def _compare(mirror: Mirror, plan: dict[str, Any]) -> None:
     """Write the plan, or hold it against the one that is there."""
     file = mirror.local / PLAN
     if not mirror.pull(PLAN):
-        write_whole(file, lambda draft: draft.write_text(json.dumps(plan), "utf-8"))
+        write_whole(file, json.dumps(plan))
         mirror.push(PLAN)
         return
     found = json.loads(file.read_text("utf-8"))

@@ -21,8 +21,6 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent import futures
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,14 +29,14 @@ import numpy as np
 
 from recipe.config import PrepareConfig
 from recipe.corpus import sources
+from recipe.corpus.progress import PartsProgress, Tally
 from recipe.corpus.sources import Part, Position, Rejected, Unreadable
 from recipe.data import shards, tokenizer
 from recipe.data.shards import Lengths, ShardWriter
 from recipe.data.storage import Mirror
 from recipe.errors import UserError
 from recipe.system.files import DISK_FULL, locked, write_whole
-from recipe.system.processes import CONTEXT, worker_pool
-from recipe.system.progress import BYTES, DOCUMENTS, LEFT_OUT, STOP, WEIGHT, Progress
+from recipe.system.processes import WorkerPool, end_if_stopped
 
 _CHUNK_DOCUMENTS = 256  # tokenized at a time
 _MOST_FAILURES = 20  # parts that cannot be read; beyond, it is not the files
@@ -83,92 +81,33 @@ def run(
     if not jobs:
         return
     workers = min(processes, len(jobs))
-    counters = CONTEXT.Array("d", 5)
     weight, done = (sum(sources.weight(job.part) for job in some) for some in (jobs, before))
-    progress = Progress(what, len(jobs) + len(before), weight + done, len(before), done)
-    # cores that no part occupies serve the threads of the tokenizers
-    pool = worker_pool(workers, _share, (counters, processes // workers))
+    progress = PartsProgress(what, len(jobs) + len(before), weight + done, len(before), done)
+    failures: dict[int, Unreadable] = {}
     try:
-        with pool:
-            try:
-                failures = _watch([pool.submit(action, job) for job in jobs], counters, progress)
-            finally:
-                counters[STOP] = 1
-                pool.shutdown(wait=True, cancel_futures=True)
-    except BrokenProcessPool:
-        raise UserError("a process died, most likely out of memory; run again with a smaller `processes`") from None
+        # cores that no part occupies serve the threads of the tokenizers
+        with WorkerPool(workers, _set_threads, (processes // workers,)) as pool:
+            for place, future in pool.run(action, jobs, watch=progress.watch):
+                try:
+                    future.result()
+                    progress.done += 1
+                except Unreadable as error:
+                    failures[place] = error
+                    progress.fail(error)
+                    if len(failures) == _MOST_FAILURES:
+                        break
+            if failures:
+                more = f" (and {len(failures) - 1} more, named above)" if len(failures) > 1 else ""
+                problem = f"{failures[min(failures)]}{more}"
+                raise UserError(f"{problem}; then run the same command again, the other parts are kept")
     finally:
-        progress.close(counters)
-    if failures:
-        more = f" (and {len(failures) - 1} more, named above)" if failures[1:] else ""
-        raise UserError(f"{failures[0]}{more}; then run the same command again, the other parts are kept")
+        progress.close()
 
 
-def _watch(pending: list[futures.Future], counters: Any, progress: Progress) -> list[Unreadable]:
-    """Keep the line up to date until every job is done; returns the errors of single parts in the order of the parts.
-
-    Raises:
-        Exception: the first one that is not a part's alone.
-    """
-    left, failures = set(pending), {}
-    while left and len(failures) < _MOST_FAILURES:
-        finished, left = futures.wait(left, timeout=0.5, return_when=futures.FIRST_COMPLETED)
-        for job in finished:
-            try:
-                job.result()
-                progress.done += 1
-            except Unreadable as error:
-                failures[job] = error
-                progress.failed += 1
-                progress.say(f"failed: {error}")
-        progress.show(counters)
-    return [failures[job] for job in pending if job in failures]
-
-
-_counters: Any = None
-
-
-class _Stopped(Exception):
-    """Another part failed, or the user interrupted."""
-
-
-def _share(counters: Any, threads: int) -> None:
-    global _counters
-    _counters = counters
+def _set_threads(threads: int) -> None:
     if multiprocessing.parent_process():  # read by the tokenizers library, at its first call in a process
         os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
         os.environ["RAYON_NUM_THREADS"] = str(threads)
-
-
-class Tally:
-    """Adds what one process does with one part to the progress line, and ends the part if the run is to end."""
-
-    def __init__(self, part: Part, rejected: Rejected, position: Position) -> None:
-        self._weight, self._rejected, self._position = sources.weight(part), rejected, position
-        self._share = self._left_out = 0.0
-
-    def add(self, texts: list[str]) -> None:
-        """These documents have been read and worked on."""
-        self._add(len(texts), sum(map(len, map(str.encode, texts))), self._position.share())
-
-    def finish(self) -> None:
-        """The part is whole."""
-        self._add(0, 0, 1.0)
-
-    def _add(self, documents: int, size: int, share: float) -> None:
-        left_out = self._rejected.counts.total()
-        with _counters.get_lock():
-            _counters[DOCUMENTS] += documents
-            _counters[BYTES] += size
-            _counters[LEFT_OUT] += left_out - self._left_out
-            _counters[WEIGHT] += (share - self._share) * self._weight
-        self._share, self._left_out = share, left_out
-        end_if_stopped()
-
-
-def end_if_stopped() -> None:
-    if _counters[STOP]:
-        raise _Stopped
 
 
 def are_whole(jobs: list[Job]) -> list[bool]:
@@ -239,7 +178,7 @@ def _publish(job: Job, record: str) -> None:
     folders = [shards.part_folder(job.mirror.local, split, job.index) for split in job.splits]
     files = [file for folder in folders for file in sorted(folder.iterdir())]
     job.mirror.push(*(str(file.relative_to(job.mirror.local)) for file in files), *_lengths_names(job))
-    write_whole(job.file("json"), lambda draft: draft.write_text(record, "utf-8"))
+    write_whole(job.file("json"), record)
     job.mirror.push(job.name("json"))
     if job.mirror.remote:
         for file in files:

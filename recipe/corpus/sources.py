@@ -26,7 +26,7 @@ import pyarrow.parquet
 
 from recipe.config import Source
 from recipe.corpus import docstrings, hub
-from recipe.errors import UserError
+from recipe.errors import UserError, one_line
 
 _COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 _FORMATS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
@@ -235,7 +235,7 @@ def _records(part: Part, position: Position) -> Iterator[Record]:
                 empty = False
                 yield record
         except (OSError, EOFError, pyarrow.ArrowException, csv.Error) as error:
-            raise Unreadable(f"{path}: cannot be read to its end: {hub.one_line(error)}; repair or remove it") from None
+            raise Unreadable(f"{path}: cannot be read to its end: {one_line(error)}; repair or remove it") from None
         if empty:
             yield 1, "", EMPTY
 
@@ -290,9 +290,7 @@ def _read_json(path: Path, key: str, position: Position) -> Iterator[Record]:
             values = json.loads("".join(head) + lines.read())
         except (ValueError, RecursionError) as error:
             line = getattr(error, "lineno", 1)
-            raise Unreadable(
-                f"{path}:{line}: malformed JSON list: {hub.one_line(error)}; repair or remove it"
-            ) from None
+            raise Unreadable(f"{path}:{line}: malformed JSON list: {one_line(error)}; repair or remove it") from None
         yield from ((number, *_field(value, key)) for number, value in enumerate(values, 1))
 
 
@@ -367,7 +365,7 @@ def _check_file(path: Path, key: str) -> None:
             with path.open("rb"):
                 return
     except (OSError, pyarrow.ArrowException, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read: {hub.one_line(error)}") from None
+        raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
     if columns and key not in columns:
         raise UserError(f"{path}: no column `{key}`; it has {', '.join(columns)}: set text_key")
 

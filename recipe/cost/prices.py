@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recipe import shipped
-from recipe.errors import UserError
+from recipe.errors import UserError, one_line
 
 ROW_KEYS = ("name", "match", "usd_per_hour", "source")
 MAY_KEYS = ("memory_gib",)
@@ -103,7 +103,7 @@ def load(path: str) -> list[Row]:
     except OSError as error:
         raise UserError(f"{path}: cannot read the price table ({error.strerror}); set cost.prices=FILE") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path}: expected a list of rows, each with {', '.join(ROW_KEYS)}")
     return [_row(row, f"{path}: row {number}") for number, row in enumerate(rows, start=1)]

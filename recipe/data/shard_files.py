@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recipe.data.shards import DTYPE, LENGTHS
-from recipe.errors import UserError
+from recipe.errors import UserError, one_line
 from recipe.system.files import DISK_FULL
 
 _REMEDY = "copy the file again, or prepare the dataset again"
@@ -94,7 +94,6 @@ def check_lengths(folder: Path, documents: int) -> NDArray[np.uint16]:
 
 def fault(error: Exception, file: Path) -> UserError:
     """What Streaming, or the system, said about a shard while it was opened, as one line."""
-    said = " ".join(str(error).split())[:200] or type(error).__name__
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return UserError(f"{file}: {error.strerror}; free some space and start again")
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS):
@@ -103,4 +102,4 @@ def fault(error: Exception, file: Path) -> UserError:
         )
     if "Checksum failure" in str(error):
         return UserError(f"{file}: its hash is not the one in the index, so its bytes have changed; {_REMEDY}")
-    return UserError(f"{file}: cannot be opened: {said}; {_REMEDY}")
+    return UserError(f"{file}: cannot be opened: {one_line(error)}; {_REMEDY}")

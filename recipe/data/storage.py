@@ -11,7 +11,6 @@ import functools
 import logging
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +19,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from recipe.errors import UserError
-from recipe.system.files import DISK_FULL
+from recipe.errors import UserError, one_line
+from recipe.system.files import DISK_FULL, write_whole
 
 SCHEMES = ("s3", "gs", "oci", "azure", "azure-dl")
 _ATTEMPTS = 4
@@ -99,27 +98,25 @@ def fetch(remote: str, name: str, local: Path) -> Path:
         return file
     url = _join(remote, name)
     file.parent.mkdir(parents=True, exist_ok=True)
-    # the clients keep a file that exists, so each attempt has a draft of its own
-    draft = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        for pause in _pauses():
-            try:
-                _downloader(urlsplit(remote).scheme, os.getpid()).download(_to_read(url), str(draft))
-                if draft.exists():  # Google's client may return without a file and without an error
-                    draft.rename(file)
-                    return file
-                raise RuntimeError("the client returned without the file")
-            except Exception as error:  # each store's client has its own
-                draft.unlink(missing_ok=True)
-                kind = _kind(error)
-                if kind == "absent":
-                    raise Absent(f"{url}: no such file in the store; {_REMEDY}") from None
-                if pause is None or kind:
-                    raise _failure(url, "fetched", error, file) from None
-                time.sleep(pause)
-    finally:
-        draft.unlink(missing_ok=True)
+    for pause in _pauses():
+        try:
+            write_whole(file, functools.partial(_download, url))
+            return file
+        except Exception as error:  # each store's client has its own
+            kind = _kind(error)
+            if kind == "absent":
+                raise Absent(f"{url}: no such file in the store; {_REMEDY}") from None
+            if pause is None or kind:
+                raise _failure(url, "fetched", error, file) from None
+            time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _download(url: str, file: Path) -> None:
+    """`file` must not exist: the clients would keep it."""
+    _downloader(urlsplit(url).scheme, os.getpid()).download(_to_read(url), str(file))
+    if not file.exists():  # Google's client may return without a file and without an error
+        raise RuntimeError("the client returned without the file")
 
 
 def upload(local: Path, name: str, remote: str) -> None:
@@ -192,7 +189,7 @@ def _answer(error: BaseException) -> tuple[str, str]:
         (value for name in ("status_code", "status", "code") if isinstance(value := getattr(error, name, None), int)),
         "",
     )
-    return str(code), " ".join(str(said.get("Message") or error).split())[:200] or type(error).__name__
+    return str(code), one_line(said.get("Message") or error)
 
 
 def _kind(error: Exception) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from recipe.config import Tokenizer as Settings
-from recipe.errors import UserError
+from recipe.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from transformers import BertTokenizerFast
@@ -168,8 +168,9 @@ def _load_named(name: str) -> BertTokenizerFast:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
     except Exception as error:  # the library raises OSError, ValueError, KeyError and the network's own errors
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"`tokenizer.name: {name}` cannot be loaded: {reason}; give a hub name or a folder") from None
+        raise UserError(
+            f"`tokenizer.name: {name}` cannot be loaded: {one_line(error)}; give a hub name or a folder"
+        ) from None
     if not isinstance(tokenizer, BertTokenizerFast) or not isinstance(
         tokenizer.backend_tokenizer.model, models.WordPiece
     ):

@@ -28,7 +28,7 @@ from recipe.training.trainer import OnDevice, Trainer, join_ranks
 
 SCHEDULE = Schedule(warmup=0.06, final_lr=0.0)
 BETAS, EPS = [0.9, 0.98], 1e-6
-REPORT_EVERY_S = 1.0  # to the board, whose FIRST_S it is; a report waits for the device
+REPORT_EVERY_S = 1.0  # to JobsProgress, whose FIRST_S it is; a report waits for the device
 
 Report = Callable[[str, float, float | None], None]  # a job's name, the part of it that is done (0..1), its loss
 

@@ -6,18 +6,10 @@ or repeated. Its folder holds its predictions and, written last, its run.json: w
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import multiprocessing
-import os
 import statistics
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import connection
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +27,10 @@ from recipe.finetune.fit import Fit, Outcome, Report, fine_tune, no_report
 from recipe.finetune.predictions import TestSet, read_test_sets, write_dev, write_test
 from recipe.finetune.tasks import DEV, HUB, TUNING, Task, TaskData, read_task
 from recipe.model.huggingface import is_classifier
+from recipe.system import processes
 from recipe.system.files import digest
 from recipe.system.hardware import Hardware, find_hardware
+from recipe.system.processes import WorkerPool
 from recipe.system.quiet import quiet_libraries
 from recipe.training.checkpoint import Checkpoint, find_checkpoint
 
@@ -207,62 +201,33 @@ def _attempt(worker: Worker, job: Job) -> dict[str, Any] | UserError:
 
 def _in_processes(config: GlueConfig, jobs: Sequence[Job], report: Report) -> Iterator[tuple[Job, Any]]:
     """The jobs over a pool; one that starts from another's encoder is handed out when that one has ended."""
-    context = multiprocessing.get_context("spawn")  # forked, torch's threads would be missing
-    slots = context.SimpleQueue()
-    # A pipe for each, as a process that is killed may take a shared queue's lock with it.
-    readers, writers = zip(*(context.Pipe(duplex=False) for _ in range(config.processes)), strict=True)
-    for slot in range(config.processes):
-        slots.put(slot)
-    listener = threading.Thread(target=_listen, args=(list(readers), report), daemon=True)
-    listener.start()
-    folders = {job.folder for job in jobs}
-    heirs = [job for job in jobs if job.start in folders]
-    with ProcessPoolExecutor(config.processes, context, _begin, (config, slots, writers)) as pool:
-        try:
-            running = {pool.submit(_run_here, job): job for job in jobs if job not in heirs}
-            while running:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    job = running.pop(future)
-                    yield job, future.result()
-                    running |= {pool.submit(_run_here, heir): heir for heir in heirs if heir.start == job.folder}
-        except BrokenProcessPool:
-            raise UserError(
-                "a process of the pool was killed, most likely for want of memory; run it again with "
-                f"processes={config.processes - 1}: it continues with the jobs that are missing"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-            for writer in writers:
-                writer.close()  # the last ends, so that the listener ends
-            listener.join(1)
+    places = {job.folder: place for place, job in enumerate(jobs)}
+    after = {place: places[job.start] for place, job in enumerate(jobs) if job.start in places}
 
+    def watch(reports: list[tuple]) -> None:
+        for words in reports:
+            report(*words)
 
-def _listen(readers: list[Connection], report: Report) -> None:
-    """Pass on what the processes of a pool report, until the pipes are closed."""
-    with contextlib.suppress(OSError, EOFError, ValueError):
-        while True:
-            for reader in connection.wait(readers):
-                report(*reader.recv())
+    with WorkerPool(config.processes, _begin, (config,)) as pool:
+        for place, done in pool.run(_run_here, jobs, after, watch):
+            yield jobs[place], done.result()
 
 
 _here: Worker | None = None  # of a process of the pool
 
 
-def _begin(config: GlueConfig, slots: Any, writers: Sequence[Connection]) -> None:
-    """In a new process of the pool: end with the parent, take one GPU or a share of the cores, find the checkpoint."""
+def _begin(config: GlueConfig) -> None:
+    """In a new process of the pool: take one GPU or a share of the cores, find the checkpoint."""
     global _here
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     quiet_libraries()
     torch.set_float32_matmul_precision("high")
-    slot = slots.get()
     hardware = find_hardware(config.device, config.precision, ranks=1)
     if hardware.kind == "gpu":
-        torch.cuda.set_device(slot)
+        torch.cuda.set_device(processes.number())
     else:
         torch.set_num_threads(max(1, min(torch.get_num_threads(), hardware.count // config.processes)))
     _here = Worker(config, find_checkpoint(config.checkpoint), hardware)
-    _here.report = lambda *words: writers[slot].send(words)
+    _here.report = processes.report
 
 
 def _run_here(job: Job) -> dict[str, Any] | UserError:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recipe.errors import UserError
+from recipe.errors import UserError, one_line
 from recipe.finetune.examples import Examples
 from recipe.finetune.kinds import CLASSIFICATION, KINDS, REGRESSION
 from recipe.finetune.kinds.kind import Kind
@@ -216,8 +216,9 @@ def _from_hub(task: Task) -> TaskData:
     try:
         tables = {name: load_dataset(HUB_DATASET, task.hub, split=split) for name, split in splits.items()}
     except Exception as error:  # the library raises a dozen kinds: no network, a proxy, a full disk
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"data=hub: {HUB_DATASET} ({task.hub}) cannot be loaded: {reason}; give data=FOLDER") from None
+        raise UserError(
+            f"data=hub: {HUB_DATASET} ({task.hub}) cannot be loaded: {one_line(error)}; give data=FOLDER"
+        ) from None
     columns = task.hub_sentences or task.sentences
     examples = {
         name: Examples(list(zip(*(table[column] for column in columns), strict=True)), list(table["label"]))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kernels.reference import ACTIVATIONS
+from recipe.system.files import write_whole
 
 SIZES = (
     "vocab_size",
@@ -62,7 +63,7 @@ class EncoderConfig:
     def save(self, folder: Path, model_type: str = "mosaic_bert") -> None:
         """Write `config.json`; `model_type` is the architecture's name."""
         text = json.dumps({"model_type": model_type, **dataclasses.asdict(self)}, indent=2)
-        (folder / "config.json").write_text(text + "\n")
+        write_whole(folder / "config.json", text + "\n")
 
     @classmethod
     def from_dict(cls, values: dict) -> EncoderConfig:

@@ -12,7 +12,6 @@ What is finished is not done again, and what was interrupted continues.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 from recipe import glue, pairs, plan, records, train
 from recipe.config import GlueConfig, PairsConfig, SweepConfig, TrainConfig, load, to_dict
 from recipe.cost import prices
-from recipe.errors import UserError
+from recipe.errors import UserError, say_error
 from recipe.settings import check_values
 from recipe.system.hardware import find_hardware
 from recipe.system.quiet import quiet_libraries
@@ -158,7 +157,7 @@ def run_all(config: SweepConfig, points: Sequence[Point], pretrain: Callable[[Po
             done.append(out)
         except UserError as error:
             failed.append(point.name)
-            print(f"error: {point.name}: {error}", file=sys.stderr, flush=True)
+            say_error(f"{point.name}: {error}")
     if failed:
         raise UserError(f"{', '.join(failed)} failed; repair and run the same command again: it continues with them")
     return done

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
-import time
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+from filelock import FileLock
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -17,22 +18,20 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 @contextlib.contextmanager
 def locked(file: Path, while_waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold this lock file; another process that holds it is waited for. The system frees a dead process's lock."""
-    with file.open("w") as stream:
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                while_waiting()
-                time.sleep(0.2)
+    # nothing frees the lock that the library would make where there is no `flock`
+    with FileLock(file, poll_interval=0.2, fallback_to_soft=False).acquire(cancel_check=while_waiting):
         yield
 
 
-def write_whole(file: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` write a file that appears under its name only when it is whole; a reader sees the old one or the new one."""
-    draft = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+def write_whole(file: Path, content: str | Callable[[Path], object]) -> None:
+    """Write a file that appears under its name only when it is whole; a reader sees the old one or the new one. `content` is its
+    text, or what writes it to the path that it is given. Any number of threads and processes may do so at once."""
+    draft = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        write(draft)
+        if isinstance(content, str):
+            draft.write_text(content, "utf-8")
+        else:
+            content(draft)
         draft.replace(file)
     finally:
         draft.unlink(missing_ok=True)

@@ -1,69 +1,67 @@
-"""How far a pass over the parts is, in one line: in place on a terminal, as a line now and then in a log.
-
-    train: 41%, 7/16 parts (4 before), 41,203 documents, 3 left out, 1 failed, 9.4 MB/s [00:42<00:58]
-
-Documents, and megabytes of their text, are what this run has read with all its processes, and the remaining time is reckoned
-from its speed; the percentage counts what earlier runs have done as well.
-"""
+"""How far the work is, in one line: drawn anew in place on a terminal, printed now and then in a log. Whose work it is gives the
+words."""
 
 from __future__ import annotations
 
 import shutil
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import TextIO
 
-from tqdm import tqdm
-
-# What the workers count, and what tells them to give up.
-DOCUMENTS, BYTES, LEFT_OUT, WEIGHT, STOP = range(5)
-_EVERY_S, _LOG_EVERY_S = 0.5, 30.0
+EVERY_S, LOG_EVERY_S = 0.5, 30.0  # between two drawings on a terminal, between two lines in a log
+_CLEAR, _NEVER = "\r\x1b[K", float("-inf")
 
 
-class Progress:
-    """The line of one pass. `weight` is what the work is measured in: bytes of files, where there are files."""
-
-    def __init__(self, what: str, parts: int, weight: float, parts_before: int = 0, weight_before: float = 0.0) -> None:
-        self.done, self.failed = parts_before, 0
-        self._what, self._parts, self._weight = what, parts, weight
-        self._parts_before, self._weight_before = parts_before, weight_before
-        self._terminal = sys.stderr.isatty()
+class ProgressLine:
+    def __init__(self, stream: TextIO, words: Callable[[], str]) -> None:
+        """`words` says how far the work is now."""
+        self._stream, self._words = stream, words
+        self._terminal = stream.isatty()
         self._started = time.monotonic()
-        self._shown = (
-            self._started if self._terminal else self._started - _LOG_EVERY_S / 2
-        )  # a log's first line comes soon
+        # a terminal's first line comes at once, a log's soon
+        self._shown = _NEVER if self._terminal else self._started - LOG_EVERY_S / 2
 
-    def show(self, counted: Sequence[float], now: bool = False) -> None:
-        """Bring the line up to date from what the workers have counted, if it is time, or `now`."""
-        if now or time.monotonic() - self._shown >= (_EVERY_S if self._terminal else _LOG_EVERY_S):
+    @property
+    def seconds(self) -> float:
+        """Since the line was made; never 0."""
+        return max(time.monotonic() - self._started, 1e-3)
+
+    def show(self, now: bool = False) -> None:
+        """Bring the line up to date, if it is time, or `now`."""
+        if now or time.monotonic() - self._shown >= (EVERY_S if self._terminal else LOG_EVERY_S):
             self._shown = time.monotonic()
-            self._write(self._line(counted))
+            line = self._words()
+            self._write(line[: shutil.get_terminal_size().columns - 1] if self._terminal else f"{line}\n")
 
-    def say(self, line: str) -> None:
+    def say(self, text: str) -> None:
         """Print a line that stays."""
-        print(f"\r\x1b[K{line}" if self._terminal else line, file=sys.stderr, flush=True)
+        self._write(f"{text}\n")
 
-    def close(self, counted: Sequence[float]) -> None:
+    def clear(self) -> None:
+        """Leave the place to what is printed next; in a log that is a line too, and the next one has time."""
+        self._shown = _NEVER if self._terminal else time.monotonic()
+        if self._terminal:
+            self._write("")
+
+    def close(self) -> None:
         """Leave the line as it is at the end."""
-        self.show(counted, now=True)
+        self.show(now=True)
         if self._terminal:
-            print(file=sys.stderr)
+            self._stream.write("\n")
+            self._stream.flush()
 
-    def _line(self, counted: Sequence[float]) -> str:
-        seconds = max(time.monotonic() - self._started, 1e-3)
-        worked = min(counted[WEIGHT], self._weight - self._weight_before)
-        to_go = self._weight - self._weight_before - worked
-        remaining = tqdm.format_interval(to_go * seconds / worked) if worked else "?"
-        return (
-            f"{self._what}: {(self._weight_before + worked) / self._weight:.0%}, {self.done}/{self._parts} parts"
-            f"{f' ({self._parts_before} before)' if self._parts_before else ''}, {counted[DOCUMENTS]:,.0f} documents, "
-            f"{counted[LEFT_OUT]:,.0f} left out{f', {self.failed} failed' if self.failed else ''}, "
-            f"{counted[BYTES] / 1e6 / seconds:.1f} MB/s [{tqdm.format_interval(seconds)}<{remaining}]"
-        )
+    def _write(self, text: str) -> None:
+        self._stream.write(f"{_CLEAR}{text}" if self._terminal else text)
+        self._stream.flush()
 
-    def _write(self, line: str) -> None:
-        if self._terminal:
-            sys.stderr.write(f"\r{line[: shutil.get_terminal_size().columns - 1]}\x1b[K")
-            sys.stderr.flush()
-        else:
-            print(line, file=sys.stderr, flush=True)
+
+def time_left(seconds: float, done: float) -> float:
+    """Seconds until all is done, after `seconds` for the share `done` (0..1); 0, where nothing is done to reckon from."""
+    return seconds * (1 - done) / done if done else 0.0
+
+
+def clock(seconds: float) -> str:
+    """h:mm:ss, or m:ss below an hour; an estimate below 0 is 0:00."""
+    minutes, seconds = divmod(max(round(seconds), 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -15,6 +15,7 @@ from composer.utils import dist, reproducibility
 from recipe.cost.prices import Price, bill
 from recipe.data.batch import count_tokens
 from recipe.system.hardware import Hardware
+from recipe.system.progress import clock, time_left
 from recipe.training import ceilings
 from recipe.training.rates import elapsed
 
@@ -192,12 +193,12 @@ class Meter(Callback):
         usd = bill(total.seconds, self.hardware.count, self.price, self.hardware.kind)["usd"]
         logged = {**row, "usd": usd}
         logger.log_metrics({f"train/{name}": value for name, value in logged.items() if value is not None})
-        eta = total.seconds * (1 - done) / done if done else 0.0
+        eta = clock(time_left(total.seconds, done))
         mfu = "" if row["mfu"] is None else f"  MFU {row['mfu']:.0%}"
         waiting = f"  waiting for data {row['waiting']:.0%}" if row["waiting"] >= LOADER_LIMIT else ""
         say(
             f"batch {row['batch']:>6} ({done:4.0%})  {loss_words(row, self.metrics)}"
-            f"  lr {row['lr']:.1e}  {row['tokens_per_s']:,.0f} tokens/s{mfu}{waiting}  ${usd:,.4f}  ETA {clock(eta)}"
+            f"  lr {row['lr']:.1e}  {row['tokens_per_s']:,.0f} tokens/s{mfu}{waiting}  ${usd:,.4f}  ETA {eta}"
         )
         self.on_line(self.progress)
 
@@ -255,10 +256,3 @@ def say(text: str) -> None:
     """Print from the first rank alone."""
     if dist.get_global_rank() == 0:
         print(text, flush=True)
-
-
-def clock(seconds: float) -> str:
-    """h:mm:ss, or m:ss below an hour; an estimate below 0 is 0:00."""
-    minutes, seconds = divmod(max(round(seconds), 0), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from kernels.cpu.build import cache_folder
+from recipe.system.files import write_whole
 from recipe.system.hardware import cpu_name
 
 # Sides of square matrices; the larger ones of a CPU keep many threads busy, and would take one thread seconds.
@@ -42,10 +42,8 @@ def keep(device: str, dtype: torch.dtype, flops_per_s: float) -> float:
     kept, key = _read(folder / FILE), _key(device, dtype)
     best = max(kept.get(key, 0.0), flops_per_s)
     if best > kept.get(key, 0.0):
-        draft = folder / f"{FILE}.{os.getpid()}"
         with contextlib.suppress(OSError):  # a full disk, for example: it is measured again next time
-            draft.write_text(json.dumps(kept | {key: best}, indent=1), "utf-8")
-            draft.replace(folder / FILE)
+            write_whole(folder / FILE, json.dumps(kept | {key: best}, indent=1))
     return best
 
 

@@ -18,7 +18,7 @@ from kernels.backends import Requirements, Resolved
 from recipe import convert, records
 from recipe.config import Tokenizer as TokenizerSettings
 from recipe.data import tokenizer
-from recipe.errors import UserError
+from recipe.errors import UserError, class_and_line
 from recipe.model.architecture import PADDED, Architecture
 from recipe.model.architectures import ARCHITECTURES, architecture
 from recipe.model.config import EncoderConfig, padded_vocab_size
@@ -164,7 +164,7 @@ class FamilyCheckpoint(Checkpoint):
         except (
             Exception
         ) as error:  # the library raises OSError, RuntimeError, ValueError, safetensors' and pickle's own
-            raise UserError(f"{self.folder}: cannot be loaded: {_one_line(error)}") from None
+            raise UserError(f"{self.folder}: cannot be loaded: {class_and_line(error)}") from None
         if model.unloaded:
             raise UserError(
                 f"{self.folder}: no weights for `{model.unloaded[0]}` in the shape that config.json says "
@@ -239,7 +239,7 @@ def _own(values: dict[str, Any], found: dict[str, Any]) -> Checkpoint:
     except UserError:
         raise
     except Exception as error:  # the library raises bare exceptions
-        raise UserError(f"{folder / 'tokenizer.json'}: not a tokenizer ({_one_line(error)})") from None
+        raise UserError(f"{folder / 'tokenizer.json'}: not a tokenizer ({class_and_line(error)})") from None
     # The embedding has the vocabulary's size, rounded up; any other tokenizer is another model's.
     if padded_vocab_size(encoder.get_vocab_size()) != sizes.vocab_size:
         raise _mismatch(folder, encoder, sizes.vocab_size)
@@ -253,11 +253,13 @@ def _family(values: dict[str, Any], found: dict[str, Any]) -> Checkpoint:
     try:
         family = read_family(folder)
     except Exception as error:  # a config.json may hold anything
-        raise UserError(f"{folder / 'config.json'}: not the configuration of an encoder ({_one_line(error)})") from None
+        raise UserError(
+            f"{folder / 'config.json'}: not the configuration of an encoder ({class_and_line(error)})"
+        ) from None
     try:
         encoder, pad_id, mask_id = load_tokenizer(folder)
     except Exception as error:  # the libraries raise bare exceptions
-        raise UserError(f"{folder}: its tokenizer cannot be loaded ({_one_line(error)})") from None
+        raise UserError(f"{folder}: its tokenizer cannot be loaded ({class_and_line(error)})") from None
     if encoder.get_vocab_size() > family.vocab_size:
         raise _mismatch(folder, encoder, family.vocab_size)
     if family.pad_id is not None and family.pad_id != pad_id:
@@ -292,7 +294,3 @@ def _from_file(file: Path) -> Checkpoint:
     if kept:
         named = {n.removeprefix(f"{kept}."): tensor for n, tensor in named.items() if n.startswith(f"{kept}.")}
     return _from_folder(run / "encoder", run, batch, named, file)
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -22,7 +22,7 @@ import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from torch.torch_version import TorchVersion
 
-from recipe.errors import UserError
+from recipe.errors import UserError, class_and_line
 
 # What Composer 0.32 writes beside tensors, numbers and text. None of them does anything but hold its arguments.
 CLASSES = (
@@ -64,7 +64,7 @@ def model_of(file: Path) -> tuple[int, dict[str, Any]]:
         weights = {name.removeprefix("model."): tensor for name, tensor in state["model"].items()}
         return state["timestamp"]["Timestamp"]["batch"], weights
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: not a Composer checkpoint ({type(error).__name__}: {error})") from None
+        raise UserError(f"{file}: not a Composer checkpoint ({class_and_line(error)})") from None
 
 
 def latest_of(run: Path) -> list[Path]:
@@ -123,8 +123,7 @@ def _refusal(file: str | Path, error: Exception) -> UserError:
     named = isinstance(error, pickle.UnpicklingError) and _NAMED.search(str(error))
     if named:
         return _dangerous(file, next(filter(None, named.groups())))
-    problem = " ".join(str(error).split())[:200]
-    return UserError(f"{file}: not a Composer checkpoint, or damaged ({type(error).__name__}: {problem})")
+    return UserError(f"{file}: not a Composer checkpoint, or damaged ({class_and_line(error)})")
 
 
 def _dangerous(file: str | Path, name: str) -> UserError:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.backends import Resolved
-from recipe.errors import UserError
+from recipe.errors import UserError, one_line
 
 
 def compiled_step(model: nn.Module, one_shape: bool, mode: str | None = None) -> Callable[[dict], dict[str, Tensor]]:
@@ -49,7 +49,7 @@ def check_compiles(attention: Resolved, device: str) -> None:
         torch.compile(_twice, fullgraph=True)(torch.ones(2, device=device))
     except Exception as error:  # of torch, of a compiler, or of the folder in which it keeps what it made
         raise UserError(
-            f"model.compile=true: torch.compile does not work here ({str(error).strip().splitlines()[0][:200]}); install a C++ "
+            f"model.compile=true: torch.compile does not work here ({one_line(error)}); install a C++ "
             "compiler (g++) and Python's headers, or leave model.compile out"
         ) from None
 

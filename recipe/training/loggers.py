@@ -28,7 +28,7 @@ from composer import Logger, State
 from composer.loggers import LoggerDestination, MLFlowLogger, TensorboardLogger, WandBLogger
 from composer.utils import dist
 
-from recipe.errors import UserError
+from recipe.errors import UserError, one_line
 
 PROJECT = "bert-recipe"  # in wandb and MLflow, where the environment names no other
 METRICS = ("train/", "metrics/")  # the meter's, and Composer's of an evaluation
@@ -242,7 +242,3 @@ def create_store(uri: str, experiment: str, folder: Path) -> None:
     client = MlflowClient(uri)
     if client.get_experiment_by_name(experiment) is None:
         client.create_experiment(experiment, artifact_location=(folder.resolve() / "artifacts").as_uri())
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")

@@ -4,7 +4,6 @@ import fcntl
 import os
 import resource
 import signal
-import sys
 
 import pytest
 
@@ -13,7 +12,6 @@ from recipe.corpus import parts
 from recipe.errors import UserError
 from recipe.prepare import prepare
 from tests.preparing import (
-    ROOT,
     command,
     config_of,
     group_members,
@@ -69,26 +67,6 @@ def test_a_run_that_is_stopped_three_times_ends_as_an_unbroken_one(tmp_path):
     assert whole < kept, "a finished part was written again"
     prepare(config_of(tmp_path, out=str(tmp_path / "unbroken"), tokenizer=vocabulary))
     same_bytes(tmp_path / "out", tmp_path / "unbroken")
-
-
-def test_workers_do_not_outlive_a_killed_parent(tmp_path):
-    code = (
-        "import sys, time\n"
-        "from recipe.system.processes import worker_pool\n"
-        "if __name__ == '__main__':\n"
-        "    pool = worker_pool(2)\n"
-        "    jobs = [pool.submit(print, i) for i in range(9)]\n"
-        "    [job.result() for job in jobs]\n"
-        "    open(sys.argv[1], 'w').close()\n"
-        "    time.sleep(600)\n"
-    )
-    (tmp_path / "parent.py").write_text(code)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with own_group([sys.executable, str(tmp_path / "parent.py"), str(tmp_path / "ready")], env=environment) as run:
-        wait_for((tmp_path / "ready").exists)
-        assert len(group_members(run.pid)) >= 3
-        run.kill()
-        wait_for(lambda: not group_members(run.pid))
 
 
 def test_damaged_files_are_named_and_cost_no_other_part(tmp_path, corpus, capsys):

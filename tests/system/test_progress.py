@@ -1,61 +1,63 @@
-"""The line of a preparation: what it says, on a terminal in place and in a log now and then."""
+"""The one line of progress: on a terminal in place, in a log now and then."""
+
+import io
 
 import pytest
 
 from recipe.system import progress
-from recipe.system.progress import BYTES, DOCUMENTS, LEFT_OUT, WEIGHT, Progress
+from recipe.system.progress import ProgressLine, clock, time_left
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 @pytest.fixture
-def clock(monkeypatch):
+def now(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     return now
 
 
-def counted(documents=0, size=0, left_out=0, weight=0.0):
-    values = [0.0] * 5
-    values[DOCUMENTS], values[BYTES], values[LEFT_OUT], values[WEIGHT] = documents, size, left_out, weight
-    return values
+def test_a_log_gets_a_line_soon_and_then_few(now):
+    log = io.StringIO()
+    line = ProgressLine(log, lambda: f"{line.seconds:.0f} s")
+    for second in range(70):
+        now[0] = 100.0 + second
+        line.show()
+    assert log.getvalue() == "15 s\n45 s\n"
+    line.say("stays")
+    line.clear()  # something else is printed instead
+    for second in range(70, 110):
+        now[0] = 100.0 + second
+        line.show()
+    line.close()
+    assert log.getvalue() == "15 s\n45 s\nstays\n99 s\n109 s\n"
 
 
-def test_a_run_that_goes_on_is_reckoned_by_its_own_speed(clock, capsys):
-    line = Progress("train", parts=16, weight=1000.0, parts_before=4, weight_before=600.0)
-    clock[0] += 20
-    line.done, line.failed = 5, 1
-    line.show(counted(12_345, 60_000_000, 3, weight=100.0), now=True)
-    said = "train: 70%, 5/16 parts (4 before), 12,345 documents, 3 left out, 1 failed, 3.0 MB/s [00:20<01:00]\n"
-    assert capsys.readouterr().err == said, "a quarter of this run's 400 took 20 s, so three more take 60"
+def test_a_terminal_has_one_line_that_is_drawn_anew_and_never_wraps(now, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    screen = Terminal()
+    line = ProgressLine(screen, lambda: f"{line.seconds:.1f} s of a long line of words")
+    for tenth in range(12):
+        now[0] = 100.0 + tenth / 10
+        line.show()
+    shown = screen.getvalue().split("\r\x1b[K")
+    assert shown == ["", "0.0 s of a long lin", "0.5 s of a long lin", "1.0 s of a long lin"]
+    line.say("stays")
+    line.clear()
+    screen.write("what the caller prints\n")
+    line.show()  # at once, as the place was left
+    line.close()
+    shown = screen.getvalue().split("\r\x1b[K")[4:]
+    assert shown == ["stays\n", "what the caller prints\n", "1.1 s of a long lin", "1.1 s of a long lin\n"]
 
 
-def test_a_log_gets_few_lines(clock, capsys):
-    line = Progress("train", parts=2, weight=100.0)
-    for second in range(100):
-        clock[0] = 100.0 + second
-        line.show(counted(second, weight=second))
-    line.done = 2
-    line.close(counted(100, weight=100.0))
-    lines = capsys.readouterr().err.splitlines()
-    assert [text.split(" [")[1] for text in lines] == ["00:15<01:25]", "00:45<00:55]", "01:15<00:25]", "01:39<00:00]"]
-    assert "\r" not in "".join(lines) and lines[-1].startswith("train: 100%, 2/2 parts, 100 documents, 0 left out, ")
+def test_the_time_left_is_reckoned_by_the_speed_so_far():
+    assert [time_left(20, done) for done in (0.0, 0.25, 1.0)] == [0.0, 60.0, 0.0]
 
 
-def test_a_terminal_gets_one_line_that_fits(clock, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "40")
-    line = Progress("train", parts=2, weight=100.0)
-    for second in range(1, 3):
-        clock[0] += 1
-        line.show(counted(second))
-    line.say("failed: a file")
-    line.close(counted(2, weight=50.0))
-    said = capsys.readouterr().err
-    assert said.count("\n") == 2 and "\r\x1b[Kfailed: a file\n" in said
-    shown = [text.removesuffix("\x1b[K\n").removesuffix("\x1b[K") for text in said.split("\r")[1:] if "train" in text]
-    assert [text[:22] for text in shown] == ["train: 0%, 0/2 parts, "] * 2 + ["train: 50%, 0/2 parts,"]
-    assert all(len(text) == 39 for text in shown)
-
-
-def test_nothing_read_yet_promises_nothing(clock, capsys):
-    Progress("hashes", parts=3, weight=3.0).close(counted())
-    assert capsys.readouterr().err == "hashes: 0%, 0/3 parts, 0 documents, 0 left out, 0.0 MB/s [00:00<?]\n"
+def test_a_clock_never_shows_less_than_nothing():
+    seconds = (-3601.0, -0.4, 0.0, 59.6, 61.0, 3599.5, 7325.0)
+    assert [clock(s) for s in seconds] == ["0:00", "0:00", "0:00", "1:00", "1:01", "1:00:00", "2:02:05"]

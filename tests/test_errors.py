@@ -1,0 +1,48 @@
+"""One line for whatever ends a command, and one place that makes it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from recipe import pareto, plan
+from recipe.errors import MOST, UserError, class_and_line, exit_status, one_line
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_what_a_library_says_becomes_one_line():
+    assert one_line(OSError("no route\n  to host.")) == "no route to host"
+    assert one_line(ValueError()) == "ValueError" == class_and_line(ValueError("\n"))
+    assert class_and_line(KeyError("vocab_size")) == "KeyError: 'vocab_size'"
+    assert len(one_line(RuntimeError("a page " * 1000))) == MOST
+
+
+def test_the_status_says_how_it_ended(capsys):
+    def mistake():
+        raise UserError("out=x holds a run already")
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    assert [exit_status(action) for action in (list, mistake, interrupt)] == [0, 2, 130]
+    assert capsys.readouterr() == ("", "error: out=x holds a run already\ninterrupted\n")
+    with pytest.raises(ZeroDivisionError):
+        exit_status(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"), [(plan, ["--gpu", "h200", "--budget-usd", "20"]), (pareto, ["plot", "runs"])]
+)
+def test_every_command_can_be_interrupted(command, words, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "draw" if command is pareto else "recorded", interrupt)
+    assert command.main(words) == 130 and capsys.readouterr().err == "interrupted\n"
+
+
+def test_nothing_makes_such_a_line_by_hand():
+    by_hand = re.compile(r"str\((error|exception|e)\)\.split\(\)|f\"error: ")
+    files = [file for folder in ("recipe", "benchmarks") for file in (ROOT / folder).rglob("*.py")]
+    assert [file.name for file in files if by_hand.search(file.read_text("utf-8"))] == ["errors.py"]
