@@ -143,6 +143,19 @@ def test_without_mnli_rte_starts_from_pretraining(tmp_path, run, monkeypatch, ca
     assert "init: RTE from the pretrained encoder, as MNLI is not among the tasks" in capsys.readouterr().out
 
 
+def test_without_the_start_from_mnli_the_score_has_another_name(tmp_path, run, capsys):
+    """Beside a published GLUE score it would mislead."""
+    write_inference(tmp_path / "data", "RTE", train=32)
+    write_sst2(tmp_path / "data", train=32, dev=16)
+    words = ["checkpoint=" + str(run), f"data={tmp_path / 'data'}", "max_length=48", "cost.usd_per_hour=1", "epochs=1"]
+    record = glue(load(GlueConfig, str(ROOT / "yamls/glue/glue5.yaml"), words))
+    assert record["glue"]["benchmark"] == "GLUE" and record["glue"]["tasks"]["RTE"]["init"] == "pretrained"
+    name = "2 tasks: GLUE-2, no MNLI start, dev; absent: MNLI"
+    assert name in capsys.readouterr().out and name in (run / "glue" / "scores.md").read_text()
+    glue(load(GlueConfig, str(ROOT / "yamls/glue/glue5.yaml"), [*words, "split=tuning"]))
+    assert "2 tasks: GLUE-2, no MNLI start, tuning" in capsys.readouterr().out
+
+
 def test_scores_that_exist_are_returned_and_others_are_not_overwritten(tmp_path, run, capsys):
     write_sst2(tmp_path / "data", train=32, dev=16)
     first = glue(config(tmp_path, epochs=1.0))

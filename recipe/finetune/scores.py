@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from recipe.cost.measures import tasks_in_words
+
 CONVENTION = "mean over tasks of the mean of each task's metrics"
 COUNTS = ("train_examples", "dev_examples", "truncated_examples", "torn_rows")
 PER_SEED = ("seed", "score", "metrics", "seconds", "tokens")
@@ -79,7 +81,7 @@ def _rows(glue: Record) -> list[tuple[str, ...]]:
 
 def _totals(glue: Record) -> list[str]:
     bill = glue["cost"]
-    present = f"{len(glue['tasks'])} of {glue['of']} {glue['benchmark']} tasks{absence(glue['absent'])}"
+    present = f"{tasks_in_words(glue, list(glue['tasks']))}{absence(glue['absent'])}"
     split = f"; on the {glue['protocol']['split']} split" if "split" in glue["protocol"] else ""
     score = "none" if glue["score"] is None else f"{glue['score']:.2f}"
     failed = [f"failed: {reason}" for reason in glue.get("failed", {}).values()]

@@ -17,7 +17,7 @@ from typing import Any
 from recipe import shipped
 from recipe.cost import frontier, seeds
 from recipe.cost.frontier import BRANCH, Curve, Point
-from recipe.cost.measures import LOSS, MEASURES, PAIRS, SCORE, Measure
+from recipe.cost.measures import LOSS, MEASURES, PAIRS, SCORE, Measure, benchmark_name, tasks_in_words
 from recipe.errors import UserError
 from recipe.records import FILE_NAME, read_record
 from recipe.report import published as papers
@@ -143,11 +143,11 @@ def _overlay(
     """The published points, if the runs' scores are of the same tasks, or the user says that they may differ."""
     if measure is not SCORE:
         raise UserError(f"--published: those points are scores, which no {measure.name} can stand beside; leave it out")
-    benchmark = runs[0].record["glue"]["benchmark"]
-    if not mixed and (benchmark != "GLUE" or len(tasks) != papers.TASKS):
+    glue = runs[0].record["glue"]
+    if not mixed and (benchmark_name(glue, tasks) != "GLUE" or len(tasks) != papers.TASKS):
         raise UserError(
-            f"--published: those points are the mean of {papers.TASKS} GLUE tasks, these runs' of {len(tasks)} {benchmark} "
-            "tasks; say --mixed to draw both all the same, labelled"
+            f"--published: those points are the mean of {papers.TASKS} GLUE tasks, these runs' of {tasks_in_words(glue, tasks)}; "
+            "say --mixed to draw both all the same, labelled"
         )
     return papers.curves(axis, PRICES)
 

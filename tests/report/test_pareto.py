@@ -234,6 +234,23 @@ def test_the_line_is_the_interpolation_on_a_linear_axis_too(tmp_path):
     assert len(xs) > 2 and ys == pytest.approx([value_at(front, "usd", min(x, front[-1].usd)) for x in xs])
 
 
+def test_a_score_without_the_start_from_mnli_is_never_called_glue(tmp_path, capsys):
+    tasks = {"CoLA": 10.0, "SST-2": 80.0, "MRPC": 70.0, "STS-B": 20.0, "RTE": 50.0}
+    made = run(tmp_path / "runs", "a", "mosaic_bert", 1.0, tasks)
+    made["glue"]["protocol"]["from_mnli"] = False
+    write_record(tmp_path / "runs" / "a", made)
+    page = draw([tmp_path / "runs"], tmp_path / "out")[2].read_text(encoding="utf-8")
+    printed = capsys.readouterr().out
+    assert printed.startswith(
+        "Score on GLUE-5, no MNLI start, dev against dollars of pretraining - mean of 5 tasks: GLUE-5,"
+    )
+    assert "Score on GLUE-5, no MNLI start, dev" in page and "GLUE tasks" not in page + printed
+    with pytest.raises(
+        UserError, match="mean of 8 GLUE tasks, these runs' of 5 tasks: GLUE-5, no MNLI start, dev; say"
+    ):
+        draw([tmp_path / "runs"], tmp_path / "out", published=True)
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.0006, 0.0026), (8, 260), (1e6, 4e10), (39, 120)])
 def test_a_logarithmic_axis_has_enough_round_ticks(low, high):
     marks = study.ticks(low, high)
@@ -323,7 +340,7 @@ def test_the_published_points_are_named_as_such_and_are_in_no_table(tmp_path, ca
     run(tmp_path / "few", "few", "mosaic_bert", 1.0, {"CoLA": 40.0})
     words = ["--out", str(tmp_path / "out"), "--published"]
     assert main([str(tmp_path / "few"), *words]) == 2
-    assert "mean of 8 GLUE tasks, these runs' of 1 GLUE tasks; say --mixed" in capsys.readouterr().err
+    assert "mean of 8 GLUE tasks, these runs' of 1 of 8 GLUE tasks; say --mixed" in capsys.readouterr().err
     assert main([str(tmp_path / "runs"), *words, "--axis", "tokens"]) == 2
     assert "no tokens" in capsys.readouterr().err
     assert main([str(tmp_path / "runs"), *words]) == 0
