@@ -71,11 +71,13 @@ def markdown(name: str, glue: Record) -> str:
 
 
 def _rows(glue: Record) -> list[tuple[str, ...]]:
-    rows = [("task", "score", "std", "n", "init", "metrics")]
+    constant = glue.get("constant", {})
+    rows = [("task", "score", "std", "n", *["constant"] * bool(constant), "init", "metrics")]
     for name, task in glue["tasks"].items():
         std = "-" if task["std"] is None else f"{task['std']:.2f}"
         metrics = ", ".join(f"{metric} {value:.2f}" for metric, value in task["metrics"].items())
-        rows.append((name, f"{task['score']:.2f}", std, str(len(task["runs"])), task["init"], metrics))
+        level = [f"{constant[name]:.2f}"] * bool(constant)
+        rows.append((name, f"{task['score']:.2f}", std, str(len(task["runs"])), *level, task["init"], metrics))
     return rows
 
 

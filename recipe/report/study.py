@@ -57,6 +57,7 @@ class Study:
     floors: dict[str, tuple[float, float | None]] = field(
         default_factory=dict
     )  # a model's value without pretraining, ±
+    constant: float | None = None  # the score of the constant answer, where it is recorded
 
     def on_frontier(self, point: Point) -> bool:
         return point in self.fronts[point.curve]
@@ -104,8 +105,8 @@ def gather(
         raise UserError("no runs given; name run folders, or a folder that holds them, such as runs/")
     chosen = MEASURES[measure]
     runs, left_out = _runs(words, chosen)
-    untrained = _runs(floor, chosen)[0] if floor else []
     records = [run.record for run in runs]
+    untrained = [_at_rate_of(run, records[0]) for run in _runs(floor, chosen)[0]] if floor else []
     every = frontier.points_of([*records, *(run.record for run in untrained)], tasks, mixed, chosen)
     merged = seeds.merged(records, every[: len(runs)])
     floors = {
@@ -119,7 +120,23 @@ def gather(
     one_protocol = not any(curve.protocol for curve in fronts)
     joint = frontier.frontier(points, axis) if one_protocol and len(fronts) > 1 else []
     overlay = _overlay(axis, chosen, runs, shown, mixed) if published else []
-    return Study(chosen, axis, shown, runs, points, members, fronts, joint, overlay, left_out, floors)
+    constant = _constant(records[0]["glue"], shown) if shown else None
+    return Study(chosen, axis, shown, runs, points, members, fronts, joint, overlay, left_out, floors, constant)
+
+
+def _at_rate_of(run: Run, record: dict[str, Any]) -> Run:
+    """A run without pretraining, as if fine-tuned at another's rate: it may have the rate that is best for it."""
+    glue = run.record["glue"]
+    if glue is None or record["glue"] is None:
+        return run
+    rate = {key: record["glue"]["protocol"][key] for key in ("lr_scale",) if key in record["glue"]["protocol"]}
+    return replace(run, record={**run.record, "glue": {**glue, "protocol": glue["protocol"] | rate}})
+
+
+def _constant(glue: dict[str, Any], tasks: Sequence[str]) -> float | None:
+    """The mean over `tasks` of what the constant answer scores."""
+    found = glue.get("constant", {})
+    return statistics.fmean(found[task] for task in tasks) if all(task in found for task in tasks) else None
 
 
 def _runs(words: Sequence[str | Path], measure: Measure) -> tuple[list[Run], dict[str, str]]:

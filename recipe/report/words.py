@@ -152,7 +152,12 @@ def notes(study: Study) -> list[str]:
         )
     if study.floors:
         floors = ", ".join(_with_half(name, study.measure, *floor) for name, floor in study.floors.items())
-        more.append(f"Dashed: without pretraining, measured alike: {floors}.")
+        own = ", each at the learning rate that was chosen for it" if study.measure is SCORE else ""
+        more.append(f"Dashed: without pretraining, measured alike{own}: {floors}.")
+    if study.constant is not None:
+        more.append(
+            f"Dash-dotted: the training set's most common answer to every example, {study.measure.text(study.constant)}."
+        )
     if study.joint:
         more.append("Dotted: the frontier of all models together.")
     if study.published:
