@@ -76,7 +76,7 @@ def _rows(glue: Record) -> list[tuple[str, ...]]:
     for name, task in glue["tasks"].items():
         std = "-" if task["std"] is None else f"{task['std']:.2f}"
         metrics = ", ".join(f"{metric} {value:.2f}" for metric, value in task["metrics"].items())
-        level = [f"{constant[name]:.2f}"] * bool(constant)
+        level = [f"{constant[name]:.2f}"] if constant else []
         rows.append((name, f"{task['score']:.2f}", std, str(len(task["runs"])), *level, task["init"], metrics))
     return rows
 
