@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from composer.utils import dist
@@ -19,6 +19,7 @@ from recipe.config import GlueConfig, run_main, to_dict
 from recipe.cost import prices
 from recipe.errors import UserError, say_error
 from recipe.finetune import scores
+from recipe.finetune.constant import constant_score
 from recipe.finetune.jobs import ENCODER, Job, Worker, run_jobs
 from recipe.finetune.kinds import KINDS
 from recipe.finetune.predictions import read_test_sets, submission_name
@@ -30,6 +31,13 @@ from recipe.system.hardware import Hardware, find_hardware
 from recipe.system.progress import clock
 from recipe.system.quiet import quiet_libraries
 from recipe.training.checkpoint import Checkpoint, find_checkpoint
+
+
+class Size(NamedTuple):
+    """Of a task."""
+
+    examples: int  # to train on
+    constant: float  # what the constant answer scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +76,7 @@ def glue(config: GlueConfig) -> dict[str, Any]:
     record = start_record(plan, sizes, failed, list(done.values()))
     if done:
         print(f"  {len(done)} of {len(jobs)} jobs were done before; continuing with the others", flush=True)
-    work = {job: sizes[job.task.name] * (config.epochs or job.task.epochs) for job in jobs if job not in done}
+    work = {job: sizes[job.task.name].examples * (config.epochs or job.task.epochs) for job in jobs if job not in done}
     progress = JobsProgress({job.name: amount for job, amount in work.items()}, len(done))
     for job, result in run_jobs(plan.worker, list(work), progress.report):
         progress.end(job.name)
@@ -117,8 +125,8 @@ def check_processes(config: GlueConfig, hardware: Hardware) -> None:
         raise UserError(f"processes={config.processes}: give 1 to {most}, as many as there are {unit}")
 
 
-def check_tasks(plan: Plan) -> tuple[dict[str, int], dict[str, str]]:
-    """The training examples of each task that can be read; and why the others cannot."""
+def check_tasks(plan: Plan) -> tuple[dict[str, Size], dict[str, str]]:
+    """What is known of each task that can be read; and why the others cannot."""
     sizes, failed = {}, {}
     for task in plan.tasks:
         try:
@@ -127,7 +135,7 @@ def check_tasks(plan: Plan) -> tuple[dict[str, int], dict[str, str]]:
         except UserError as error:
             failed[task.name] = error
         else:
-            sizes[task.name] = len(data.train)
+            sizes[task.name] = Size(len(data.train), constant_score(data))
             if data.torn_rows:
                 print(f"{task.name}: {data.torn_rows} torn lines of train.tsv left out", flush=True)
     if not sizes:
@@ -171,7 +179,7 @@ def kept_jobs(plan: Plan, jobs: list[Job]) -> dict[Job, dict[str, Any]]:
 
 
 def start_record(
-    plan: Plan, sizes: dict[str, int], failed: dict[str, str], done: list[dict[str, Any]]
+    plan: Plan, sizes: dict[str, Size], failed: dict[str, str], done: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """The record as it is now; the model is built once before, so that weights that do not fit fail first."""
     config, hardware, worker = plan.config, plan.hardware, plan.worker
@@ -203,6 +211,8 @@ def start_record(
         },
         "absent": plan.absent,
         "of": len(TASKS),
+        # Absent in records from before it was measured.
+        "constant": {name: size.constant for name, size in sizes.items()},
     }
     bring_in(record, done, failed)
     say_start(plan, record)

@@ -20,6 +20,7 @@ import yaml
 from recipe import records, shipped
 from recipe.config import TrainConfig, load, to_dict
 from recipe.cost import frontier, prices, seeds
+from recipe.cost.measures import tasks_in_words
 from recipe.errors import UserError, exit_status
 from recipe.model.architectures import ARCHITECTURES, architecture
 from recipe.model.config import EncoderConfig, padded_vocab_size
@@ -203,8 +204,8 @@ def expectation(config: TrainConfig, runs: Sequence[dict[str, Any]], budget_usd:
     near += [p for p in front if (p.usd - budget_usd) * (near[0].usd - budget_usd) < 0][:1]
     widths = [p.half_width for p in near]
     spread = f"± {max(widths):.2f} (95 %)" if None not in widths else "no interval: one seed per point"
-    tasks = len(alike[0]["glue"]["tasks"])
-    return f"{score:.2f} {spread}, mean of {tasks} GLUE tasks, between {len(front)} recorded points"
+    tasks = tasks_in_words(alike[0]["glue"], list(alike[0]["glue"]["tasks"]))
+    return f"{score:.2f} {spread}, mean of {tasks}, between {len(front)} recorded points"
 
 
 def _shape(run: dict[str, Any]) -> dict[str, Any]:

@@ -143,6 +143,32 @@ def test_without_mnli_rte_starts_from_pretraining(tmp_path, run, monkeypatch, ca
     assert "init: RTE from the pretrained encoder, as MNLI is not among the tasks" in capsys.readouterr().out
 
 
+def test_without_the_start_from_mnli_the_score_has_another_name(tmp_path, run, capsys):
+    """Beside a published GLUE score it would mislead."""
+    write_inference(tmp_path / "data", "RTE", train=32)
+    write_sst2(tmp_path / "data", train=32, dev=16)
+    words = ["checkpoint=" + str(run), f"data={tmp_path / 'data'}", "max_length=48", "cost.usd_per_hour=1", "epochs=1"]
+    record = glue(load(GlueConfig, str(ROOT / "yamls/glue/glue5.yaml"), words))
+    assert record["glue"]["benchmark"] == "GLUE" and record["glue"]["tasks"]["RTE"]["init"] == "pretrained"
+    name = "2 tasks: GLUE-2, no MNLI start, dev; absent: MNLI"
+    assert name in capsys.readouterr().out and name in (run / "glue" / "scores.md").read_text()
+    glue(load(GlueConfig, str(ROOT / "yamls/glue/glue5.yaml"), [*words, "split=tuning"]))
+    assert "2 tasks: GLUE-2, no MNLI start, tuning" in capsys.readouterr().out
+
+
+def test_the_constant_answer_stands_beside_the_score(tmp_path, run, capsys):
+    """By hand: the mean of the training set's numbers correlates with nothing; a class's share of the development set."""
+    write_sst2(tmp_path / "data", train=32, dev=16)
+    write_stsb(tmp_path / "data", train=32, dev=16)
+    for name, labels in (("train", "10000"), ("dev", "0001")):
+        text = "sentence\tlabel\n" + "".join(f"a red house\t{label}\n" for label in labels)
+        (tmp_path / "data" / "SST-2" / f"{name}.tsv").write_text(text)
+    record = glue(config(tmp_path, epochs=1.0))
+    assert record["glue"]["constant"] == {"SST-2": 75.0, "STS-B": 0.0}
+    head, row = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(("task ", "SST-2  "))]
+    assert row[head.index("constant")] == "75.00"
+
+
 def test_scores_that_exist_are_returned_and_others_are_not_overwritten(tmp_path, run, capsys):
     write_sst2(tmp_path / "data", train=32, dev=16)
     first = glue(config(tmp_path, epochs=1.0))

@@ -175,7 +175,7 @@ def test_the_recorded_frontier_is_asked_with_its_interval(small, tmp_path, capsy
     assert run(*words, "10") == 0
     printed = capsys.readouterr().out
     # Student's t with 2 degrees, 4.303, times 2 / sqrt(3)
-    assert "77.00 ± 4.97 (95 %), mean of 1 GLUE tasks, between 2 recorded points" in printed
+    assert "77.00 ± 4.97 (95 %), mean of 1 of 8 GLUE tasks, between 2 recorded points" in printed
     assert "measured on NVIDIA H200 by run `b-s0`" in printed
     assert run(*words, "1000") == 0
     assert "no data (recorded from $1 to $100)" in capsys.readouterr().out

@@ -49,6 +49,21 @@ class Measure:
         return f"{value:.{self.decimals}f}{self.unit}"
 
 
+def benchmark_name(glue: Record, tasks: Sequence[str]) -> str:
+    """What a score on `tasks` is called. Without the start from MNLI it is another benchmark than GLUE, and says so."""
+    protocol = glue["protocol"]
+    if glue["benchmark"] != "GLUE" or protocol.get("from_mnli", True):
+        return glue["benchmark"]
+    return f"GLUE-{len(tasks)}, no MNLI start, {protocol.get('split', 'dev')}"
+
+
+def tasks_in_words(glue: Record, tasks: Sequence[str]) -> str:
+    """How many tasks, and whose."""
+    name = benchmark_name(glue, tasks)
+    own = name != glue["benchmark"]
+    return f"{len(tasks)} tasks: {name}" if own else f"{len(tasks)} of {glue['of']} {name} tasks"
+
+
 def why_no_score(record: Record) -> str | None:
     if record["glue"] is None or not record["glue"]["tasks"]:
         return "no scores; run recipe.glue on its checkpoint"

@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from recipe.cost.measures import tasks_in_words
+
 CONVENTION = "mean over tasks of the mean of each task's metrics"
 COUNTS = ("train_examples", "dev_examples", "truncated_examples", "torn_rows")
 PER_SEED = ("seed", "score", "metrics", "seconds", "tokens")
@@ -69,17 +71,19 @@ def markdown(name: str, glue: Record) -> str:
 
 
 def _rows(glue: Record) -> list[tuple[str, ...]]:
-    rows = [("task", "score", "std", "n", "init", "metrics")]
+    constant = glue.get("constant", {})
+    rows = [("task", "score", "std", "n", *["constant"] * bool(constant), "init", "metrics")]
     for name, task in glue["tasks"].items():
         std = "-" if task["std"] is None else f"{task['std']:.2f}"
         metrics = ", ".join(f"{metric} {value:.2f}" for metric, value in task["metrics"].items())
-        rows.append((name, f"{task['score']:.2f}", std, str(len(task["runs"])), task["init"], metrics))
+        level = [f"{constant[name]:.2f}"] if constant else []
+        rows.append((name, f"{task['score']:.2f}", std, str(len(task["runs"])), *level, task["init"], metrics))
     return rows
 
 
 def _totals(glue: Record) -> list[str]:
     bill = glue["cost"]
-    present = f"{len(glue['tasks'])} of {glue['of']} {glue['benchmark']} tasks{absence(glue['absent'])}"
+    present = f"{tasks_in_words(glue, list(glue['tasks']))}{absence(glue['absent'])}"
     split = f"; on the {glue['protocol']['split']} split" if "split" in glue["protocol"] else ""
     score = "none" if glue["score"] is None else f"{glue['score']:.2f}"
     failed = [f"failed: {reason}" for reason in glue.get("failed", {}).values()]

@@ -74,7 +74,9 @@ def _draw_curve(axes: Axes, found: Study, curve: Curve, color: str, marker: str)
 
 
 def _draw_floors(axes: Axes, found: Study) -> None:
-    """A level a model: what it gives without pretraining."""
+    """A level a model, what it gives without pretraining, and that of the constant answer."""
+    if found.constant is not None:
+        axes.axhline(found.constant, color="#888888", linewidth=1.1, linestyle="-.", zorder=1, label="constant answer")
     colors = {curve.label: color for curve, (color, _) in study.styles(found).items()}
     for name, (value, _) in found.floors.items():
         axes.axhline(

@@ -93,6 +93,8 @@ def _curves(found: Study) -> go.Figure:
     for name, (value, _) in found.floors.items():
         line = {"color": colors.get(name, "#888888"), "dash": "dash", "width": 1.2}
         figure.add_hline(value, line=line)
+    if found.constant is not None:
+        figure.add_hline(found.constant, line={"color": "#888888", "dash": "dashdot", "width": 1.2})
     if found.joint:
         xs, ys = study.line_of(found.joint, found.axis)
         line = {"color": "#888888", "dash": "dot", "width": 1.5}

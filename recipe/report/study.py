@@ -17,7 +17,7 @@ from typing import Any
 from recipe import shipped
 from recipe.cost import frontier, seeds
 from recipe.cost.frontier import BRANCH, Curve, Point
-from recipe.cost.measures import LOSS, MEASURES, PAIRS, SCORE, Measure
+from recipe.cost.measures import LOSS, MEASURES, PAIRS, SCORE, Measure, benchmark_name, tasks_in_words
 from recipe.errors import UserError
 from recipe.records import FILE_NAME, read_record
 from recipe.report import published as papers
@@ -57,6 +57,7 @@ class Study:
     floors: dict[str, tuple[float, float | None]] = field(
         default_factory=dict
     )  # a model's value without pretraining, ±
+    constant: float | None = None  # the score of the constant answer, where it is recorded
 
     def on_frontier(self, point: Point) -> bool:
         return point in self.fronts[point.curve]
@@ -104,8 +105,8 @@ def gather(
         raise UserError("no runs given; name run folders, or a folder that holds them, such as runs/")
     chosen = MEASURES[measure]
     runs, left_out = _runs(words, chosen)
-    untrained = _runs(floor, chosen)[0] if floor else []
     records = [run.record for run in runs]
+    untrained = [_at_rate_of(run, records[0]) for run in _runs(floor, chosen)[0]] if floor else []
     every = frontier.points_of([*records, *(run.record for run in untrained)], tasks, mixed, chosen)
     merged = seeds.merged(records, every[: len(runs)])
     floors = {
@@ -119,7 +120,23 @@ def gather(
     one_protocol = not any(curve.protocol for curve in fronts)
     joint = frontier.frontier(points, axis) if one_protocol and len(fronts) > 1 else []
     overlay = _overlay(axis, chosen, runs, shown, mixed) if published else []
-    return Study(chosen, axis, shown, runs, points, members, fronts, joint, overlay, left_out, floors)
+    constant = _constant(records[0]["glue"], shown) if shown else None
+    return Study(chosen, axis, shown, runs, points, members, fronts, joint, overlay, left_out, floors, constant)
+
+
+def _at_rate_of(run: Run, record: dict[str, Any]) -> Run:
+    """A run without pretraining, as if fine-tuned at another's rate: it may have the rate that is best for it."""
+    glue = run.record["glue"]
+    if glue is None or record["glue"] is None:
+        return run
+    rate = {key: record["glue"]["protocol"][key] for key in ("lr_scale",) if key in record["glue"]["protocol"]}
+    return replace(run, record={**run.record, "glue": {**glue, "protocol": glue["protocol"] | rate}})
+
+
+def _constant(glue: dict[str, Any], tasks: Sequence[str]) -> float | None:
+    """The mean over `tasks` of what the constant answer scores."""
+    found = glue.get("constant", {})
+    return statistics.fmean(found[task] for task in tasks) if all(task in found for task in tasks) else None
 
 
 def _runs(words: Sequence[str | Path], measure: Measure) -> tuple[list[Run], dict[str, str]]:
@@ -143,11 +160,11 @@ def _overlay(
     """The published points, if the runs' scores are of the same tasks, or the user says that they may differ."""
     if measure is not SCORE:
         raise UserError(f"--published: those points are scores, which no {measure.name} can stand beside; leave it out")
-    benchmark = runs[0].record["glue"]["benchmark"]
-    if not mixed and (benchmark != "GLUE" or len(tasks) != papers.TASKS):
+    glue = runs[0].record["glue"]
+    if not mixed and (benchmark_name(glue, tasks) != "GLUE" or len(tasks) != papers.TASKS):
         raise UserError(
-            f"--published: those points are the mean of {papers.TASKS} GLUE tasks, these runs' of {len(tasks)} {benchmark} "
-            "tasks; say --mixed to draw both all the same, labelled"
+            f"--published: those points are the mean of {papers.TASKS} GLUE tasks, these runs' of {tasks_in_words(glue, tasks)}; "
+            "say --mixed to draw both all the same, labelled"
         )
     return papers.curves(axis, PRICES)
 

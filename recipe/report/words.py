@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from recipe.cost import frontier
 from recipe.cost.frontier import Curve, Gain, Saving
-from recipe.cost.measures import LOSS, PAIRS, SCORE, Measure
+from recipe.cost.measures import LOSS, PAIRS, SCORE, Measure, benchmark_name, tasks_in_words
 from recipe.report.published import SOURCE
 from recipe.report.study import MOST_PARADIGMS, Study
 
@@ -29,12 +29,12 @@ def words_of(study: Study) -> Words:
 def _of_scores(study: Study) -> Words:
     glue = study.runs[0].record["glue"]  # benchmark and protocol are the same in all, unless the study is mixed
     benchmark, tasks = glue["benchmark"], study.tasks
-    count = f"mean of {len(tasks)} of {glue['of']} {benchmark} tasks" + ("" if benchmark == "GLUE" else ", not GLUE")
+    count = f"mean of {tasks_in_words(glue, tasks)}" + ("" if benchmark == "GLUE" else ", not GLUE")
     count = MIXED if study.mixed else count
     missing = [task for task in dict.fromkeys([*glue["absent"], *glue["tasks"]]) if task not in tasks]
     absent = f"; not in it: {', '.join(missing)}" if missing else ""
     return Words(
-        headline=f"Score on {'GLUE' if benchmark == 'GLUE' else f'{benchmark} tasks'}",
+        headline=f"Score on {benchmark_name(glue, tasks) if benchmark == 'GLUE' else f'{benchmark} tasks'}",
         subtitle=count,
         axis=f"score, 0 to 100 ({len(tasks)} tasks)" if len(tasks) > 1 else f"{tasks[0]} score",
         note=f"Score: {count} ({', '.join(tasks)}{absent}).",
@@ -152,7 +152,12 @@ def notes(study: Study) -> list[str]:
         )
     if study.floors:
         floors = ", ".join(_with_half(name, study.measure, *floor) for name, floor in study.floors.items())
-        more.append(f"Dashed: without pretraining, measured alike: {floors}.")
+        own = ", each at the learning rate that was chosen for it" if study.measure is SCORE else ""
+        more.append(f"Dashed: without pretraining, measured alike{own}: {floors}.")
+    if study.constant is not None:
+        more.append(
+            f"Dash-dotted: the training set's most common answer to every example, {study.measure.text(study.constant)}."
+        )
     if study.joint:
         more.append("Dotted: the frontier of all models together.")
     if study.published:

@@ -94,6 +94,38 @@ def test_the_books_get_their_folders_as_arguments(call, tmp_path):
     )
 
 
+def test_the_frontier_gets_its_folders_and_measures_its_reference_once(call, tmp_path):
+    done = subprocess.run(["bash", str(ROOT / "benchmarks/frontier.sh"), "glue"], capture_output=True, text=True)
+    assert done.returncode == 2 and "GLUE_FOLDER CORPUS_FOLDER [BLIMP_FOLDER]" in done.stderr
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    shutil.copy(tmp_path / "python", tmp_path / ".venv/bin/python")
+    shutil.copy(ROOT / "benchmarks/frontier.sh", tmp_path / "benchmarks")
+    for place in ("corpus", "my glue", "blimp"):
+        (tmp_path / place).mkdir()
+
+    def said(*words: str) -> list[str]:
+        command = ["bash", "benchmarks/frontier.sh", *(str(tmp_path / word) for word in words)]
+        subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=True)
+        lines = (tmp_path / "said").read_text().splitlines()
+        (tmp_path / "said").unlink()
+        return lines
+
+    words = f"benchmarks/frontier/campaign.yaml glue='yamls/glue/glue5.yaml data={tmp_path}/my glue'"
+    first = said("my glue", "corpus")
+    assert first[0] == (
+        f"-m recipe.prepare benchmarks/frontier/data.yaml train.files=[{tmp_path}/corpus/books-train*.json.gz] "
+        f"validation.files=[{tmp_path}/corpus/books-validation*.json.gz]"
+    )
+    assert first[1:3] == [f"-m benchmarks.campaign {way} {words}" for way in ("reference", "run")]
+    assert [line.split("--measure ")[1].split()[0] for line in first[3:]] == ["score", "loss"]
+    for place in ("data/frontier/dataset.json", "benchmarks/results/frontier/campaign/reference.json"):
+        (tmp_path / place).parent.mkdir(parents=True)
+        (tmp_path / place).touch()
+    again = said("my glue", "corpus", "blimp")
+    assert again[0] == f"-m benchmarks.campaign run {words} pairs='yamls/pairs/blimp.yaml data={tmp_path}/blimp'"
+    assert [line.split("--measure ")[1].split()[0] for line in again[1:]] == ["score", "loss", "pairs"]
+
+
 def test_every_part_runs_whatever_came_of_the_last_and_none_beyond_the_time(call):
     status, output, said = call("gpu.sh", "data/none", ALL="3", LEAST="1")
     assert status == 1

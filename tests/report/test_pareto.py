@@ -234,6 +234,51 @@ def test_the_line_is_the_interpolation_on_a_linear_axis_too(tmp_path):
     assert len(xs) > 2 and ys == pytest.approx([value_at(front, "usd", min(x, front[-1].usd)) for x in xs])
 
 
+def test_a_score_without_the_start_from_mnli_is_never_called_glue(tmp_path, capsys):
+    tasks = {"CoLA": 10.0, "SST-2": 80.0, "MRPC": 70.0, "STS-B": 20.0, "RTE": 50.0}
+    made = run(tmp_path / "runs", "a", "mosaic_bert", 1.0, tasks)
+    made["glue"]["protocol"]["from_mnli"] = False
+    write_record(tmp_path / "runs" / "a", made)
+    page = draw([tmp_path / "runs"], tmp_path / "out")[2].read_text(encoding="utf-8")
+    printed = capsys.readouterr().out
+    assert printed.startswith(
+        "Score on GLUE-5, no MNLI start, dev against dollars of pretraining - mean of 5 tasks: GLUE-5,"
+    )
+    assert "Score on GLUE-5, no MNLI start, dev" in page and "GLUE tasks" not in page + printed
+    with pytest.raises(
+        UserError, match="mean of 8 GLUE tasks, these runs' of 5 tasks: GLUE-5, no MNLI start, dev; say"
+    ):
+        draw([tmp_path / "runs"], tmp_path / "out", published=True)
+
+
+def test_scores_are_drawn_beside_no_pretraining_and_the_constant_answer(runs, tmp_path, capsys):
+    """The floor has a learning rate of its own, and nothing else."""
+    folder, made = runs
+    for record in made.values():
+        record["glue"]["constant"] = {"CoLA": 0.0, "RTE": 52.5}
+        place = folder / "old" if record["model"] == "hf_bert" else folder
+        write_record(place / record["name"], record)
+    for seed, score in ((17, 50.0), (18, 52.0)):
+        start = run(tmp_path / "floor", f"start-s{seed}", "mosaic_bert", 0.01, {"CoLA": 1.0, "RTE": score})
+        start["config"] |= {"seed": seed}
+        start["glue"]["protocol"]["lr_scale"] = 2.0
+        write_record(tmp_path / "floor" / f"start-s{seed}", start)
+    for record in made.values():
+        record["glue"]["protocol"]["lr_scale"] = 5.0
+        write_record((folder / "old" if record["model"] == "hf_bert" else folder) / record["name"], record)
+    out = tmp_path / "out"
+    assert main([str(folder), "--out", str(out), "--floor", str(tmp_path / "floor")]) == 0
+    printed, page = capsys.readouterr().out, (out / "pareto.html").read_text("utf-8")
+    # The means are 25.5 and 26.5; Student's t with one degree, 12.706, times 0.7071 / sqrt(2)
+    assert "each at the learning rate that was chosen for it: mosaic_bert 26.00 ± 6.35." in printed
+    assert "most common answer to every example, 26.25." in printed and '"dash":"dashdot"' in page
+    assert "constant answer" in (out / "pareto.svg").read_text("utf-8")
+    start["glue"]["protocol"]["epochs"] = 9
+    write_record(tmp_path / "floor" / "start-s18", start)
+    assert main([str(folder), "--out", str(out), "--floor", str(tmp_path / "floor")]) == 2
+    assert "differ in protocol.epochs" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.0006, 0.0026), (8, 260), (1e6, 4e10), (39, 120)])
 def test_a_logarithmic_axis_has_enough_round_ticks(low, high):
     marks = study.ticks(low, high)
@@ -323,7 +368,7 @@ def test_the_published_points_are_named_as_such_and_are_in_no_table(tmp_path, ca
     run(tmp_path / "few", "few", "mosaic_bert", 1.0, {"CoLA": 40.0})
     words = ["--out", str(tmp_path / "out"), "--published"]
     assert main([str(tmp_path / "few"), *words]) == 2
-    assert "mean of 8 GLUE tasks, these runs' of 1 GLUE tasks; say --mixed" in capsys.readouterr().err
+    assert "mean of 8 GLUE tasks, these runs' of 1 of 8 GLUE tasks; say --mixed" in capsys.readouterr().err
     assert main([str(tmp_path / "runs"), *words, "--axis", "tokens"]) == 2
     assert "no tokens" in capsys.readouterr().err
     assert main([str(tmp_path / "runs"), *words]) == 0

@@ -39,6 +39,9 @@ class Kind:
     head: Callable[[int, int, float], nn.Module]
     loss: Callable[[Tensor, Tensor], Tensor]  # (R, C), labels (R,) -> the mean over the rows that have a label
     decode: Callable[[EncodedExamples, np.ndarray], Sequence]  # outputs (R, C) -> N predictions, each as a label is
+    constant: Callable[
+        [Sequence, Sequence], Sequence
+    ]  # (training labels, N labels) -> N times the best answer without reading
     word: Callable[[Any, Labels], str]  # a label or a prediction, as files have it
     # by name: (N labels, N predictions, the task's labels) -> at most 1, for a perfect answer
     metrics: Mapping[str, Callable[[Sequence, Sequence, Labels], float]]

@@ -1,0 +1,256 @@
+"""Many encoders at three budgets of one reference core, each scored; what is behind the frontier of benchmarks/frontier.sh.
+
+    python -m benchmarks.campaign reference benchmarks/frontier/campaign.yaml
+    python -m benchmarks.campaign run benchmarks/frontier/campaign.yaml "glue=yamls/glue/glue5.yaml data=GLUE"
+
+`reference` measures the seconds of a step of each model on an idle machine. A budget of minutes is as many steps as fit into it
+on that processor, and a run's dollars are its steps times that time, wherever it ran; what it took there stands beside them.
+`run` makes what has no record in `results` yet, the cheapest budgets first and one seed of everything before the second. Stopped
+at any time, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from recipe import records
+from recipe.config import TrainConfig, exit_status, load, to_dict
+from recipe.cost import prices
+from recipe.errors import UserError
+from recipe.settings import MISSING, result_settings, setting
+from recipe.system.files import write_whole
+
+REFERENCE = "reference.json"
+OTHERS = 0.05  # cores that other processes may have had while a time was taken
+ROWS = 4  # rows of a loss curve between which steps are timed; before the first one they are slower
+VARIES = ("seed", "duration")  # between runs of one model, without a change of a step's time
+
+
+# OmegaConf reads these annotations at run time, hence Optional[...] where the linter would write `... | None`.
+# ruff: noqa: UP045
+@dataclass
+class CampaignConfig:
+    """`python -m benchmarks.campaign`: models x budgets x seeds, at the cost of one reference core."""
+
+    out: str = setting(MISSING, "the folder of all runs, with their weights")
+    results: str = setting(MISSING, "the folder of records; what has its record there is done")
+    models: list[str] = setting(MISSING, "training YAMLs, each with its key=value words behind it")
+    minutes: list[float] = setting(MISSING, "budgets, in minutes of a reference core", above=0)
+    seeds: list[int] = setting([17, 18, 19], "of the pretraining runs", least=0, most=2**32 - 1)
+    longest: float = setting(
+        0.0, "minutes of one more run of the first model, the last of all", least=0, special="0: none"
+    )
+    glue: Optional[str] = setting(None, "the YAML of the fine-tuning, with its key=value words behind it")
+    floor_glue: list[str] = setting([], "words of the fine-tuning of what is not pretrained, such as lr_scale=2")
+    pairs: Optional[str] = setting(None, "the YAML of the minimal pairs, with its key=value words behind it")
+    checkpoint_minutes: float = setting(10.0, "between two checkpoints", above=0)
+    turns: int = setting(3, "in which the models' steps are timed", least=1)
+    steps: int = setting(20, "between two rows of the loss curves by which steps are timed", least=1)
+
+
+@dataclass(frozen=True)
+class Model:
+    name: str
+    words: tuple[str, ...]  # YAML and key=value words
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a step's time depends on, and more."""
+        values = to_dict(load(TrainConfig, self.words[0], self.words[1:]))
+        return {key: value for key, value in result_settings(TrainConfig, values).items() if key not in VARIES}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run to be made; without `minutes` a floor, which is not pretrained."""
+
+    model: Model
+    minutes: float | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        budget = "floor" if self.minutes is None else f"{self.minutes:g}min"
+        return f"{self.model.name}-{budget}-s{self.seed}"
+
+    @property
+    def place(self) -> Path:
+        """Of its record in the results."""
+        return Path("floor" if self.minutes is None else "runs") / self.name
+
+
+def models_of(config: CampaignConfig) -> list[Model]:
+    found = [tuple(words.split()) for words in config.models]
+    models = [Model(load(TrainConfig, first, rest).model.name, (first, *rest)) for first, *rest in found]
+    if len({model.name for model in models}) < len(models) or not models:
+        raise UserError("models: give at least one, and no architecture twice")
+    return models
+
+
+def points_of(config: CampaignConfig) -> Iterator[Point]:
+    """In the order in which they are made."""
+    models = models_of(config)
+    for seed in config.seeds:
+        for minutes in (None, *sorted(config.minutes)):
+            yield from (Point(model, minutes, seed) for model in models)
+    if config.longest:
+        yield Point(models[0], config.longest, config.seeds[0])
+
+
+def run(config: CampaignConfig) -> list[Path]:
+    """Make every point that has no record yet; returns the records' folders.
+
+    Raises:
+        UserError: no reference, or one of other models; a command that failed.
+    """
+    if not config.glue and not config.pairs:
+        raise UserError("no scoring: give glue=YAML, pairs=YAML or both")
+    results, points = Path(config.results), list(points_of(config))
+    reference = read_reference(config)
+    for number, point in enumerate(points, 1):
+        if (results / point.place / records.FILE_NAME).is_file():
+            continue
+        print(f"\n[{number}/{len(points)}] {point.name}", flush=True)
+        record = make(point, config, reference["models"][point.model.name]["step_s"])
+        records.write_record(results / point.place, at_reference(record, reference))
+    return [results / point.place for point in points]
+
+
+def make(point: Point, config: CampaignConfig, step_s: float) -> dict[str, Any]:
+    """Pretrain and score one point, each in a process of its own; returns its record."""
+    out = Path(config.out) / point.name
+    words = [*point.model.words, f"seed={point.seed}", f"out={out}", "autoresume=true"]
+    floor = point.minutes is None
+    if floor:  # the rate of the only batch is 0
+        words += ["duration=1ba", "schedule.warmup=1"]
+    else:
+        every = max(1, round(60 * config.checkpoint_minutes / step_s))
+        words += [f"duration={steps_in(point.minutes, step_s)}ba", f"checkpoint_every={every}ba"]
+    command("recipe.train", *words)
+    for module, scoring in (("recipe.glue", config.glue), ("recipe.pairs", config.pairs)):
+        if scoring:
+            own = config.floor_glue if floor and module == "recipe.glue" else []
+            command(module, *scoring.split(), *own, f"checkpoint={out}")
+    return records.read_record(out)
+
+
+def steps_in(minutes: float, step_s: float) -> int:
+    return max(1, round(60 * minutes / step_s))
+
+
+def at_reference(record: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
+    """The record with the bill of the reference processor, and under `own` what it took where it ran."""
+    device, step_s = reference["device"], reference["models"][record["model"]]["step_s"]
+    price = prices.Price(device["usd_per_hour"], device["price_source"], device["price_row"])
+    cost = prices.bill(record["batches"] * step_s, device["count"], price, device["kind"])
+    own = {"device": record["device"], "cost": record["cost"]}
+    return {**record, "device": device, "cost": cost, "own": own}
+
+
+def read_reference(config: CampaignConfig) -> dict[str, Any]:
+    """The measured steps, of these very models.
+
+    Raises:
+        UserError: none measured, or of other settings.
+    """
+    file = Path(config.results) / REFERENCE
+    remedy = "on an idle machine run python -m benchmarks.campaign reference, with the same words"
+    if not file.is_file():
+        raise UserError(f"{file}: not measured; {remedy}")
+    found = json.loads(file.read_text("utf-8"))
+    for model in models_of(config):
+        # as JSON has it
+        if found["models"].get(model.name, {}).get("settings") != json.loads(json.dumps(model.settings)):
+            raise UserError(f"{file}: measured with other settings of {model.name}; remove it, and {remedy}")
+    return found
+
+
+def reference(config: CampaignConfig) -> Path:
+    """Measure the models' steps, in turns, and write them.
+
+    Raises:
+        UserError: other processes ran meanwhile.
+    """
+    models = models_of(config)
+    step_s: dict[str, list[float]] = {model.name: [] for model in models}
+    record, busy = {}, Busy()
+    for _ in range(config.turns):
+        for model in models:
+            with tempfile.TemporaryDirectory() as folder:
+                batches = ROWS * config.steps
+                timing = (f"out={folder}/run", f"duration={batches}ba", f"log_every={config.steps}")
+                command("recipe.train", *model.words, *timing)
+                record = records.read_record(Path(folder) / "run")
+            seconds = [row["seconds"] for row in record["loss_curve"]]
+            step_s[model.name] += [(b - a) / config.steps for a, b in zip(seconds, seconds[1:], strict=False)]
+    others = busy.others()
+    if others > OTHERS:
+        raise UserError(f"other processes had {others:.2f} of a core meanwhile; wait until the machine is idle")
+    found = {
+        "what": "median seconds of a training step in one thread of an idle machine, the models in turns",
+        "provenance": records.provenance(),
+        "device": record["device"],
+        "precision": record["precision"],
+        "others_cores": others,
+        "models": {
+            model.name: {
+                "step_s": statistics.median(step_s[model.name]),
+                "all_step_s": step_s[model.name],
+                "settings": model.settings,
+            }
+            for model in models
+        },
+    }
+    file = Path(config.results) / REFERENCE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, lambda draft: draft.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8"))
+    return file
+
+
+class Busy:
+    """How many cores other processes have had since it was made: the machine's busy time (Linux) less this process's, its ended
+    children's included."""
+
+    def __init__(self) -> None:
+        self.began, self.before = time.perf_counter(), self._others_s()
+
+    def others(self) -> float:
+        return (self._others_s() - self.before) / (time.perf_counter() - self.began)
+
+    @staticmethod
+    def _others_s() -> float:
+        with open("/proc/stat", encoding="utf-8") as stat:
+            user, nice, system, _, _, irq, soft_irq, steal = map(int, stat.readline().split()[1:9])
+        everyone = (user + nice + system + irq + soft_irq + steal) / os.sysconf("SC_CLK_TCK")
+        return everyone - sum(os.times()[:4])
+
+
+def command(module: str, *words: str) -> None:
+    """Run one entry point in a process of its own."""
+    if subprocess.run([sys.executable, "-m", module, *words], check=False).returncode:
+        raise UserError(f"python -m {module} {' '.join(words)} failed; repair, and the same command goes on")
+
+
+WAYS = {"run": run, "reference": reference}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if len(words) < 2 or words[0] not in WAYS:
+        print(__doc__, file=sys.stderr)
+        return 2
+    return exit_status(lambda: WAYS[words[0]](load(CampaignConfig, words[1], words[2:])))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
