@@ -53,6 +53,6 @@ def most_common(train: list[list[int]], gold: list[list[int]]) -> list[list[int]
     return [[int(np.bincount(np.concatenate(train)).argmax())] * len(tags) for tags in gold]
 
 
-TAGS = Kind("tags", "AutoModelForTokenClassification", [], read, encode, len, lambda batch: None, TagHead, F.cross_entropy, decode,
-            most_common, lambda tags, labels: " ".join(labels[tag] for tag in tags), {"accuracy": accuracy})  # fmt: skip
+TAGS = Kind("tags", "AutoModelForTokenClassification", [], read, encode, len, lambda batch: None, TagHead, F.cross_entropy,
+            decode, most_common, lambda tags, labels: " ".join(labels[tag] for tag in tags), {"accuracy": accuracy})  # fmt: skip
 WORDS = Task("Words", ("text",), "tags", ("short", "long"), ("accuracy",), 3e-3, 4, 8, 0.0, (19, 7), kind="tags")
