@@ -11,6 +11,7 @@ from recipe.config import TrainConfig, load, to_dict
 from recipe.cost import prices
 from recipe.cost.prices import Row
 from recipe.training.memory import GIB, LiveBytes, Need
+from tests.tiny.records import record_run
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = Row("cpu-core", ("cpu",), 3600.0, "test")  # a dollar a core-second
@@ -153,18 +154,12 @@ def test_the_arithmetic_of_a_stated_mfu(small, capsys, tmp_path):
 def scored(tmp_path, name, usd, score, seed, tasks=("CoLA",), price_row="h200"):
     model = dataclasses.asdict(TrainConfig().model) | {"hidden_size": 64, "num_hidden_layers": 2,
                                                        "num_attention_heads": 2, "intermediate_size": 128}  # fmt: skip
-    record = records.new_record(
-        kind="pretrain", name=name, model="mosaic_bert", backends={}, parameters=1,
+    record_run(
+        tmp_path / "runs", name, "mosaic_bert", usd / 4, dict.fromkeys(tasks, score), sequences=int(usd * 1e4),
         config={"seed": seed, "duration": f"{usd}", "model": model, "data": {"mask_rate": 0.3}},
         device=records.device("gpu", "NVIDIA H200", 1, prices.Price(4.0, "my prices", price_row)),
+        encoder={**model, "vocab_size": 1024},
     )  # fmt: skip
-    record |= {"status": "finished", "tokens": int(usd * 1e6), "sequences": int(usd * 1e4)}
-    record["cost"] = {"usd": usd, "device_hours": usd / 4, "gpu_hours": usd / 4, "seconds": usd * 900}
-    record["encoder"] = {**model, "vocab_size": 1024}
-    record["glue"] = {"benchmark": "GLUE", "protocol": {}, "absent": [], "of": 8,
-                      "tasks": {task: {"score": score, "init": "pretrained"} for task in tasks}}  # fmt: skip
-    records.write_record(tmp_path / "runs" / name, record)
-    return record
 
 
 def test_the_recorded_frontier_is_asked_with_its_interval(small, tmp_path, capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from recipe.config import PrepareConfig, run_main
 from recipe.corpus import inspection
 from recipe.records import read_record
 from tests.fixtures.make import ARITHMETIC, CHECKPOINT_AT
+from tests.tiny.records import rows_of
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -139,8 +139,7 @@ def test_the_dataset_is_the_one_that_its_yaml_asks_for(written, capsys):
 
 def test_seeds_become_one_point_of_a_plot(written, capsys):
     assert pareto.main(["plot", "runs", "--out", "drawn"]) == 0
-    with (written / "drawn" / "pareto.csv").open(newline="") as stream:
-        rows = {row["run"]: row for row in csv.DictReader(stream)}
+    rows = rows_of(written / "drawn" / "pareto.csv")
     assert set(rows) == {"mosaic_bert (2 seeds)", "hf_bert-s17"}
     scores = [read_record(written / f"runs/mosaic_bert-s{seed}")["glue"]["score"] for seed in (17, 18)]
     assert float(rows["mosaic_bert (2 seeds)"]["score"]) == pytest.approx(statistics.fmean(scores))

@@ -1,6 +1,5 @@
 """Whole sweeps of tiny models: what they make, what they do again, and what a branch of a trunk is."""
 
-import csv
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from recipe.cost.frontier import BRANCH, Curve
 from recipe.errors import UserError
 from recipe.pareto import main
 from recipe.report import study, sweep
+from tests.tiny.records import rows_of
 from tests.tiny_encoder import write_pairs, write_sst2
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,8 +68,7 @@ def test_a_sweep_is_resumed_and_then_done(files, monkeypatch, capsys):
     assert runs["hf_bert-2ba-s17"]["batches"] == 2 and runs["hf_bert-300tok-s17"]["tokens"] >= 300
     # each budget's schedule is its own: the last step of both is the first of a decay that ends there
     assert all(run["loss_curve"][-1]["lr"] < 5e-4 for run in runs.values())
-    with (files / "sweep" / "pareto" / "pareto.csv").open(newline="") as stream:
-        assert {row["run"] for row in csv.DictReader(stream)} == set(runs)
+    assert set(rows_of(files / "sweep" / "pareto" / "pareto.csv")) == set(runs)
     total = sum(run["cost"]["usd"] for run in runs.values())
     assert sweep.spent(files / "sweep")["usd"] == pytest.approx(total)
     capsys.readouterr()
@@ -101,8 +100,7 @@ def test_a_branch_is_the_run_of_its_own_length_and_shares_its_trunk(files, capsy
     alone = train.train(load(TrainConfig, str(files / "train.yaml"), words))
     losses = [[row["loss"] for row in run["loss_curve"]] for run in (long, alone)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6) and long["tokens"] == alone["tokens"]
-    with (out / "pareto" / "pareto.csv").open(newline="") as stream:
-        rows = {row["run"]: row for row in csv.DictReader(stream)}
+    rows = rows_of(out / "pareto" / "pareto.csv")
     assert {(row["model"], row["way"]) for row in rows.values()} == {("mosaic_bert", "branch")}
     # All were evaluated on one dataset, so that their losses are compared, that of the run without scores too.
     drawn = study.gather([out / "runs", files / "alone"], measure="loss")
