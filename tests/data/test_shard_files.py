@@ -17,10 +17,10 @@ from streaming import MDSWriter
 from recipe.config import Data
 from recipe.data import documents
 from recipe.data.shard_files import check_files
-from recipe.data.shards import LENGTHS, read_info
-from recipe.data.stream import open_loader
-from recipe.errors import UserError
+from recipe.data.shards import LENGTHS
 from recipe.system.files import locked
+from tests.mistakes import refused
+from tests.tiny.texts import open_batches
 
 SHARD = "train/part-00000/shard.00000.mds.zstd"
 
@@ -36,16 +36,8 @@ def copy(tiny_dataset, tmp_path) -> Path:
 
 def batches(folder: Path, workers: int = 0, batching: str = "sequences") -> Iterator[dict]:
     check_files(folder, "train")
-    data = Data(path=str(folder), sequence_length=64, batching=batching)
-    info = read_info(folder)
-    return iter(open_loader(data, info, train=True, batch_size=32, seed=1, batching=batching, workers=workers))
-
-
-def refused(action) -> str:
-    with pytest.raises(UserError) as caught:
-        action()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    data = Data(path=str(folder), sequence_length=64)
+    return iter(open_batches(data, batching=batching, workers=workers))
 
 
 def test_a_whole_dataset_passes(copy):
