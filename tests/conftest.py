@@ -13,6 +13,7 @@ from recipe.config import Tokenizer
 from recipe.data import storage
 from recipe.system.quiet import quiet_libraries
 from tests.object_store import ObjectStore, object_store_for
+from tests.tiny.models import write_run
 from tests.tiny.texts import make_text, write_dataset, write_text
 
 torch.set_num_threads(1)  # the tensors of tests are small, and threads that wait for a busy core cost far more
@@ -51,3 +52,9 @@ def corpus(tmp_path) -> dict[str, list[str]]:
     for name, documents in texts.items():
         write_text(tmp_path / "text" / name, documents)
     return texts
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A pretraining run that is finished and not yet scored."""
+    return write_run(tmp_path / "run")

@@ -9,10 +9,10 @@ import pytest
 from recipe.errors import UserError
 
 
-def refused(action: Callable[..., object], *arguments: object) -> str:
+def refused(action: Callable[..., object], *arguments: object, **settings: object) -> str:
     """The one line that `action` refuses with."""
     with pytest.raises(UserError) as caught:
-        action(*arguments)
+        action(*arguments, **settings)
     message = str(caught.value)
     assert message and "\n" not in message
     return message

@@ -10,7 +10,7 @@ from streaming import StreamingDataset
 from streaming.base.util import clean_stale_shared_memory
 
 from recipe.config import PrepareConfig, Source, Tokenizer, to_dict
-from tests.tiny.runs import write_yaml
+from tests.tiny.configs import write_yaml
 
 
 def config_of(tmp_path, **settings):

@@ -13,10 +13,11 @@ from recipe.errors import UserError
 from recipe.model.architectures import ARCHITECTURES
 from recipe.objectives import OBJECTIVES
 from recipe.pareto import draw
-from recipe.training.callbacks import AfterBatch
 from recipe.training.optimizers import OPTIMIZERS
 from recipe.training.schedules import SCHEDULES, Row
-from tests.tiny_encoder import write_pairs, write_sst2
+from tests.tiny.configs import train_yaml
+from tests.tiny.runs import stop_at
+from tests.tiny.tasks import write_pairs, write_sst2
 from tests.toys.bag_of_words import BAG_OF_WORDS
 from tests.toys.signs import SIGNS
 from tests.toys.two_networks import TWO_NETWORKS
@@ -32,26 +33,17 @@ def test_a_room_is_small(file):
 
 @pytest.fixture
 def yaml(tmp_path, tiny_dataset) -> Path:
-    file = tmp_path / "train.yaml"
-    file.write_text(
-        f"out: {tmp_path / 'run'}\ndata: {{path: {tiny_dataset}, sequence_length: 32, eval_documents: 16}}\n"
-        "model: {hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 64}\n"
-        "batch_size: 8\nduration: 6ba\nlog_every: 1\ncheckpoint_every: 2ba\ndevice: cpu\nprecision: fp32\n"
-        "cost: {usd_per_hour: 3.6}\nautoresume: true\n"
-    )
-    return file
-
-
-def interrupt(state) -> None:
-    if state.timestamp.batch.value == 3:
-        raise KeyboardInterrupt
+    return train_yaml(
+        tmp_path, tiny_dataset, "data.sequence_length=32", "model.num_hidden_layers=1", "duration=6ba", "log_every=1",
+        "checkpoint_every=2ba", "device=cpu", "precision=fp32", "cost.usd_per_hour=3.6", "autoresume=true",
+    )  # fmt: skip
 
 
 def used(yaml: Path, tmp_path: Path, word: str) -> dict:
     """Trained, resumed to the last digit, scored in both ways, planned and drawn; returns the record."""
     config = load(TrainConfig, str(yaml), [word])
     with pytest.raises(KeyboardInterrupt):
-        train.train(config, [AfterBatch(interrupt)])
+        train.train(config, [stop_at(3)])
     record = train.train(config)
     whole = train.train(load(TrainConfig, str(yaml), [word, f"out={tmp_path / 'whole'}"]))
     assert [row["loss"] for row in record["loss_curve"]] == [row["loss"] for row in whole["loss_curve"]]

@@ -19,6 +19,7 @@ from recipe.corpus import inspection
 from recipe.records import read_record
 from tests.fixtures.make import ARITHMETIC, CHECKPOINT_AT
 from tests.tiny.records import rows_of
+from tests.tiny.runs import losses
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -75,10 +76,6 @@ def continued(request, tmp_path_factory) -> tuple[Path, str, str]:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder, model, done.stdout
-
-
-def losses(run: Path) -> list[float]:
-    return [row["loss"] for row in read_record(run)["loss_curve"]]
 
 
 def test_a_killed_run_goes_on_and_becomes_the_unbroken_one(continued):

@@ -18,7 +18,8 @@ from recipe.data.stream import Loader
 from tests.hashing import hashes
 from tests.mistakes import refused
 from tests.object_store import BUCKET, ObjectStore
-from tests.tiny.runs import losses, run, train_yaml
+from tests.tiny.configs import train_yaml
+from tests.tiny.runs import losses, run
 from tests.tiny.texts import open_batches, write_dataset
 
 REMOTE = f"s3://{BUCKET}/corpus"
@@ -120,14 +121,14 @@ def test_places_that_hold_no_dataset_or_another(store, tmp_path):
     info["config"]["seed"] = 1
     store.write("corpus/dataset.json", json.dumps(info).encode())
     assert f"{data.cache}: holds files of another dataset than {REMOTE} is now; remove it" in refused(
-        lambda: open_dataset(data, SPLITS)
+        open_dataset, data, SPLITS
     )
     nowhere = Data(path=f"s3://{BUCKET}/nowhere", cache=str(tmp_path / "other"))
-    assert "holds no dataset.json; python -m recipe.prepare" in refused(lambda: open_dataset(nowhere, SPLITS))
-    assert "set data.cache to a local folder" in refused(lambda: local_folder(Data(path=REMOTE)))
-    assert "leave it out" in refused(lambda: local_folder(Data(path="data/books", cache="x")))
-    assert "give a size, or 0" in refused(lambda: local_folder(remote(tmp_path, cache_gib=-1)))
-    assert "has train, validation" in refused(lambda: open_dataset(remote(tmp_path / "third"), ("test",)))
+    assert "holds no dataset.json; python -m recipe.prepare" in refused(open_dataset, nowhere, SPLITS)
+    assert "set data.cache to a local folder" in refused(local_folder, Data(path=REMOTE))
+    assert "leave it out" in refused(local_folder, Data(path="data/books", cache="x"))
+    assert "give a size, or 0" in refused(local_folder, remote(tmp_path, cache_gib=-1))
+    assert "has train, validation" in refused(open_dataset, remote(tmp_path / "third"), ("test",))
 
 
 def _tell_hashes(data: Data, queue) -> None:

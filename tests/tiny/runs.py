@@ -1,4 +1,4 @@
-"""YAML files of tiny runs, and these runs in the test's own process."""
+"""Pretraining in the test's own process, and what came of it."""
 
 from __future__ import annotations
 
@@ -6,33 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from composer import Callback
-from omegaconf import OmegaConf
+import torch
+from composer import Callback, Trainer
+from torch import nn
 
 from recipe import train
 from recipe.config import TrainConfig, load
 from recipe.records import read_record
 from recipe.training.callbacks import AfterBatch
-
-PRICES = Path(__file__).resolve().parents[2] / "yamls/prices.yaml"
-
-
-def write_yaml(file: Path, settings: dict[str, Any], words: Sequence[str] = ()) -> Path:
-    """`settings` as a YAML file; `words` over them, as on the command line."""
-    OmegaConf.save(OmegaConf.merge(OmegaConf.create(settings), OmegaConf.from_dotlist(list(words))), file)
-    return file
-
-
-def train_yaml(folder: Path, dataset: Path | str, *words: str) -> Path:
-    """`folder`/train.yaml, a pretraining of seconds whose run is `folder`/run."""
-    settings = {
-        "out": str(folder / "run"),
-        "data": {"path": str(dataset), "sequence_length": 48, "eval_documents": 16},
-        "model": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
-        "batch_size": 8,
-        "cost": {"prices": str(PRICES)},
-    }
-    return write_yaml(folder / "train.yaml", settings, words)
+from recipe.training.composer_model import Pretraining
 
 
 def run(yaml: Path, *words: str, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
@@ -54,3 +36,14 @@ def losses(record: dict[str, Any] | Path) -> list[float]:
     """The loss curve of a record, or of the run in a folder."""
     record = read_record(record) if isinstance(record, Path) else record
     return [row["loss"] for row in record["loss_curve"]]
+
+
+def composer_checkpoint(run: Path, model: nn.Module) -> Path:
+    """A checkpoint of `model` before its first batch, in the folder of a run."""
+    optimizer = torch.optim.AdamW(model.parameters())
+    trainer = Trainer(
+        model=Pretraining(model, "cpu", None), optimizers=optimizer, device="cpu", progress_bar=False, seed=1
+    )
+    saved = trainer.save_checkpoint(str(run / "checkpoints" / "ba0-rank0.pt"))
+    trainer.close()
+    return Path(saved)
