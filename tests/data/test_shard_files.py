@@ -49,7 +49,7 @@ def test_a_whole_dataset_passes(copy):
 def test_a_missing_shard(copy):
     (copy / SHARD).unlink()
     assert f"{copy / SHARD}: no such file, and the index lists it; copy the file again" in refused(
-        lambda: check_files(copy, "train")
+        check_files, copy, "train"
     )
 
 
@@ -62,7 +62,7 @@ def test_a_truncated_shard(copy, unpacked):
     whole = file.stat().st_size
     with file.open("r+b") as stream:
         stream.truncate(whole - 7)
-    said = refused(lambda: check_files(copy, "train"))
+    said = refused(check_files, copy, "train")
     assert said.startswith(f"{file}: {whole - 7:,} bytes, the index says {whole:,}; copy the file again")
 
 
@@ -156,16 +156,14 @@ def test_an_index_that_points_elsewhere(copy):
         content = json.loads(index.read_text())
         content["shards"][0]["raw_data"]["basename"] = other
         index.write_text(json.dumps(content))
-        assert f"{index}: names {other}, which is outside the dataset's folder" in refused(
-            lambda: check_files(copy, "train")
-        )
+        assert f"{index}: names {other}, which is outside the dataset's folder" in refused(check_files, copy, "train")
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", '{"shards": 3}', '{"shards": [{}]}'])
 def test_an_index_that_is_none(copy, content):
     index = copy / "train" / "index.json"
     index.unlink() if content is None else index.write_text(content)
-    assert str(index) in refused(lambda: check_files(copy, "train"))
+    assert str(index) in refused(check_files, copy, "train")
 
 
 def _hold(lock: str, ready, release) -> None:
