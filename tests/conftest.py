@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipe.config import PrepareConfig, Source, Tokenizer
+from recipe.config import Tokenizer
 from recipe.data import storage
-from recipe.prepare import prepare
 from recipe.system.quiet import quiet_libraries
 from tests.object_store import ObjectStore, object_store_for
-from tests.preparing import make_text, write_text
+from tests.tiny.models import write_run
+from tests.tiny.texts import make_text, write_dataset, write_text
 
 torch.set_num_threads(1)  # the tensors of tests are small, and threads that wait for a busy core cost far more
 quiet_libraries()
@@ -31,18 +30,8 @@ def tiny_dataset(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("tiny")
     paragraphs = dict.fromkeys(" ".join(p.split()) for topic in topics.values() for p in topic.split("\n\n"))
-    with (folder / "topics.jsonl").open("w") as file:
-        file.writelines(json.dumps({"text": paragraph}) + "\n" for paragraph in paragraphs if paragraph)
-    prepare(
-        PrepareConfig(
-            out=str(folder / "dataset"),
-            train=Source(files=[str(folder / "topics.jsonl")]),
-            validation_fraction=0.1,
-            tokenizer=Tokenizer(vocab_size=1024),
-            processes=1,
-        )
-    )
-    return folder / "dataset"
+    write_text(folder / "topics.jsonl", filter(None, paragraphs))
+    return write_dataset(folder, Tokenizer(vocab_size=1024))
 
 
 @pytest.fixture
@@ -63,3 +52,9 @@ def corpus(tmp_path) -> dict[str, list[str]]:
     for name, documents in texts.items():
         write_text(tmp_path / "text" / name, documents)
     return texts
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A pretraining run that is finished and not yet scored."""
+    return write_run(tmp_path / "run")

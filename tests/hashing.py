@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from recipe.config import Data
 from recipe.data.batch import sequences_of_row, split_batch
-from recipe.data.shards import read_info
-from recipe.data.stream import Loader, open_loader
 
 
 def hashes(batch: dict) -> list[str]:
@@ -22,12 +19,3 @@ def hashes(batch: dict) -> list[str]:
                 digest.update(piece[name].numpy().tobytes())
         found.append(digest.hexdigest())
     return found
-
-
-def open_some(folder: str, batching: str, batch_size: int, workers: int, train: bool = True) -> Loader:
-    """Sequences of 64 tokens, whole words masked at a rate that falls."""
-    data = Data(path=folder, sequence_length=64, masking="word", mask_rate_end=0.1)
-    return open_loader(
-        data, read_info(folder), train=train, batch_size=batch_size, seed=17, batching=batching, workers=workers,
-        run_documents=4_000,
-    )  # fmt: skip

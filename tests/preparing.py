@@ -1,61 +1,16 @@
-"""What the tests of preparation share: text, its configuration, what came of it, and processes that are stopped."""
+"""What the tests of preparation share: its configuration, its command, and what came of it."""
 
 from __future__ import annotations
 
-import contextlib
 import filecmp
-import gzip
 import json
-import os
-import random
-import signal
-import subprocess
 import sys
-import time
-from pathlib import Path
 
 from streaming import StreamingDataset
 from streaming.base.util import clean_stale_shared_memory
 
-from recipe.config import PrepareConfig, Source, Tokenizer
-
-ROOT = Path(__file__).resolve().parents[1]
-WORDS = [
-    "the",
-    "cat",
-    "cats",
-    "dog",
-    "sat",
-    "on",
-    "mat",
-    "under",
-    "tree",
-    "while",
-    "it",
-    "rained",
-    "and",
-    "why",
-    "birds",
-]
-
-
-def make_text(count, seed):
-    draw = random.Random(seed)
-    return [f"Entry {seed} {i}. " + " ".join(draw.choices(WORDS, k=draw.randint(1, 80))) + "." for i in range(count)]
-
-
-def write_text(file, documents):
-    """A `.jsonl.gz` file of these documents."""
-    file.parent.mkdir(exist_ok=True)
-    file.write_bytes(gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in documents).encode(), 1))
-
-
-def write_vocabulary(folder):
-    """A vocabulary that needs no training, as a configuration."""
-    (folder / "vocab.txt").write_text(
-        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "entry", ".", *WORDS, ""])
-    )
-    return Tokenizer(vocab_file=str(folder / "vocab.txt"), vocab_size=300)
+from recipe.config import PrepareConfig, Source, Tokenizer, to_dict
+from tests.tiny.configs import write_yaml
 
 
 def config_of(tmp_path, **settings):
@@ -70,18 +25,13 @@ def config_of(tmp_path, **settings):
     return PrepareConfig(**defaults | settings)
 
 
-def write_yaml(tmp_path):
-    """The configuration of `config_of` as a file."""
-    path = tmp_path / "config.yaml"
-    path.write_text(
-        f"out: {tmp_path / 'out'}\ntrain:\n  files: ['{tmp_path / 'text' / '*.jsonl.gz'}']\nvalidation_fraction: 0.1\n"
-        "tokenizer:\n  vocab_size: 300\nmax_tokens: 60\nprocesses: 1\n"
-    )
-    return str(path)
+def words_of(tmp_path, *words, **settings):
+    """The words of `recipe.prepare`: that configuration as a file, and `words`."""
+    return [str(write_yaml(tmp_path / "config.yaml", to_dict(config_of(tmp_path, **settings)))), *words]
 
 
-def command(tmp_path, *words):
-    return [sys.executable, "-m", "recipe.prepare", write_yaml(tmp_path), *words]
+def command(tmp_path, *words, **settings):
+    return [sys.executable, "-m", "recipe.prepare", *words_of(tmp_path, *words, **settings)]
 
 
 def stored(folder, split):
@@ -100,37 +50,3 @@ def same_bytes(left, right):
     for info in infos:
         del info["config"]["out"], info["config"]["processes"]
     assert infos[0] == infos[1]
-
-
-@contextlib.contextmanager
-def own_group(command, **settings):
-    """A process that leads a group of its own, of which nothing is left afterwards."""
-    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    run = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **quiet | settings)
-    try:
-        yield run
-        run.wait(timeout=60)
-    finally:
-        if group_members(run.pid):
-            os.killpg(run.pid, signal.SIGKILL)
-            run.wait()
-
-
-def wait_for(condition, seconds=90):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
-def group_members(group):
-    """Processes of a process group that are not zombies."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, process_group = stat.read_text().rsplit(")", 1)[1].split()[:3]
-        except OSError:
-            continue  # it ended meanwhile
-        if int(process_group) == group and state != "Z":
-            found.append(int(stat.parent.name))
-    return found

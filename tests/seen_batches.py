@@ -9,13 +9,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from signal import SIGINT, Signals
 
 from recipe import train
 from recipe.config import TrainConfig, run_main
 from recipe.training.composer_model import Pretraining
 from tests.hashing import hashes
+from tests.processes import ROOT, group_members, wait_for
 
 
 @contextlib.contextmanager
@@ -33,6 +38,33 @@ def telling(on_batch: Callable[[list[str]], None]) -> Iterator[None]:
         yield
     finally:
         Pretraining.forward = forward
+
+
+def interrupted(folder: Path, *words: str, ranks: int, sent: Signals, at: int) -> list[list[str]]:
+    """Train in processes of their own, until in the middle of batch `at` a signal reaches each; what the ranks saw together."""
+    folder.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    everywhere = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    everywhere |= {"NODE_RANK": 0, "OMP_NUM_THREADS": 1}
+    processes = []
+    for rank in range(ranks):
+        variables = {name: str(value) for name, value in {**everywhere, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        command = [sys.executable, "-m", "tests.seen_batches", str(folder / str(rank)), str(int(sent)), str(at), *words]
+        processes.append(
+            subprocess.Popen(
+                command, cwd=ROOT, env=os.environ | variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                text=True, start_new_session=True,
+            )
+        )  # fmt: skip
+    for process in processes:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == (130 if sent == SIGINT else -sent), err
+        assert "Traceback" not in err
+        wait_for(lambda process=process: not group_members(process.pid), seconds=1)
+    seen = [[json.loads(line) for line in (folder / str(rank)).read_text().splitlines()] for rank in range(ranks)]
+    return [sum(shares, []) for shares in zip(*seen, strict=True)]
 
 
 def main(file: str, signal: int, last: int, words: list[str]) -> int:

@@ -14,6 +14,7 @@ from recipe.__main__ import COMMANDS
 from recipe.config import GlueConfig, PairsConfig, PrepareConfig, SweepConfig, TrainConfig, load, run_main, to_dict
 from recipe.errors import UserError
 from recipe.settings import describe
+from tests.mistakes import refused
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMAS = {
@@ -38,11 +39,7 @@ def write(tmp_path) -> Callable[[str | bytes], str]:
 
 
 def refusal(schema: type, path: str, *words: str) -> str:
-    with pytest.raises(UserError) as caught:
-        load(schema, path, words)
-    message = str(caught.value)
-    assert message and "\n" not in message
-    return message
+    return refused(load, schema, path, words)
 
 
 def test_defaults_are_the_papers(write):

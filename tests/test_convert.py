@@ -19,10 +19,10 @@ from recipe.convert import (
     read_encoder,
     save_encoder,
 )
-from recipe.errors import UserError
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Encoder
 from recipe.model.heads import MosaicBertForMaskedLM
+from tests.mistakes import refused
 
 SIZES = dict(vocab_size=64, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=32)
 LAYER = "bert.encoder.layer.{}."
@@ -71,13 +71,6 @@ def write(tmp_path) -> Callable[..., Path]:
     return write_file
 
 
-def one_line(call: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 def test_every_reference_weight_finds_its_place(write):
     weights = reference_weights()
     model = load_mosaicml(write(weights))
@@ -122,18 +115,18 @@ def test_missing_unknown_and_misshapen_weights(write):
     without = {n: t for n, t in weights.items() if n != name}
     assert re.search(
         r"model\.safetensors: no weights for `encoder\.layers\.1\.feed_forward\.out\.bias` \(1 missing, 0 unknown\)",
-        one_line(lambda: load_mosaicml(write(without))),
+        refused(load_mosaicml, write(without)),
     )
     pooled = {**weights, "bert.pooler.dense.weight": torch.ones(24, 24)}
-    assert "`bert.pooler.dense.weight` is not a parameter" in one_line(lambda: load_mosaicml(write(pooled)))
+    assert "`bert.pooler.dense.weight` is not a parameter" in refused(load_mosaicml, write(pooled))
     deeper = {**weights, LAYER.format(7) + "mlp.wo.bias": torch.ones(24)}
-    message = one_line(lambda: load_mosaicml(write(deeper)))
+    message = refused(load_mosaicml, write(deeper))
     assert "the model has no `encoder.layers.7.feed_forward.out.bias` (0 missing, 1 unknown)" in message
     odd = {**weights, name: torch.ones(25)}
-    message = one_line(lambda: load_mosaicml(write(odd)))
+    message = refused(load_mosaicml, write(odd))
     assert "`encoder.layers.1.feed_forward.out.bias` is (25,); the model has (24,)" in message
     fewer_layers = json.dumps({**SIZES, "num_hidden_layers": 1})
-    assert "11 unknown" in one_line(lambda: load_mosaicml(write(weights, fewer_layers)))
+    assert "11 unknown" in refused(load_mosaicml, write(weights, fewer_layers))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +134,7 @@ def test_missing_unknown_and_misshapen_weights(write):
     ["cls.predictions.decoder.weight2", "", "x.bert.embeddings.LayerNorm.weight"],
 )
 def test_names_that_the_reference_does_not_have(name):
-    assert name in one_line(lambda: from_mosaicml_name(name))
+    assert name in refused(from_mosaicml_name, name)
 
 
 @pytest.mark.parametrize(
@@ -158,25 +151,25 @@ def test_names_that_the_reference_does_not_have(name):
     ],
 )
 def test_bad_sizes_in_the_metadata(write, config):
-    assert "model.safetensors" in one_line(lambda: load_mosaicml(write(reference_weights(), config)))
+    assert "model.safetensors" in refused(load_mosaicml, write(reference_weights(), config))
 
 
 def test_an_activation_that_the_kernels_do_not_have(write):
     """Found when the file is read, and not at the first forward pass."""
     config = json.dumps({**SIZES, "hidden_act": "gelu_new"})
-    assert "gelu_new" in one_line(lambda: load_mosaicml(write(reference_weights(), config)))
+    assert "gelu_new" in refused(load_mosaicml, write(reference_weights(), config))
 
 
 def test_a_decoder_that_is_not_tied(write):
     """This model has one matrix for both; a file with two different ones would silently become another model."""
     weights = reference_weights()
     weights["cls.predictions.decoder.weight"] += 1
-    assert "decoder.weight" in one_line(lambda: load_mosaicml(write(weights)))
+    assert "decoder.weight" in refused(load_mosaicml, write(weights))
 
 
 def test_weights_of_another_kind(write):
     weights = {**reference_weights(), "cls.predictions.decoder.bias": torch.ones(64, dtype=torch.int64)}
-    assert "int64" in one_line(lambda: load_mosaicml(write(weights)))
+    assert "int64" in refused(load_mosaicml, write(weights))
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"\xff" * 100, None])
@@ -185,8 +178,8 @@ def test_not_a_weights_file(tmp_path, content):
     if content is not None:
         file.write_bytes(content)
     expected = "no such file" if content is None else "not a safetensors file"
-    assert expected in one_line(lambda: load_mosaicml(file))
-    assert "no such file" in one_line(lambda: load_mosaicml(tmp_path))
+    assert expected in refused(load_mosaicml, file)
+    assert "no such file" in refused(load_mosaicml, tmp_path)
 
 
 @pytest.mark.parametrize("heads", [3, 12])
@@ -208,11 +201,11 @@ def test_damaged_encoder_folder(tmp_path, damage):
     save_encoder(model, model.config, tmp_path)
     file = tmp_path / "config.json"
     file.unlink() if damage == "absent" else file.write_text(damage)
-    assert "config.json" in one_line(lambda: read_encoder(tmp_path))
+    assert "config.json" in refused(read_encoder, tmp_path)
 
 
 def test_encoder_folder_without_weights(tmp_path):
-    assert "model.safetensors: no such file" in one_line(lambda: read_encoder(tmp_path))
+    assert "model.safetensors: no such file" in refused(read_encoder, tmp_path)
 
 
 def test_an_encoder_from_pretraining_weights():
@@ -227,11 +220,11 @@ def test_an_encoder_from_weights_that_do_not_fit():
     model, where = a_model(), "run/encoder"
     fewer = {name: t for name, t in model.state_dict().items() if "layers.1.feed_forward.out.bias" not in name}
     encoder = Encoder(model.config)
-    message = one_line(lambda: load_encoder_weights(encoder, fewer, where))
+    message = refused(load_encoder_weights, encoder, fewer, where)
     assert message.startswith(where) and "layers.1.feed_forward.out.bias" in message
     wider = Encoder(a_model(vocab_size=128).config)
-    message = one_line(lambda: load_encoder_weights(wider, model.state_dict(), where))
+    message = refused(load_encoder_weights, wider, model.state_dict(), where)
     assert "(64, 24); the model has (128, 24)" in message
     before = wider.embeddings.norm.weight.detach().clone()
     assert torch.equal(wider.embeddings.norm.weight, before)
-    assert "no weights" in one_line(lambda: load_encoder_weights(encoder, {}, where))
+    assert "no weights" in refused(load_encoder_weights, encoder, {}, where)

@@ -8,36 +8,18 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from recipe import records
-from recipe.config import GlueConfig, load, run_main
+from recipe.config import Cost, GlueConfig, load, run_main
 from recipe.errors import UserError
 from recipe.finetune import jobs as glue_jobs
 from recipe.glue import glue, main
-from tests.tiny_encoder import write_encoder, write_inference, write_run, write_sst2, write_stsb, write_tsv
+from tests.tiny.configs import glue_config as config
+from tests.tiny.configs import glue_yaml
+from tests.tiny.models import write_encoder, write_run
+from tests.tiny.runs import composer_checkpoint
+from tests.tiny.tasks import write_inference, write_sst2, write_stsb, write_tsv
 
 REAL = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "glue"
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Models this small are slower on two."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def config(tmp_path: Path, **values) -> GlueConfig:
-    base = {"checkpoint": str(tmp_path / "run"), "data": str(tmp_path / "data"), "max_length": 48, "seeds": 1,
-            "lr_scale": 100.0, "epochs": 4.0, "device": "cpu", "precision": "fp32"}  # fmt: skip
-    found = GlueConfig(**{**base, **values})
-    found.cost.usd_per_hour = 3600.0  # a dollar a core-second
-    return found
-
-
-@pytest.fixture
-def run(tmp_path) -> Path:
-    return write_run(tmp_path / "run")
 
 
 def test_a_separable_task_is_learnt_and_recorded(tmp_path, run, capsys):
@@ -259,11 +241,7 @@ def test_one_bad_task_is_one_line_and_the_others_go_on(tmp_path, run, capsys):
     broken = tmp_path / "data" / "MNLI" / "dev_matched.tsv"
     text = broken.read_text()
     broken.write_text(text + "1\tone\ttwo\tperhaps\n")
-    yaml = tmp_path / "glue.yaml"
-    yaml.write_text(
-        f"checkpoint: {run}\ndata: {tmp_path / 'data'}\nmax_length: 48\nepochs: 1\nseeds: 1\n"
-        "device: cpu\nprecision: fp32\nlr_scale: 10\n"
-    )
+    yaml = glue_yaml(tmp_path, epochs=1.0)
     assert run_main(GlueConfig, main, [str(yaml)]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert f"MNLI: {broken}:18: label `perhaps`; known are entailment, neutral, contradiction" in errors[0]
@@ -358,7 +336,6 @@ def test_test_sets_are_predicted_in_the_form_that_the_benchmark_takes(tmp_path, 
 def test_an_early_checkpoint_does_not_give_the_run_its_scores(tmp_path, run, capsys):
     from recipe.model.heads import MosaicBertForMaskedLM
     from recipe.training.checkpoint import find_checkpoint
-    from tests.training.test_checkpoint import composer_checkpoint
 
     write_sst2(tmp_path / "data", train=32, dev=16)
     file = composer_checkpoint(run, MosaicBertForMaskedLM(find_checkpoint(str(run)).sizes))
@@ -398,8 +375,7 @@ def test_an_encoder_of_no_run(tmp_path):
 )
 def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path, run, capsys, words, message):
     write_sst2(tmp_path / "data", train=8, dev=8)
-    file = tmp_path / "glue.yaml"
-    file.write_text(f"checkpoint: {run}\ndata: {tmp_path / 'data'}\ndevice: cpu\nprecision: fp32\n")
+    file = glue_yaml(tmp_path, max_length=256, cost=Cost())
     assert run_main(GlueConfig, main, [str(file), *(word.format(tmp=tmp_path) for word in words)]) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
@@ -410,9 +386,7 @@ def test_a_broken_row_stops_before_anything_is_written(tmp_path, run, capsys):
     write_sst2(tmp_path / "data", train=8, dev=8)
     with (tmp_path / "data" / "SST-2" / "dev.tsv").open("a") as file:
         file.write("no label\n")
-    yaml = tmp_path / "glue.yaml"
-    yaml.write_text(f"checkpoint: {run}\ndata: {tmp_path / 'data'}\n")
-    assert run_main(GlueConfig, main, [str(yaml)]) == 2
+    assert run_main(GlueConfig, main, [str(glue_yaml(tmp_path))]) == 2
     assert "dev.tsv:10: 1 columns instead of 2" in capsys.readouterr().err and not (run / "glue").exists()
 
 

@@ -3,9 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,10 +10,12 @@ import pytest
 from recipe import records
 from recipe.config import GlueConfig, load
 from recipe.glue import glue
+from tests.processes import start, wait_for
 from tests.test_glue import without_times
-from tests.tiny_encoder import write_inference, write_run, write_sst2
+from tests.tiny.configs import glue_yaml
+from tests.tiny.models import write_run
+from tests.tiny.tasks import write_inference, write_sst2
 
-ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 
 
@@ -27,18 +26,7 @@ def yaml(tmp_path) -> Path:
     write_inference(tmp_path / "data", "MNLI", train=48)
     write_inference(tmp_path / "data", "RTE", train=160)
     write_sst2(tmp_path / "data", train=160, dev=16)
-    file = tmp_path / "glue.yaml"
-    file.write_text(
-        f"checkpoint: {tmp_path / 'run'}\ndata: {tmp_path / 'data'}\nmax_length: 48\nepochs: 8\nseeds: 4\ndevice: cpu\n"
-        f"precision: fp32\ncost: {{prices: {ROOT / 'yamls/prices.yaml'}}}\n"
-    )
-    return file
-
-
-def start(yaml: Path, out: Path) -> subprocess.Popen:
-    words = [sys.executable, "-m", "recipe.glue", str(yaml), f"out={out}", "processes=2"]
-    return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    return glue_yaml(tmp_path, epochs=8.0, seeds=4, lr_scale=1.0)
 
 
 def workers(parent: int) -> list[int]:
@@ -59,16 +47,9 @@ def done(out: Path) -> dict[str, float]:
     return {file.parent.name: file.stat().st_mtime for file in (out / "jobs").glob("*/run.json")}
 
 
-def wait_for(condition, seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 def test_killed_processes_cost_their_own_jobs_alone(tmp_path, yaml):
     out = tmp_path / "out"
-    first = start(yaml, out)
+    first = start("recipe.glue", str(yaml), f"out={out}", "processes=2")
     wait_for(lambda: done(out))
     os.kill(workers(first.pid)[0], signal.SIGKILL)
     printed, error = first.communicate(timeout=120)
@@ -85,7 +66,7 @@ def test_killed_processes_cost_their_own_jobs_alone(tmp_path, yaml):
         job = records.read_record(out / "jobs" / name)
         assert job["cost"]["device_hours"] == pytest.approx(job["cost"]["seconds"] * job["device"]["count"] / 2 / 3600)
 
-    second = start(yaml, out)
+    second = start("recipe.glue", str(yaml), f"out={out}", "processes=2")
     wait_for(lambda: len(done(out)) > len(kept))
     children = workers(second.pid)
     second.kill()

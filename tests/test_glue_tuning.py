@@ -8,13 +8,8 @@ from recipe import records
 from recipe.cost import frontier
 from recipe.errors import UserError
 from recipe.glue import glue
-from tests.test_glue import config, one_thread  # noqa: F401
-from tests.tiny_encoder import write_run, write_sst2, write_tsv
-
-
-@pytest.fixture
-def run(tmp_path):
-    return write_run(tmp_path / "run")
+from tests.tiny.configs import glue_config as config
+from tests.tiny.tasks import write_sst2, write_tsv
 
 
 def test_a_tuning_split_is_scored_and_kept_apart(tmp_path, run, capsys):

@@ -13,12 +13,11 @@ import pytest
 import torch
 
 from kernels.cpu import build
-from recipe import train
-from recipe.config import PrepareConfig, Source, Tokenizer, TrainConfig, load
-from recipe.prepare import prepare
+from tests.tiny.configs import train_yaml
+from tests.tiny.runs import losses, run
+from tests.tiny.texts import write_dataset, write_text, write_vocabulary
 
 GOLDEN = Path(__file__).parent / "golden"
-ROOT = GOLDEN.parents[1]
 MODELS = ("mosaic_bert", "hf_bert")
 TOLERANCE = (
     5e-3  # rounding differs between CPUs, and 200 steps magnify it; another seed moves the curve by 20 times this
@@ -29,44 +28,24 @@ def corpus(folder: Path) -> Path:
     """Documents over 30 words, each followed by one of two: the same on every Python, and there is much to learn."""
     draw = random.Random(5)
     words = [f"w{i}" for i in range(30)]
-    vocabulary = folder / "vocab.txt"
-    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]) + "\n")
     followers = {word: draw.sample(words, 2) for word in words}
-    with (folder / "documents.jsonl").open("w") as file:
-        for _ in range(600):
-            text = [draw.choice(words)]
-            while len(text) < 6 + draw.randrange(40):
-                text.append(draw.choice(followers[text[-1]]))
-            file.write(json.dumps({"text": " ".join(text)}) + "\n")
-    prepare(
-        PrepareConfig(
-            out=str(folder / "data"),
-            train=Source(files=[str(folder / "documents.jsonl")]),
-            validation_fraction=0.1,
-            tokenizer=Tokenizer(vocab_file=str(vocabulary)),
-            processes=1,
-        )
-    )
-    return folder / "data"
+    texts = []
+    for _ in range(600):
+        text = [draw.choice(words)]
+        while len(text) < 6 + draw.randrange(40):
+            text.append(draw.choice(followers[text[-1]]))
+        texts.append(" ".join(text))
+    write_text(folder / "documents.jsonl", texts)
+    return write_dataset(folder, write_vocabulary(folder, words))
 
 
 def loss_curve(folder: Path, data: Path, model: str) -> list[float]:
-    file = folder / f"{model}.yaml"
-    file.write_text(
-        f"""
-out: {folder / model}
-data: {{path: {data}, sequence_length: 32}}
-model: {{name: {model}, hidden_size: 64, num_hidden_layers: 2, num_attention_heads: 4, intermediate_size: 128}}
-optimizer: {{lr: 5.0e-3}}
-batch_size: 32
-duration: 200ba
-log_every: 20
-precision: fp32
-device: cpu
-cost: {{prices: {ROOT / "yamls/prices.yaml"}}}
-"""
-    )
-    return [row["loss"] for row in train.train(load(TrainConfig, str(file)))["loss_curve"]]
+    yaml = train_yaml(
+        folder, data, f"out={folder / model}", "data.sequence_length=32", f"model.name={model}", "model.hidden_size=64",
+        "model.num_attention_heads=4", "model.intermediate_size=128", "optimizer.lr=5.0e-3", "batch_size=32",
+        "duration=200ba", "log_every=20", "precision=fp32", "device=cpu",
+    )  # fmt: skip
+    return losses(run(yaml))
 
 
 @pytest.fixture(scope="module")

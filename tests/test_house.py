@@ -22,12 +22,14 @@ from recipe.finetune.tasks import TASKS
 from recipe.model.architectures import ARCHITECTURES
 from recipe.objectives import OBJECTIVES
 from recipe.pareto import draw
-from recipe.training.callbacks import AfterBatch
 from recipe.training.optimizers import OPTIMIZERS
 from recipe.training.parallel import PARALLEL
 from recipe.training.preflight import Plan, make_plan
 from recipe.training.schedules import SCHEDULES, Row
-from tests.tiny_encoder import FILLERS, sentence, write_pairs, write_run, write_sst2, write_tsv
+from tests.tiny.configs import train_yaml
+from tests.tiny.models import write_run
+from tests.tiny.runs import stop_at
+from tests.tiny.tasks import FILLERS, sentence, write_pairs, write_sst2, write_tsv
 from tests.toys.bag_of_words import BAG_OF_WORDS
 from tests.toys.by_hand import BY_HAND
 from tests.toys.signs import SIGNS
@@ -45,19 +47,10 @@ def test_a_room_is_small(file):
 
 @pytest.fixture
 def yaml(tmp_path, tiny_dataset) -> Path:
-    file = tmp_path / "train.yaml"
-    file.write_text(
-        f"out: {tmp_path / 'run'}\ndata: {{path: {tiny_dataset}, sequence_length: 32, eval_documents: 16}}\n"
-        "model: {hidden_size: 32, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 64}\n"
-        "batch_size: 8\nduration: 6ba\nlog_every: 1\ncheckpoint_every: 2ba\ndevice: cpu\nprecision: fp32\n"
-        "cost: {usd_per_hour: 3.6}\nautoresume: true\n"
-    )
-    return file
-
-
-def interrupt(state) -> None:
-    if state.timestamp.batch.value == 3:
-        raise KeyboardInterrupt
+    return train_yaml(
+        tmp_path, tiny_dataset, "data.sequence_length=32", "model.num_hidden_layers=1", "duration=6ba", "log_every=1",
+        "checkpoint_every=2ba", "device=cpu", "precision=fp32", "cost.usd_per_hour=3.6", "autoresume=true",
+    )  # fmt: skip
 
 
 def interrupt_job(*words) -> None:
@@ -68,7 +61,7 @@ def used(yaml: Path, tmp_path: Path, word: str) -> dict:
     """Trained, resumed to the last digit, scored in both ways, planned and drawn; returns the record."""
     config = load(TrainConfig, str(yaml), [word])
     with pytest.raises(KeyboardInterrupt):
-        train.train(config, [AfterBatch(interrupt)])
+        train.train(config, [stop_at(3)])
     record = train.train(config)
     whole = train.train(load(TrainConfig, str(yaml), [word, f"out={tmp_path / 'whole'}"]))
     assert [row["loss"] for row in record["loss_curve"]] == [row["loss"] for row in whole["loss_curve"]]
@@ -201,7 +194,7 @@ def on_each_of_two_ranks(yaml: str) -> None:
     PARALLEL["by_hand"] = BY_HAND
     config = load(TrainConfig, yaml, ["parallel=by_hand"])
     with contextlib.suppress(KeyboardInterrupt):
-        train.train(config, [AfterBatch(interrupt)])
+        train.train(config, [stop_at(3)])
     train.train(config)
     for name, parallel in (("whole", "by_hand"), ("ddp", "ddp")):
         out = Path(config.out).with_name(name)

@@ -20,9 +20,10 @@ from recipe.model.hf_bert import HFBertForMaskedLM
 from recipe.pairs import main, pseudo_log_likelihoods
 from recipe.system.hardware import find_hardware
 from recipe.training.checkpoint import find_checkpoint
-from tests.tiny_encoder import write_encoder, write_pairs, write_run
-from tests.training.test_checkpoint import composer_checkpoint
-from tests.training.test_families import FAMILIES, write_family
+from tests.tiny.families import FAMILIES, write_family
+from tests.tiny.models import write_encoder, write_run
+from tests.tiny.runs import composer_checkpoint
+from tests.tiny.tasks import write_pairs
 
 HARDWARE = find_hardware("cpu", "fp32", 1)
 TEXTS = ["the red horse", "a tree near the very old house", "white", "of of of of", "the old red tiger under the house"]
@@ -88,11 +89,6 @@ def test_a_checkpoint_is_scored_by_its_own_weights(tmp_path, kind):
         found.state_dict() if kind == "mosaic_bert" else {f"bert.{n}": t for n, t in found.model.state_dict().items()}
     )
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in model.state_dict().items())
-
-
-@pytest.fixture
-def run(tmp_path) -> Path:
-    return write_run(tmp_path / "run")
 
 
 def score(tmp_path: Path, *words: str, checkpoint: str = "run") -> int:

@@ -11,6 +11,9 @@ from recipe.config import TrainConfig, load, to_dict
 from recipe.cost import prices
 from recipe.cost.prices import Row
 from recipe.training.memory import GIB, LiveBytes, Need
+from tests.tiny.configs import PRICES, train_yaml
+from tests.tiny.records import record_run
+from tests.tiny.runs import run
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = Row("cpu-core", ("cpu",), 3600.0, "test")  # a dollar a core-second
@@ -18,17 +21,12 @@ CORE = Row("cpu-core", ("cpu",), 3600.0, "test")  # a dollar a core-second
 
 @pytest.fixture
 def yaml(tmp_path, tiny_dataset):
-    file = tmp_path / "train.yaml"
-    file.write_text(
-        f"out: {tmp_path / 'measured'}\ndata: {{path: {tiny_dataset}, sequence_length: 48, eval_documents: 8}}\n"
-        "model: {hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 64, vocab_size: 1024}\n"
-        f"batch_size: 8\nduration: 30ba\nlog_every: 10\ncost: {{prices: {ROOT / 'yamls/prices.yaml'}}}\n"
-    )
-    return file
+    words = ("data.eval_documents=8", "model.vocab_size=1024", "duration=30ba", "log_every=10")
+    return train_yaml(tmp_path, tiny_dataset, *words)
 
 
 def test_a_plan_from_a_measured_run_is_what_the_next_run_does(yaml, tmp_path):
-    measured = train.train(load(TrainConfig, str(yaml)))
+    measured = run(yaml)
     speed = plan.measured_speed(measured, "measured")
     cores = measured["device"]["count"]
     budget = 1.5 * measured["cost"]["seconds"] * cores
@@ -39,7 +37,7 @@ def test_a_plan_from_a_measured_run_is_what_the_next_run_does(yaml, tmp_path):
     assert found.seconds * cores <= budget * (1 + 1e-9) and found.expected.startswith("no data")
     file = tmp_path / "planned.yaml"
     file.write_text(plan.as_yaml(found))
-    done = train.train(load(TrainConfig, str(file), [f"out={tmp_path / 'planned'}"]))
+    done = run(file, f"out={tmp_path / 'planned'}")
     assert done["batches"] == found.batches and done["tokens"] == pytest.approx(found.tokens, rel=0.05)
     # Two short runs on cores that other processes use as well: wall-clock time is no better known than this.
     assert 1 / 3 < done["cost"]["seconds"] / found.seconds < 3
@@ -116,11 +114,11 @@ def test_train_refuses_what_does_not_fit_before_anything_is_written(yaml, tmp_pa
     assert run_main(TrainConfig, train.main, [str(yaml), "batch_size=512", "microbatch_size=512"]) == 2
     error = capsys.readouterr().err
     assert "microbatch_size=512 needs" in error and "set microbatch_size=" in error and error.count("\n") == 1
-    assert not (tmp_path / "measured").exists()
+    assert not (tmp_path / "run").exists()
 
 
-def run(*words: str) -> int:
-    return plan.main(["--prices", str(ROOT / "yamls/prices.yaml"), *words])
+def command(*words: str) -> int:
+    return plan.main(["--prices", str(PRICES), *words])
 
 
 @pytest.fixture
@@ -135,10 +133,10 @@ def small(tmp_path):
 def test_the_arithmetic_of_a_stated_mfu(small, capsys, tmp_path):
     out = tmp_path / "plan.yaml"
     words = ["--gpu", "H200", "--budget-usd", "0.01", "--mfu", "0.5", "--model", small, "--count", "2"]
-    assert run(*words, "--out", str(out)) == 0
+    assert command(*words, "--out", str(out)) == 0
     printed = capsys.readouterr().out
     config = load(TrainConfig, str(out))
-    price = prices.row_named("h200", str(ROOT / "yamls/prices.yaml")).usd_per_hour
+    price = prices.row_named("h200", str(PRICES)).usd_per_hour
     hidden, inner, vocabulary, length, tokens = 64, 128, 1024, 128, 256 * 128
     forward = 2 * (8 * hidden**2 + 6 * hidden * inner + 4 * hidden * length) * tokens
     forward += 0.3 * tokens * (2 * hidden**2 + 2 * hidden * vocabulary)
@@ -147,24 +145,18 @@ def test_the_arithmetic_of_a_stated_mfu(small, capsys, tmp_path):
     assert config.duration == f"{batches}ba" and f"{batches * tokens:,} tokens, {batches:,} batches of 256" in printed
     assert (config.batch_size, config.microbatch_size, config.model.hidden_size) == (256, 64, 64)
     assert "MFU 50%, stated" in printed and "of 141 GiB" in printed and "GLUE    no data" in printed
-    assert run(*words, "--out", str(out)) == 2 and "exists" in capsys.readouterr().err
+    assert command(*words, "--out", str(out)) == 2 and "exists" in capsys.readouterr().err
 
 
 def scored(tmp_path, name, usd, score, seed, tasks=("CoLA",), price_row="h200"):
     model = dataclasses.asdict(TrainConfig().model) | {"hidden_size": 64, "num_hidden_layers": 2,
                                                        "num_attention_heads": 2, "intermediate_size": 128}  # fmt: skip
-    record = records.new_record(
-        kind="pretrain", name=name, model="mosaic_bert", backends={}, parameters=1,
+    record_run(
+        tmp_path / "runs", name, "mosaic_bert", usd / 4, dict.fromkeys(tasks, score), sequences=int(usd * 1e4),
         config={"seed": seed, "duration": f"{usd}", "model": model, "data": {"mask_rate": 0.3}},
         device=records.device("gpu", "NVIDIA H200", 1, prices.Price(4.0, "my prices", price_row)),
+        encoder={**model, "vocab_size": 1024},
     )  # fmt: skip
-    record |= {"status": "finished", "tokens": int(usd * 1e6), "sequences": int(usd * 1e4)}
-    record["cost"] = {"usd": usd, "device_hours": usd / 4, "gpu_hours": usd / 4, "seconds": usd * 900}
-    record["encoder"] = {**model, "vocab_size": 1024}
-    record["glue"] = {"benchmark": "GLUE", "protocol": {}, "absent": [], "of": 8,
-                      "tasks": {task: {"score": score, "init": "pretrained"} for task in tasks}}  # fmt: skip
-    records.write_record(tmp_path / "runs" / name, record)
-    return record
 
 
 def test_the_recorded_frontier_is_asked_with_its_interval(small, tmp_path, capsys):
@@ -172,15 +164,15 @@ def test_the_recorded_frontier_is_asked_with_its_interval(small, tmp_path, capsy
         scored(tmp_path, f"a-s{seed}", 1.0, low, seed)
         scored(tmp_path, f"b-s{seed}", 100.0, high, seed)
     words = ["--gpu", "h200", "--model", small, "--runs", str(tmp_path / "runs"), "--budget-usd"]
-    assert run(*words, "10") == 0
+    assert command(*words, "10") == 0
     printed = capsys.readouterr().out
     # Student's t with 2 degrees, 4.303, times 2 / sqrt(3)
     assert "77.00 ± 4.97 (95 %), mean of 1 of 8 GLUE tasks, between 2 recorded points" in printed
     assert "measured on NVIDIA H200 by run `b-s0`" in printed
-    assert run(*words, "1000") == 0
+    assert command(*words, "1000") == 0
     assert "no data (recorded from $1 to $100)" in capsys.readouterr().out
     scored(tmp_path, "other", 2.0, 90.0, 9, tasks=("RTE",))
-    assert run(*words, "10") == 0
+    assert command(*words, "10") == 0
     assert "no data (these runs cannot share a frontier" in capsys.readouterr().out
 
 
@@ -188,15 +180,15 @@ def test_a_run_is_found_by_the_row_that_it_was_billed_by(small, tmp_path, capsys
     """Not by how that row's source is worded, and not where the user's own price was taken."""
     words = ["--gpu", "h200", "--model", small, "--runs", str(tmp_path / "runs"), "--budget-usd", "10"]
     scored(tmp_path, "own", 9.0, 70.0, 1, price_row=None)
-    assert run(*words) == 0 and "no run on h200 is recorded" in capsys.readouterr().out
+    assert command(*words) == 0 and "no run on h200 is recorded" in capsys.readouterr().out
     scored(tmp_path, "billed", 3.0, 70.0, 2)
-    assert run(*words) == 0 and "measured on NVIDIA H200 by run `billed`" in capsys.readouterr().out
+    assert command(*words) == 0 and "measured on NVIDIA H200 by run `billed`" in capsys.readouterr().out
     old = records.read_record(tmp_path / "runs" / "own")
     del old["device"]["price_row"], old["trunk"], old["dataset"]
     old |= {"format": 1, "name": "old", "device": {**old["device"], "price_source": "elsewhere/prices.yaml: h200"}}
     (tmp_path / "runs" / "old").mkdir()
     (tmp_path / "runs" / "old" / "run.json").write_text(json.dumps(old))
-    assert run(*words) == 0 and "measured on NVIDIA H200 by run `old`" in capsys.readouterr().out
+    assert command(*words) == 0 and "measured on NVIDIA H200 by run `old`" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -213,7 +205,7 @@ def test_a_run_is_found_by_the_row_that_it_was_billed_by(small, tmp_path, capsys
     ],
 )
 def test_mistakes_are_one_line(small, capsys, words, says):
-    assert run(*([] if "--model" in words else ["--model", small]), *words) == 2
+    assert command(*([] if "--model" in words else ["--model", small]), *words) == 2
     error = capsys.readouterr().err
     assert says in error and error.startswith("error: ") and error.count("\n") == 1
 

@@ -4,51 +4,31 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from kernels.cpu import build
-from recipe import train
-from recipe.config import TrainConfig, load
 from recipe.errors import UserError
 from recipe.finetune.kinds import CLASSIFICATION
 from recipe.records import read_record, write_record
 from recipe.system.hardware import find_hardware
 from recipe.training.checkpoint import find_checkpoint
-from tests.tiny_run import write_yaml
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.mistakes import refused
+from tests.processes import call, start, wait_for
+from tests.tiny.configs import train_yaml
+from tests.tiny.runs import losses, run
 
 
 @pytest.fixture
 def yaml(tmp_path, tiny_dataset):
     """A run of half a minute at most, in a folder of its own."""
     words = ("data.eval_documents=64", "optimizer.lr=3.0e-3", "duration=40ba", "log_every=10")
-    return write_yaml(tmp_path, tiny_dataset, *words)
-
-
-def run(yaml, *words) -> dict:
-    return train.train(load(TrainConfig, str(yaml), words))
-
-
-def command(*words: str, launcher: tuple[str, ...] = (), **variables: str) -> subprocess.Popen:
-    program = [*launcher, *([] if launcher else [sys.executable]), "-m", "recipe.train", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    return subprocess.Popen(
-        program, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def losses(folder: Path) -> list[float]:
-    return [row["loss"] for row in read_record(folder)["loss_curve"]]
+    return train_yaml(tmp_path, tiny_dataset, *words)
 
 
 @pytest.mark.parametrize("model", ["mosaic_bert", "hf_bert"])
@@ -104,14 +84,12 @@ def test_killed_at_any_batch_and_resumed_the_run_is_the_unbroken_one(yaml, tmp_p
     words = (*words, f"data.batching={batching}")
     run(yaml, *words[1:], f"out={tmp_path / 'unbroken'}")
     out = tmp_path / "broken"
-    broken = command(*words, f"out={out}")
-    latest, deadline = out / "checkpoints" / "latest-rank0.pt", time.monotonic() + 120
-    while not latest.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    broken = start("recipe.train", *words, f"out={out}")
+    wait_for((out / "checkpoints" / "latest-rank0.pt").exists)
     broken.send_signal(signal.SIGKILL)
     broken.wait()
-    assert latest.exists() and read_record(out)["status"] == "running"
-    again = command(*words, f"out={out}", "autoresume=true")
+    assert read_record(out)["status"] == "running"
+    again = start("recipe.train", *words, f"out={out}", "autoresume=true")
     assert again.wait(300) == 0, again.stderr.read()
     assert losses(out) == losses(tmp_path / "unbroken")
     a, b = read_record(out), read_record(tmp_path / "unbroken")
@@ -157,7 +135,7 @@ def test_two_ranks_train_what_one_trains(yaml, tmp_path, launcher):
     count = ("-n", "2") if launcher == "composer" else ("--nproc-per-node", "2")
     if launcher == "torchrun":
         count = ("--standalone", *count)
-    both = command(*words, f"out={tmp_path / 'two'}", launcher=(str(program), *count))
+    both = start("recipe.train", *words, f"out={tmp_path / 'two'}", launcher=(str(program), *count))
     single = run(yaml, *words[1:])
     said, problems = both.communicate(timeout=300)
     assert both.returncode == 0, problems
@@ -174,7 +152,7 @@ def test_triton_kernels_give_the_reference_s_curve(yaml, tmp_path):
     words = ("duration=5ba", "log_every=1", "batch_size=4", "data.sequence_length=24", "data.eval_documents=4",
              "precision=fp32", "device=cpu", "model.hidden_dropout_prob=0")  # fmt: skip
     triton = ("model.attention=triton", "model.kernels=triton", f"out={tmp_path / 'triton'}")
-    interpreted = command(str(yaml), *words, *triton, TRITON_INTERPRET="1")
+    interpreted = start("recipe.train", str(yaml), *words, *triton, TRITON_INTERPRET="1")
     plain = run(yaml, *words, "model.attention=reference", "model.kernels=reference")
     assert interpreted.wait(300) == 0, interpreted.stderr.read()
     record = read_record(tmp_path / "triton")
@@ -191,7 +169,7 @@ def test_without_a_masked_token_there_is_no_loss_and_that_is_said(yaml, tmp_path
     record, said = read_record(tmp_path / "run"), capsys.readouterr().out
     assert record["status"] == "finished"
     assert record["eval"]["loss"] is None and record["eval"]["masked_accuracy"] is None
-    assert [row["loss"] for row in record["loss_curve"]] == [None, None]
+    assert losses(record) == [None, None]
     assert said.count("no loss (no token was masked)") == 4 and "nan" not in said
 
 
@@ -254,10 +232,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("word", MISTAKES)
 def test_a_mistake_is_one_line_before_anything_is_written(yaml, tmp_path, word):
-    with pytest.raises(UserError) as raised:
-        run(yaml, *word.split(" "))
-    message = str(raised.value)
-    assert MISTAKES[word] in message and "\n" not in message
+    assert MISTAKES[word] in refused(run, yaml, *word.split(" "))
     assert not (tmp_path / "run").exists()
 
 
@@ -305,10 +280,9 @@ def test_a_run_from_before_a_key_existed_is_continued_with_its_default(yaml, tmp
 
 def test_the_first_lines_say_what_is_needed_and_no_more(yaml, tmp_path):
     """As a fresh process prints them, its C++ included: nothing about devices that are not here."""
-    process = command(str(yaml), "duration=2ba", "data.eval_documents=8")
-    out, problems = process.communicate(timeout=120)
-    assert process.returncode == 0, problems
-    lines = out.splitlines()
+    done = call("recipe.train", str(yaml), "duration=2ba", "data.eval_documents=8")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
     assert lines[0].startswith("mosaic_bert, 0.1 M parameters -> ")
     heads = ["on", "attention", "microbatch:", "data:", "price:"]
     assert [line.split()[0] for line in lines[1:6]] == heads and lines[6].startswith("batch")
@@ -319,7 +293,6 @@ def test_the_first_lines_say_what_is_needed_and_no_more(yaml, tmp_path):
 
 
 def test_the_command_prints_one_line_and_exits_with_2(yaml, tmp_path):
-    process = command(str(yaml), "model.name=roberta")
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 2 and out == ""
-    assert err.count("\n") == 1 and err.startswith("error: model.name=roberta")
+    done = call("recipe.train", str(yaml), "model.name=roberta")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: model.name=roberta")

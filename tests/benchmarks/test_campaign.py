@@ -11,8 +11,8 @@ from benchmarks.campaign import CampaignConfig, load
 from recipe import glue, records, train
 from recipe.config import GlueConfig, TrainConfig
 from recipe.errors import UserError
-from tests.tiny_encoder import write_sst2
-from tests.tiny_run import PRICES, write_yaml
+from tests.tiny.configs import PRICES, train_yaml
+from tests.tiny.tasks import write_sst2
 
 ENTRY_POINTS = {"recipe.train": (TrainConfig, train.train), "recipe.glue": (GlueConfig, glue.glue)}
 
@@ -34,7 +34,7 @@ def said(monkeypatch) -> list[str]:
 
 @pytest.fixture
 def config(tmp_path, tiny_dataset) -> CampaignConfig:
-    file = write_yaml(tmp_path, tiny_dataset, "device=cpu", "precision=fp32", "model.hidden_dropout_prob=0")
+    file = train_yaml(tmp_path, tiny_dataset, "device=cpu", "precision=fp32", "model.hidden_dropout_prob=0")
     write_sst2(tmp_path / "tasks", train=32, dev=16)
     scoring = f"data={tmp_path / 'tasks'} epochs=1 max_length=24 device=cpu precision=fp32 cost.prices={PRICES}"
     return CampaignConfig(

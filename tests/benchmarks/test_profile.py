@@ -11,13 +11,13 @@ from benchmarks import measurement, profile, roofline, trainer
 from benchmarks.profile_parts import PARTS
 from recipe.model.flops import training_flops
 from recipe.training import ceilings
-from tests.tiny_run import write_yaml
+from tests.tiny.configs import train_yaml
 
 
 @pytest.fixture
 def yaml(tmp_path, tiny_dataset):
     words = ("model.hidden_size=64", "model.intermediate_size=128", "batch_size=16")
-    return str(write_yaml(tmp_path, tiny_dataset, *words))
+    return str(train_yaml(tmp_path, tiny_dataset, *words))
 
 
 @pytest.mark.parametrize("model", ["mosaic_bert", "hf_bert"])

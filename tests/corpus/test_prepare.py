@@ -2,8 +2,6 @@
 
 import fcntl
 import gzip
-import json
-import subprocess
 import tracemalloc
 
 import numpy as np
@@ -15,7 +13,9 @@ from recipe.corpus import duplicates, inspection, sources
 from recipe.data import shards
 from recipe.errors import UserError
 from recipe.prepare import prepare
-from tests.preparing import ROOT, command, config_of, make_text, same_bytes, stored, write_text, write_vocabulary
+from tests.preparing import config_of, same_bytes, stored, words_of
+from tests.processes import call
+from tests.tiny.texts import make_text, write_text, write_vocabulary
 
 
 def test_shards_hold_the_text(tmp_path, corpus, capsys):
@@ -56,9 +56,8 @@ def test_a_vocabulary_smaller_than_asked_for_is_said_with_the_reason(tmp_path, c
 
 def test_two_runs_and_two_processes_give_the_same_bytes(tmp_path, corpus):
     prepare(config_of(tmp_path))
-    subprocess.run(
-        command(tmp_path, f"out={tmp_path / 'two'}", "processes=2"), cwd=ROOT, check=True, capture_output=True
-    )
+    done = call("recipe.prepare", *words_of(tmp_path, out=str(tmp_path / "two"), processes=2))
+    assert done.returncode == 0, done.stderr
     same_bytes(tmp_path / "out", tmp_path / "two")
 
 
@@ -161,15 +160,13 @@ def test_mistakes_leave_nothing_behind(tmp_path, corpus, settings, message):
 def test_text_that_gives_no_document(tmp_path, content, settings, message):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "only.jsonl.gz").write_bytes(gzip.compress(content))
-    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nalone\n")
-    vocabulary = Tokenizer(vocab_file=str(tmp_path / "vocab.txt"))
     with pytest.raises(UserError, match=message):
-        prepare(config_of(tmp_path, tokenizer=vocabulary, **settings))
+        prepare(config_of(tmp_path, tokenizer=write_vocabulary(tmp_path, ["alone"]), **settings))
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
 
 
 def test_command_line(tmp_path, corpus):
-    done = subprocess.run(command(tmp_path, "train.files=[nowhere.txt]"), cwd=ROOT, capture_output=True, text=True)
+    done = call("recipe.prepare", *words_of(tmp_path, "train.files=[nowhere.txt]"))
     assert done.returncode == 2
     assert done.stderr.startswith("error: files: `nowhere.txt` matches no file")
     assert done.stderr.count("\n") == 1
@@ -197,9 +194,8 @@ def test_copies_are_dropped_over_all_files(tmp_path, corpus, monkeypatch):
     copies = [*corpus["a.jsonl.gz"][5:9], corpus["c.jsonl.gz"][0]]
     own = ["a text of its own", "and its copy", "and its copy"]
     held = [corpus["b.jsonl.gz"][3], "held out", "held out"]
-    for name, texts in (("b2.jsonl.gz", copies + own), ("held.jsonl", held)):
-        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
-        (tmp_path / "text" / name).write_bytes(gzip.compress(lines) if name.endswith("gz") else lines)
+    write_text(tmp_path / "text" / "b2.jsonl.gz", copies + own)
+    write_text(tmp_path / "text" / "held.jsonl", held)
     validation = Source(files=[str(tmp_path / "text" / "held.jsonl")])
     info = prepare(config_of(tmp_path, drop_duplicates=True, validation=validation))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "tokenizer")

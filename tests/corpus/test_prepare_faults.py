@@ -11,18 +11,9 @@ from recipe.config import PrepareConfig, run_main
 from recipe.corpus import parts
 from recipe.errors import UserError
 from recipe.prepare import prepare
-from tests.preparing import (
-    command,
-    config_of,
-    group_members,
-    make_text,
-    own_group,
-    same_bytes,
-    wait_for,
-    write_text,
-    write_vocabulary,
-    write_yaml,
-)
+from tests.preparing import command, config_of, same_bytes, words_of
+from tests.processes import group_members, own_group, wait_for
+from tests.tiny.texts import make_text, write_text, write_vocabulary
 
 
 def test_a_run_that_is_stopped_three_times_ends_as_an_unbroken_one(tmp_path):
@@ -48,8 +39,8 @@ def test_a_run_that_is_stopped_three_times_ends_as_an_unbroken_one(tmp_path):
         (signal.SIGINT, 1, 130, 1),
     ):
         before = begun()
-        words = (f"processes={processes}", f"tokenizer.vocab_file={vocabulary.vocab_file}")
-        with (tmp_path / "errors").open("w") as errors, own_group(command(tmp_path, *words), stderr=errors) as run:
+        words = command(tmp_path, processes=processes, tokenizer=vocabulary)
+        with (tmp_path / "errors").open("w") as errors, own_group(words, stderr=errors) as run:
             wait_for(lambda before=before: in_the_middle(before))
             (os.killpg if whole_group else os.kill)(run.pid, stop)
             wait_for(lambda run=run: not group_members(run.pid))
@@ -73,7 +64,7 @@ def test_damaged_files_are_named_and_cost_no_other_part(tmp_path, corpus, capsys
     files = [tmp_path / "text" / name for name in ("a.jsonl.gz", "b.jsonl.gz", "c.jsonl.gz")]
     good = [file.read_bytes() for file in files]
     vocabulary = write_vocabulary(tmp_path)
-    words = [write_yaml(tmp_path), f"tokenizer.vocab_file={vocabulary.vocab_file}"]
+    words = words_of(tmp_path, tokenizer=vocabulary)
     files[0].write_bytes(good[0][:-20])
     files[1].write_bytes(good[1][:400] + bytes(40) + good[1][440:])
     assert run_main(PrepareConfig, prepare, words) == 2
@@ -175,7 +166,7 @@ def test_a_file_that_changes_or_vanishes_while_it_is_read(tmp_path, corpus, monk
 @pytest.mark.parametrize(("limit", "parts_there"), [(2_000, 0), (5_000, 2), (12_000, 3)])
 def test_a_full_disk_is_one_line_and_finished_parts_stay(tmp_path, corpus, limit, parts_there, capsys):
     vocabulary = write_vocabulary(tmp_path)
-    words = [write_yaml(tmp_path), f"tokenizer.vocab_file={vocabulary.vocab_file}"]
+    words = words_of(tmp_path, tokenizer=vocabulary)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))  # the system itself refuses to write more into a file
     try:

@@ -12,15 +12,9 @@ from recipe.data import storage
 from recipe.errors import UserError
 from recipe.prepare import prepare
 from tests.object_store import BUCKET
-from tests.preparing import (
-    command,
-    config_of,
-    group_members,
-    own_group,
-    wait_for,
-    write_text,
-    write_vocabulary,
-)
+from tests.preparing import command, config_of
+from tests.processes import group_members, own_group, wait_for
+from tests.tiny.texts import write_text, write_vocabulary
 
 OUT = f"s3://{BUCKET}/sets/new"
 
@@ -93,10 +87,9 @@ def test_every_part_s_shards_leave_the_disk_once_they_are_in_the_store(tmp_path,
 
 def test_a_run_killed_while_it_uploads_is_continued(tmp_path, object_store, corpus):
     """The store fails for good from the second part's shard on; the run is killed while it asks again."""
-    vocabulary = write_vocabulary(tmp_path)
-    words = (f"out={OUT}", f"work={tmp_path / 'work'}", f"tokenizer.vocab_file={vocabulary.vocab_file}")
+    settings = dict(out=OUT, work=str(tmp_path / "work"), tokenizer=write_vocabulary(tmp_path))
     object_store.fail(10_000, "PUT /texts/sets/new/train/part-00001/shard")
-    with own_group(command(tmp_path, *words)) as run:
+    with own_group(command(tmp_path, **settings)) as run:
         wait_for(lambda: object_store.failures)
         os.kill(run.pid, signal.SIGKILL)
         wait_for(lambda: not group_members(run.pid))

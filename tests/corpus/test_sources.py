@@ -14,6 +14,7 @@ from recipe.config import Source
 from recipe.corpus import sources
 from recipe.corpus.sources import EMPTY, MALFORMED, MISSING, NOT_TEXT, NOT_UTF8, Rejected
 from recipe.errors import UserError
+from tests.tiny.texts import write_text
 
 TEXTS = ["first, with a comma", 'second "quoted"\nover two lines', "dritte Größe, 日本語, 🙂"]
 
@@ -249,8 +250,7 @@ def test_the_position_in_a_file_runs_to_its_end(tmp_path, suffix):
     if suffix == ".parquet":
         pyarrow.parquet.write_table(pyarrow.table({"text": texts}), file)
     else:
-        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
-        file.write_bytes(gzip.compress(lines) if suffix.endswith("gz") else lines)
+        write_text(file, texts)
     position = sources.Position()
     shares = [
         position.share()

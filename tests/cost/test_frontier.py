@@ -22,6 +22,7 @@ from recipe.cost.frontier import (
 )
 from recipe.cost.measures import LOSS, SCORE
 from recipe.errors import UserError
+from tests.mistakes import refused
 
 A, B = Curve("a"), Curve("b")
 
@@ -204,9 +205,7 @@ BOTH = {"CoLA": 40.0, "RTE": 60.0}
     ],
 )
 def test_runs_that_were_scored_differently_are_never_mixed(other, says):
-    with pytest.raises(UserError) as error:
-        points_of([record("a", BOTH), other])
-    assert says in str(error.value) and "\n" not in str(error.value)
+    assert says in refused(points_of, [record("a", BOTH), other])
 
 
 def evaluated(name, dataset=None, **data):
@@ -239,9 +238,7 @@ DIGEST = {"vocabulary_sha256": "abc", "eval_documents": 9, "eval_tokens": 99}
 )
 def test_losses_of_different_evaluations_are_refused_or_labelled(one, other, says):
     runs = [evaluated("a", **one), evaluated("b", **other)]
-    with pytest.raises(UserError) as error:
-        points_of(runs, measure=LOSS)
-    assert says in str(error.value) and "\n" not in str(error.value)
+    assert says in refused(points_of, runs, measure=LOSS)
     first, second = (point.curve for point in points_of(runs, mixed=True, measure=LOSS))
     assert first.model == second.model and first.protocol and first != second
 

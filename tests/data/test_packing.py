@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -24,12 +25,13 @@ from recipe.data.masking import Masker
 from recipe.data.order import EpochOrder
 from recipe.data.packing import PackedCollator, Packer, fill
 from recipe.data.shards import read_info
-from recipe.data.stream import Loader, open_loader
+from recipe.data.stream import Loader
 from recipe.errors import UserError
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
 from recipe.model.heads import MosaicBertForMaskedLM
 from tests.hashing import hashes
+from tests.tiny.texts import open_batches
 
 CLS, SEP, PAD, MASK, VOCABULARY, LENGTH = 2, 3, 0, 4, 192, 16
 
@@ -156,13 +158,9 @@ def test_the_model_sees_each_document_by_itself():
 
 
 @pytest.fixture
-def open_packed(tiny_dataset):
-    def open_one(rows: int = 32) -> Loader:
-        data = Data(path=str(tiny_dataset), sequence_length=64, batching="tokens", masking="word")
-        info = read_info(tiny_dataset)
-        return open_loader(data, info, train=True, batch_size=rows, seed=17, batching="tokens", workers=0)
-
-    return open_one
+def open_packed(tiny_dataset) -> Callable[..., Loader]:
+    data = Data(path=str(tiny_dataset), sequence_length=64, masking="word")
+    return functools.partial(open_batches, data, batching="tokens")
 
 
 def test_an_epoch_sees_each_document_at_most_once_and_nearly_all(open_packed, tiny_dataset):
@@ -184,4 +182,4 @@ def test_an_epoch_sees_each_document_at_most_once_and_nearly_all(open_packed, ti
 
 def test_a_dataset_that_cannot_be_packed_is_refused(open_packed):
     with pytest.raises(UserError, match="not one batch of 512,000 tokens in it; lower batch_size"):
-        open_packed(rows=8_000)
+        open_packed(8_000)

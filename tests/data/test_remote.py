@@ -11,20 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from recipe import train
-from recipe.config import Data, PrepareConfig, Source, Tokenizer, TrainConfig, load
+from recipe.config import Data, Tokenizer
 from recipe.data import order, storage
 from recipe.data.cache import local_folder, open_dataset
-from recipe.data.stream import Loader, open_loader
-from recipe.errors import UserError
-from recipe.prepare import prepare
+from recipe.data.stream import Loader
 from tests.hashing import hashes
+from tests.mistakes import refused
 from tests.object_store import BUCKET, ObjectStore
+from tests.tiny.configs import train_yaml
+from tests.tiny.runs import losses, run
+from tests.tiny.texts import open_batches, write_dataset
 
 REMOTE = f"s3://{BUCKET}/corpus"
 SPLITS = ("train", "validation")
 PARTS = 6
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +34,7 @@ def parts(tiny_dataset, tmp_path_factory) -> Path:
     lines = (tiny_dataset.parent / "topics.jsonl").read_text().splitlines(keepends=True)
     for i in range(PARTS):
         (folder / f"{i}.jsonl").write_text("".join(lines[i::PARTS]))
-    prepare(
-        PrepareConfig(
-            out=str(folder / "dataset"),
-            train=Source(files=[str(folder / "*.jsonl")]),
-            validation_fraction=0.1,
-            tokenizer=Tokenizer(name=str(tiny_dataset / "tokenizer")),
-            processes=1,
-        )
-    )
-    return folder / "dataset"
+    return write_dataset(folder, Tokenizer(name=str(tiny_dataset / "tokenizer")))
 
 
 @pytest.fixture
@@ -55,11 +46,6 @@ def store(object_store: ObjectStore, parts: Path) -> ObjectStore:
     return object_store
 
 
-def opened(data: Data, workers: int = 0, train: bool = True) -> Loader:
-    info = open_dataset(data, SPLITS)
-    return open_loader(data, info, train=train, batch_size=32, seed=17, batching="sequences", workers=workers)
-
-
 def remote(cache: Path, **settings) -> Data:
     return Data(path=REMOTE, cache=str(cache), sequence_length=64, **settings)
 
@@ -69,7 +55,7 @@ def all_hashes(loader: Loader) -> list[list[str]]:
 
 
 def expected(parts: Path) -> list[list[str]]:
-    return all_hashes(opened(Data(path=str(parts), sequence_length=64)))
+    return all_hashes(open_batches(Data(path=str(parts), sequence_length=64)))
 
 
 def fetched(store: ObjectStore) -> Counter[str]:
@@ -79,20 +65,13 @@ def fetched(store: ObjectStore) -> Counter[str]:
     return Counter({name: count for name, count in counts.items() if ".mds" in name})
 
 
-def refused(action) -> str:
-    with pytest.raises(UserError) as caught:
-        action()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_remote_dataset_gives_a_local_one_s_batches(store, parts, tmp_path, workers):
     data = remote(tmp_path / "cache")
-    assert all_hashes(opened(data, workers)) == expected(parts)
+    assert all_hashes(open_batches(data, workers=workers)) == expected(parts)
     assert len(fetched(store)) == PARTS and set(fetched(store).values()) == {1}
     assert not list((tmp_path / "cache").rglob("*.zstd")), "what is unpacked is not kept twice"
-    assert all_hashes(opened(data)) == expected(parts)
+    assert all_hashes(open_batches(data)) == expected(parts)
     assert set(fetched(store).values()) == {1}, "a second start reads the cache"
 
 
@@ -104,7 +83,7 @@ def test_a_store_that_fails_twice_and_then_works(store, parts, tmp_path, what, m
     store.fail(2, matching=f"GET /{BUCKET}/corpus/{'train/part-00000/' if 'shard' in what else ''}{what}")
     if what == "lengths.npy":
         store.fail(2, matching=f"GET /{BUCKET}/corpus/train/{what}")
-    assert all_hashes(opened(remote(tmp_path / "cache"))) == expected(parts)
+    assert all_hashes(open_batches(remote(tmp_path / "cache"))) == expected(parts)
     assert len(store.failures) == 2
 
 
@@ -113,7 +92,7 @@ def test_a_store_that_stays_broken_is_one_line(store, tmp_path, workers, monkeyp
     monkeypatch.setattr(storage, "_PAUSE_S", 0.01)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     storage.forget_clients()
-    loader = opened(remote(tmp_path / "cache"), workers)
+    loader = open_batches(remote(tmp_path / "cache"), workers=workers)
     store.fail(1_000, matching="part-00003")
     said = refused(lambda: list(loader))
     assert said.startswith(f"{REMOTE}/train/part-00003/shard.00000.mds.zstd: cannot be fetched: 500")
@@ -122,7 +101,7 @@ def test_a_store_that_stays_broken_is_one_line(store, tmp_path, workers, monkeyp
 
 def test_a_shard_that_the_store_lacks_is_one_line(store, tmp_path):
     store.client.delete_object(Bucket=BUCKET, Key="corpus/train/part-00002/shard.00000.mds.zstd")
-    said = refused(lambda: list(opened(remote(tmp_path / "cache"))))
+    said = refused(lambda: list(open_batches(remote(tmp_path / "cache"))))
     assert f"{REMOTE}/train/part-00002/shard.00000.mds.zstd: no such file in the store" in said
 
 
@@ -131,7 +110,7 @@ def test_a_shard_that_arrives_changed_is_one_line(store, tmp_path):
     content = bytearray(store.read(name))
     content[100] ^= 1
     store.write(name, bytes(content))
-    said = refused(lambda: list(opened(remote(tmp_path / "cache"))))
+    said = refused(lambda: list(open_batches(remote(tmp_path / "cache"))))
     assert "part-00002/shard.00000.mds.zstd: its hash is not the one in the index" in said
 
 
@@ -142,30 +121,30 @@ def test_places_that_hold_no_dataset_or_another(store, tmp_path):
     info["config"]["seed"] = 1
     store.write("corpus/dataset.json", json.dumps(info).encode())
     assert f"{data.cache}: holds files of another dataset than {REMOTE} is now; remove it" in refused(
-        lambda: open_dataset(data, SPLITS)
+        open_dataset, data, SPLITS
     )
     nowhere = Data(path=f"s3://{BUCKET}/nowhere", cache=str(tmp_path / "other"))
-    assert "holds no dataset.json; python -m recipe.prepare" in refused(lambda: open_dataset(nowhere, SPLITS))
-    assert "set data.cache to a local folder" in refused(lambda: local_folder(Data(path=REMOTE)))
-    assert "leave it out" in refused(lambda: local_folder(Data(path="data/books", cache="x")))
-    assert "give a size, or 0" in refused(lambda: local_folder(remote(tmp_path, cache_gib=-1)))
-    assert "has train, validation" in refused(lambda: open_dataset(remote(tmp_path / "third"), ("test",)))
+    assert "holds no dataset.json; python -m recipe.prepare" in refused(open_dataset, nowhere, SPLITS)
+    assert "set data.cache to a local folder" in refused(local_folder, Data(path=REMOTE))
+    assert "leave it out" in refused(local_folder, Data(path="data/books", cache="x"))
+    assert "give a size, or 0" in refused(local_folder, remote(tmp_path, cache_gib=-1))
+    assert "has train, validation" in refused(open_dataset, remote(tmp_path / "third"), ("test",))
 
 
 def _tell_hashes(data: Data, queue) -> None:
-    queue.put(all_hashes(opened(data, workers=1)))
+    queue.put(all_hashes(open_batches(data, workers=1)))
 
 
 def test_two_runs_in_one_cache_fetch_each_shard_once(store, parts, tmp_path):
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     data = remote(tmp_path / "cache")
-    runs = [context.Process(target=_tell_hashes, args=(data, queue)) for _ in range(2)]
-    for run in runs:
-        run.start()
-    results = [queue.get(timeout=120) for _ in runs]
-    for run in runs:
-        run.join(60)
+    readers = [context.Process(target=_tell_hashes, args=(data, queue)) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    results = [queue.get(timeout=120) for _ in readers]
+    for reader in readers:
+        reader.join(60)
     assert results == [expected(parts)] * 2
     assert len(fetched(store)) == PARTS and set(fetched(store).values()) == {1}
 
@@ -175,7 +154,7 @@ def test_a_bounded_cache_holds_what_is_read_and_no_more(store, parts, tmp_path, 
     monkeypatch.setattr(order, "_BLOCK", 300)
     whole = expected(parts)
     data = remote(tmp_path / "cache", cache_gib=1e-9)
-    loader, most, found = opened(data), 0, []
+    loader, most, found = open_batches(data), 0, []
     for _ in range(2):
         for batch in loader:
             found.append(hashes(batch))
@@ -186,23 +165,15 @@ def test_a_bounded_cache_holds_what_is_read_and_no_more(store, parts, tmp_path, 
 
 
 def test_a_run_trains_and_resumes_from_a_store(store, parts, tmp_path):
-    file = tmp_path / "train.yaml"
-    file.write_text(
-        f"""
-data: {{path: "{REMOTE}", cache: {tmp_path / "cache"}, sequence_length: 32, masking: word, eval_documents: 16}}
-model: {{hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}}
-batch_size: 8
-duration: 6ba
-log_every: 2
-cost: {{prices: {ROOT / "yamls/prices.yaml"}}}
-"""
-    )
-    record = train.train(load(TrainConfig, str(file), [f"out={tmp_path / 'run'}"]))
-    here = [f"data.path={parts}", "data.cache=null", f"out={tmp_path / 'local'}"]
-    local = train.train(load(TrainConfig, str(file), here))
-    assert [row["loss"] for row in record["loss_curve"]] == [row["loss"] for row in local["loss_curve"]]
+    yaml = train_yaml(
+        tmp_path, REMOTE, f"data.cache={tmp_path / 'cache'}", "data.sequence_length=32", "data.masking=word",
+        "model.hidden_size=16", "model.num_hidden_layers=1", "model.intermediate_size=32", "duration=6ba", "log_every=2",
+    )  # fmt: skip
+    record = run(yaml)
+    local = run(yaml, f"data.path={parts}", "data.cache=null", f"out={tmp_path / 'local'}")
+    assert losses(record) == losses(local)
     assert (tmp_path / "run" / "encoder" / "tokenizer.json").is_file()
     shutil.rmtree(tmp_path / "cache")
-    again = [f"out={tmp_path / 'run'}", f"data.cache={tmp_path / 'elsewhere'}", "autoresume=true", "data.workers=1"]
-    assert train.train(load(TrainConfig, str(file), again))["status"] == "finished"
-    assert len(list(islice(opened(remote(tmp_path / "cache"), train=False), 2))) == 2
+    again = (f"data.cache={tmp_path / 'elsewhere'}", "autoresume=true", "data.workers=1")
+    assert run(yaml, *again)["status"] == "finished"
+    assert len(list(islice(open_batches(remote(tmp_path / "cache"), train=False), 2))) == 2

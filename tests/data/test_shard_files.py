@@ -17,10 +17,10 @@ from streaming import MDSWriter
 from recipe.config import Data
 from recipe.data import documents
 from recipe.data.shard_files import check_files
-from recipe.data.shards import LENGTHS, read_info
-from recipe.data.stream import open_loader
-from recipe.errors import UserError
+from recipe.data.shards import LENGTHS
 from recipe.system.files import locked
+from tests.mistakes import refused
+from tests.tiny.texts import open_batches
 
 SHARD = "train/part-00000/shard.00000.mds.zstd"
 
@@ -36,16 +36,8 @@ def copy(tiny_dataset, tmp_path) -> Path:
 
 def batches(folder: Path, workers: int = 0, batching: str = "sequences") -> Iterator[dict]:
     check_files(folder, "train")
-    data = Data(path=str(folder), sequence_length=64, batching=batching)
-    info = read_info(folder)
-    return iter(open_loader(data, info, train=True, batch_size=32, seed=1, batching=batching, workers=workers))
-
-
-def refused(action) -> str:
-    with pytest.raises(UserError) as caught:
-        action()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    data = Data(path=str(folder), sequence_length=64)
+    return iter(open_batches(data, batching=batching, workers=workers))
 
 
 def test_a_whole_dataset_passes(copy):
@@ -57,7 +49,7 @@ def test_a_whole_dataset_passes(copy):
 def test_a_missing_shard(copy):
     (copy / SHARD).unlink()
     assert f"{copy / SHARD}: no such file, and the index lists it; copy the file again" in refused(
-        lambda: check_files(copy, "train")
+        check_files, copy, "train"
     )
 
 
@@ -70,7 +62,7 @@ def test_a_truncated_shard(copy, unpacked):
     whole = file.stat().st_size
     with file.open("r+b") as stream:
         stream.truncate(whole - 7)
-    said = refused(lambda: check_files(copy, "train"))
+    said = refused(check_files, copy, "train")
     assert said.startswith(f"{file}: {whole - 7:,} bytes, the index says {whole:,}; copy the file again")
 
 
@@ -164,16 +156,14 @@ def test_an_index_that_points_elsewhere(copy):
         content = json.loads(index.read_text())
         content["shards"][0]["raw_data"]["basename"] = other
         index.write_text(json.dumps(content))
-        assert f"{index}: names {other}, which is outside the dataset's folder" in refused(
-            lambda: check_files(copy, "train")
-        )
+        assert f"{index}: names {other}, which is outside the dataset's folder" in refused(check_files, copy, "train")
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", '{"shards": 3}', '{"shards": [{}]}'])
 def test_an_index_that_is_none(copy, content):
     index = copy / "train" / "index.json"
     index.unlink() if content is None else index.write_text(content)
-    assert str(index) in refused(lambda: check_files(copy, "train"))
+    assert str(index) in refused(check_files, copy, "train")
 
 
 def _hold(lock: str, ready, release) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,9 @@ import torch
 from recipe.config import Data
 from recipe.data.batch import IGNORED_LABEL, count_sequences
 from recipe.data.shards import read_info
-from recipe.data.stream import Loader, check_vocabulary, open_loader
+from recipe.data.stream import Loader, check_vocabulary
 from recipe.errors import UserError
+from tests.tiny.texts import open_batches
 
 BATCH = 64
 RUN = 5_000  # documents, for a masking rate that changes
@@ -23,23 +25,8 @@ RUN = 5_000  # documents, for a masking rate that changes
 @pytest.fixture
 def open_tiny(tiny_dataset: Path) -> Callable[..., Loader]:
     """A function that opens a loader of the tiny dataset."""
-
-    def open_one(
-        train: bool = True, batch_size: int = BATCH, padded: bool = False, workers: int = 0, seed: int = 17, **data
-    ):
-        settings = Data(**{"path": str(tiny_dataset), "sequence_length": 64} | data)
-        return open_loader(
-            settings,
-            read_info(tiny_dataset),
-            train=train,
-            batch_size=batch_size,
-            seed=seed,
-            batching="padded" if padded else settings.batching,
-            workers=workers,
-            run_documents=RUN,
-        )
-
-    return open_one
+    data = Data(path=str(tiny_dataset), sequence_length=64)
+    return functools.partial(open_batches, data=data, batch_size=BATCH)
 
 
 def equal(first: list[dict], second: list[dict]) -> bool:
@@ -129,18 +116,19 @@ def test_another_seed_gives_another_mask(open_tiny):
 
 @pytest.mark.parametrize("train", [True, False])
 def test_workers_change_nothing(open_tiny, train):
-    loader = open_tiny(train)
+    loader = open_tiny(train=train)
     alone = [list(loader), list(loader)]
     del loader
-    loader = open_tiny(train, workers=2)
+    loader = open_tiny(train=train, workers=2)
     assert equal(list(loader), alone[0])
     assert equal(list(loader), alone[1])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_rate_falls_over_the_run_and_knows_its_place_after_a_resume(open_tiny, workers):
+def test_the_rate_falls_over_the_run_and_knows_its_place_after_a_resume(tiny_dataset, workers):
     """Each batch is masked at the rate of the documents that the run saw before it, in the second epoch too."""
-    loader = open_tiny(workers=workers, mask_rate=0.6, mask_rate_end=0.1)
+    data = Data(path=str(tiny_dataset), sequence_length=64, mask_rate=0.6, mask_rate_end=0.1)
+    loader = open_batches(data, BATCH, workers=workers, run_documents=RUN)
     batches = list(loader)
     state = loader.dataset.state_dict(20 * BATCH, True)
     batches += list(loader)
@@ -151,14 +139,14 @@ def test_the_rate_falls_over_the_run_and_knows_its_place_after_a_resume(open_tin
         rate = 0.6 - 0.5 * min(before / RUN, 1)
         assert len(batch["labels"]) / ordinary == pytest.approx(rate, abs=0.05)
     del loader
-    loader = open_tiny(workers=workers, mask_rate=0.6, mask_rate_end=0.1)
+    loader = open_batches(data, BATCH, workers=workers, run_documents=RUN)
     loader.dataset.load_state_dict({**state, "epoch": 0})
     assert equal(list(loader), batches[20:epoch])
 
 
 def test_padded_batches_are_the_same_documents(open_tiny):
     streams = list(open_tiny())
-    padded = list(open_tiny(padded=True))
+    padded = list(open_tiny(batching="padded"))
     assert seen(streams) == seen(padded)
     for stream, batch in zip(streams, padded, strict=True):
         assert torch.equal(batch["input_ids"][batch["attention_mask"].bool()], stream["input_ids"])

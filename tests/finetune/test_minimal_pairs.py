@@ -12,7 +12,8 @@ import pytest
 from recipe.errors import UserError
 from recipe.finetune.minimal_pairs import mask_each, read_pairs
 from recipe.training.checkpoint import find_checkpoint
-from tests.tiny_encoder import write_encoder, write_pairs
+from tests.tiny.models import write_encoder
+from tests.tiny.tasks import write_pairs
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "blimp"
 

@@ -13,7 +13,7 @@ from recipe.errors import UserError
 from recipe.finetune.examples import Examples
 from recipe.finetune.tasks import TASKS, read_task
 from recipe.finetune.tuning_split import tuning_split
-from tests.tiny_encoder import write_tsv
+from tests.tiny.tasks import write_tsv
 
 REAL = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "glue"
 SST2 = TASKS["SST-2"]

@@ -9,7 +9,6 @@ import os
 import signal
 import struct
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +17,12 @@ import mlflow
 import pytest
 from wandb.proto.wandb_internal_pb2 import Record
 
-from recipe import train
-from recipe.config import TrainConfig, load
 from recipe.records import read_record
 from recipe.training.loggers import PROJECT, run_id
-from tests.test_interruption import ROOT, interrupted
-from tests.tiny_run import write_yaml
+from tests.processes import call
+from tests.seen_batches import interrupted
+from tests.tiny.configs import train_yaml
+from tests.tiny.runs import losses, run
 
 BATCHES = list(range(1, 13))
 ALL = "loggers=[tensorboard,wandb,mlflow]"
@@ -33,17 +32,11 @@ ALL = "loggers=[tensorboard,wandb,mlflow]"
 def yaml(tmp_path, tiny_dataset, monkeypatch) -> Path:
     for name in [name for name in os.environ if name.startswith(("WANDB", "MLFLOW"))]:
         monkeypatch.delenv(name)
-    return write_yaml(tmp_path, tiny_dataset, "duration=12ba", "log_every=1", "eval_every=4ba", "checkpoint_every=5ba")
-
-
-def run(yaml: Path, *words: str) -> dict:
-    return train.train(load(TrainConfig, str(yaml), words))
+    return train_yaml(tmp_path, tiny_dataset, "duration=12ba", "log_every=1", "eval_every=4ba", "checkpoint_every=5ba")
 
 
 def command(yaml: Path, *words: str, **variables: str) -> subprocess.CompletedProcess:
-    program = [sys.executable, "-m", "recipe.train", str(yaml), *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    return subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return call("recipe.train", str(yaml), *words, **variables)
 
 
 def logged(file: Path) -> Iterator[bytes]:
@@ -159,8 +152,7 @@ def test_a_run_that_is_killed_before_its_first_checkpoint_starts_again(yaml, tmp
     check_wandb(out, starts=2)
     plain = run(yaml, f"out={tmp_path / 'plain'}")
     assert not any((tmp_path / "plain" / name).exists() for name in ("wandb", "mlflow", "tensorboard"))
-    curves = [[row["loss"] for row in record["loss_curve"]] for record in (plain, read_record(out))]
-    assert curves[0] == curves[1], "a logger changed the result"
+    assert losses(plain) == losses(out), "a logger changed the result"
 
 
 @contextlib.contextmanager

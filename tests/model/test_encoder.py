@@ -14,7 +14,7 @@ from kernels.backends import Resolved
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends, Encoder
 from recipe.model.heads import MosaicBertForMaskedLM
-from tests.tiny_encoder import with_head
+from tests.tiny.models import with_head
 
 CONFIG = EncoderConfig(
     vocab_size=1024,

@@ -15,8 +15,9 @@ from recipe.model.encoder import Backends
 from recipe.model.flops import training_flops
 from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.model.hf_bert import HFBertForMaskedLM
+from tests.tiny.models import odd_sizes
 
-SMALL = EncoderConfig(vocab_size=320, hidden_size=48, num_hidden_layers=3, num_attention_heads=3, intermediate_size=80)
+SMALL = odd_sizes(num_hidden_layers=3)
 SEQUENCES, LENGTH = 4, 24
 TOKENS = SEQUENCES * LENGTH
 

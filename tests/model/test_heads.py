@@ -9,19 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from recipe.finetune.kinds import CLASSIFICATION, REGRESSION
-from recipe.model.config import EncoderConfig
 from recipe.model.heads import MosaicBertForMaskedLM
-from tests.tiny_encoder import with_head
+from tests.tiny.models import odd_sizes, with_head
 
-CONFIG = EncoderConfig(
-    vocab_size=320,
-    hidden_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=3,
-    intermediate_size=80,
-    hidden_dropout_prob=0.0,
-    initializer_range=0.2,  # so that outputs differ visibly
-)
+CONFIG = odd_sizes(initializer_range=0.2)  # so that outputs differ visibly
 LENGTHS = torch.tensor([7, 1, 12, 3])
 CLOSE = dict(rtol=1e-9, atol=1e-9)
 

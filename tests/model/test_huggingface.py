@@ -7,19 +7,11 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForMaskedLM, BertForMaskedLM
 
-from recipe.model.config import EncoderConfig
 from recipe.model.hf_bert import HFBertForMaskedLM
 from recipe.model.huggingface import HFFineTuned, read_family
+from tests.tiny.models import odd_sizes
 
-CONFIG = EncoderConfig(
-    vocab_size=320,
-    hidden_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=3,
-    intermediate_size=80,
-    hidden_dropout_prob=0.1,
-    attention_probs_dropout_prob=0.2,
-)
+CONFIG = odd_sizes(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.2)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from recipe.cost.measures import MEASURES
 from recipe.pareto import draw
-from tests.report.test_pareto import run
+from tests.tiny.records import pair_scores, record_run
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -48,29 +48,19 @@ const hovers = [];
 WATCH = "<script>window.errors = []; window.onerror = (message) => { window.errors.push(message); };</script>"
 
 
-def pairs(score):
-    """What `recipe.pairs` leaves in a record."""
-    how = {"method": "pseudo-log-likelihood", "part": "reported", "max_pairs": 0, "tuning_pairs": 40}
-    paradigms = {"one": {"score": score, "pairs": 160, "ties": 0, "term": "anaphora", "field": "syntax"}}
-    means = {"score": score, "standard_error": 3.9, "fields": {"syntax": score}, "terms": {"anaphora": score}}
-    return {**how, "inputs": {"checkpoint": "0", "data": "0"}, **means, "paradigms": paradigms}
-
-
 @pytest.fixture(scope="module", params=MEASURES.values(), ids=MEASURES)
 def opened(request, tmp_path_factory):
     """Of each measure: the folder, the CSV's rows, what a browser found on the page, and the measure."""
     folder = tmp_path_factory.mktemp("page")
+    runs = folder / "runs"
     for seed, score in enumerate((50.0, 52.5)):
-        changes = {
-            "config": {"seed": seed, "duration": "2ba", "model": {"name": "mosaic_bert"}},
-            "eval": {"loss": 9 - seed / 8},
-            "pairs": pairs(60.0 + seed),
-        }
-        run(folder / "runs", f"mosaic-s{seed}", "mosaic_bert", 2.0, {"CoLA": score}, **changes)
-    changes = {"name": "slow <b>&", "eval": {"loss": 9.25}, "pairs": pairs(55.0)}
-    run(folder / "runs", "slow <b>&", "mosaic_bert", 3.0, {"CoLA": 45.0}, **changes)
-    changes = {"eval": {"loss": 9.123456789}, "pairs": pairs(51.123456789)}
-    run(folder / "runs", "bert", "hf_bert", 0.7, {"CoLA": 38.123456789}, **changes)
+        changes = {"eval": {"loss": 9 - seed / 8}, "pairs": pair_scores({"a": 60.0 + seed})}
+        config = {"seed": seed, "duration": "2ba"}
+        record_run(runs, f"mosaic-s{seed}", "mosaic_bert", 2.0, {"CoLA": score}, config=config, **changes)
+    changes = {"name": "slow <b>&", "eval": {"loss": 9.25}, "pairs": pair_scores({"a": 55.0})}
+    record_run(runs, "slow <b>&", "mosaic_bert", 3.0, {"CoLA": 45.0}, **changes)
+    changes = {"eval": {"loss": 9.123456789}, "pairs": pair_scores({"a": 51.123456789})}
+    record_run(runs, "bert", "hf_bert", 0.7, {"CoLA": 38.123456789}, **changes)
     files = {file.suffix: file for file in draw([folder / "runs"], folder / "out", measure=request.param.name)}
     page = files[".html"].read_text(encoding="utf-8")
     assert page.count("<style>") == 1 and page.rstrip().endswith("</html>")

@@ -1,4 +1,3 @@
-import csv
 import html
 import re
 import subprocess
@@ -8,48 +7,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from recipe import records
 from recipe.cost.frontier import BRANCH, Curve, value_at
-from recipe.cost.prices import Price, bill
+from recipe.cost.prices import bill
 from recipe.errors import UserError
 from recipe.pareto import draw, main
-from recipe.records import new_record, write_record
+from recipe.records import write_record
 from recipe.report import published, study, words
+from tests.tiny.records import DEVICES, PRICE, record_run, rows_of
 
 ROOT = Path(__file__).resolve().parents[2]
-PRICE = Price(2.5, "yamls/prices.yaml: a100-80gb", "a100-80gb")
-
-
-def run(folder, label, model, hours, scores, *, kind="gpu", status="finished", glue=True, benchmark="GLUE", **changes):
-    """Write the record of a run on eight devices, as training and then fine-tuning leave it, and return it."""
-    record = new_record(
-        kind="pretrain",
-        name=label,
-        model=model,
-        config={"out": label, "model": {"name": model}},
-        device=records.device(kind, "NVIDIA A100-SXM4-80GB" if kind == "gpu" else "AMD EPYC", 8, PRICE),
-        backends={"attention": "sdpa"},
-        parameters=137_000_001,
-    )
-    record.update(
-        status=status,
-        cost=bill(hours * 3600, 8, PRICE, kind),
-        tokens=int(hours * 1e9) + 7,
-        loss_curve=[{"tokens": 10, "loss": 9.0}, {"tokens": 20, "loss": None}, {"tokens": 30, "loss": 7.5}],
-        eval={"loss": 2.125, "masked_accuracy": 0.5, "tokens": 100},
-    )
-    if glue:
-        record["glue"] = {
-            "benchmark": benchmark,
-            "protocol": {"max_length": 256},
-            "tasks": {task: {"score": score, "std": 0.5, "init": "pretrained"} for task, score in scores.items()},
-            "absent": ["QQP"],
-            "of": 8 if benchmark == "GLUE" else len(scores),
-            "cost": bill(600.0, 8, PRICE, kind),
-        }
-    record.update(changes)
-    write_record(folder / label, record)
-    return record
 
 
 @pytest.fixture
@@ -57,18 +23,13 @@ def runs(tmp_path):
     """Two models; mosaic-slow is dominated."""
     folder = tmp_path / "runs"
     made = [
-        run(folder, "mosaic-1", "mosaic_bert", 0.5, {"CoLA": 40.0, "RTE": 60.5}),
-        run(folder, "mosaic-2", "mosaic_bert", 2.0, {"CoLA": 50.0, "RTE": 70.25}),
-        run(folder, "mosaic-slow", "mosaic_bert", 3.0, {"CoLA": 45.0, "RTE": 65.0}),
-        run(folder / "old", "bert-1", "hf_bert", 0.7, {"CoLA": 38.0, "RTE": 58.0}),
-        run(folder / "old", "bert-2", "hf_bert", 3.3, {"CoLA": 48.0, "RTE": 66.0}),
+        record_run(folder, "mosaic-1", "mosaic_bert", 0.5, {"CoLA": 40.0, "RTE": 60.5}),
+        record_run(folder, "mosaic-2", "mosaic_bert", 2.0, {"CoLA": 50.0, "RTE": 70.25}),
+        record_run(folder, "mosaic-slow", "mosaic_bert", 3.0, {"CoLA": 45.0, "RTE": 65.0}),
+        record_run(folder / "old", "bert-1", "hf_bert", 0.7, {"CoLA": 38.0, "RTE": 58.0}),
+        record_run(folder / "old", "bert-2", "hf_bert", 3.3, {"CoLA": 48.0, "RTE": 66.0}),
     ]
     return folder, {record["name"]: record for record in made}
-
-
-def rows_of(path):
-    with path.open(newline="", encoding="utf-8") as stream:
-        return {row["run"]: row for row in csv.DictReader(stream)}
 
 
 def test_the_csv_holds_the_records_numbers(runs, tmp_path, capsys):
@@ -123,7 +84,7 @@ def test_the_page_is_self_contained_and_holds_the_same_numbers(runs, tmp_path, a
 
 
 def test_names_cannot_inject_markup(tmp_path):
-    run(tmp_path / "runs", "a", "mosaic_bert", 1.0, {"CoLA": 40.0}, name="<script>alert(1)</script>")
+    record_run(tmp_path / "runs", "a", "mosaic_bert", 1.0, {"CoLA": 40.0}, name="<script>alert(1)</script>")
     page = draw([tmp_path / "runs"], tmp_path / "out")[2].read_text(encoding="utf-8")
     assert "<script>alert" not in page and html.escape("<script>alert(1)</script>") in page
 
@@ -143,15 +104,15 @@ def test_a_fine_tuning_inside_a_runs_folder_is_no_second_run(runs):
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
     for parent in ("x", "y"):
-        run(tmp_path / parent, "same", "mosaic_bert", 1.0, {"CoLA": 40.0})
+        record_run(tmp_path / parent, "same", "mosaic_bert", 1.0, {"CoLA": 40.0})
     names = {point.name for point in study.gather([tmp_path]).points}
     assert names == {str(tmp_path / "x" / "same"), str(tmp_path / "y" / "same")}
 
 
 def test_what_is_no_point_is_named_with_its_reason(runs, tmp_path, capsys):
     folder, made = runs
-    run(folder, "going", "mosaic_bert", 1.0, {"CoLA": 1.0}, status="running")
-    run(folder, "unscored", "mosaic_bert", 1.0, {}, glue=False)
+    record_run(folder, "going", "mosaic_bert", 1.0, {"CoLA": 1.0}, status="running")
+    record_run(folder, "unscored", "mosaic_bert", 1.0)
     (tmp_path / "empty").mkdir()
     out = tmp_path / "out"
     assert main([str(folder), str(tmp_path / "empty"), "--out", str(out)]) == 0
@@ -164,7 +125,7 @@ def test_what_is_no_point_is_named_with_its_reason(runs, tmp_path, capsys):
 
 def test_tasks_choose_what_is_scored(runs, tmp_path, capsys):
     folder, _ = runs
-    run(folder, "one-task", "mosaic_bert", 5.0, {"RTE": 71.0})
+    record_run(folder, "one-task", "mosaic_bert", 5.0, {"RTE": 71.0})
     out = tmp_path / "out"
     assert main([str(folder), "--out", str(out)]) == 2
     error = capsys.readouterr().err
@@ -177,7 +138,7 @@ def test_tasks_choose_what_is_scored(runs, tmp_path, capsys):
 
 
 def test_demo_tasks_are_never_called_glue(tmp_path, capsys):
-    run(tmp_path / "runs", "a", "mosaic_bert", 0.01, {"package": 40.0}, kind="cpu", benchmark="demo")
+    record_run(tmp_path / "runs", "a", "mosaic_bert", 0.01, {"package": 40.0}, device=DEVICES["cpu"], benchmark="demo")
     assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--axis", "gpu_hours"]) == 0
     printed = capsys.readouterr().out
     assert "demo tasks, not GLUE" in printed and not re.search(r"(?<!not )GLUE", printed)
@@ -199,7 +160,7 @@ def test_no_runs_is_a_users_mistake(words, says, tmp_path, capsys):
 
 
 def test_without_a_single_point_nothing_is_written(tmp_path, capsys):
-    run(tmp_path / "runs", "going", "mosaic_bert", 1.0, {"CoLA": 1.0}, status="running")
+    record_run(tmp_path / "runs", "going", "mosaic_bert", 1.0, {"CoLA": 1.0}, status="running")
     assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 2
     assert "going: not finished" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
@@ -220,15 +181,15 @@ def test_a_broken_record_an_unknown_axis_and_an_out_that_is_a_file_are_users_mis
 
 
 def test_a_lone_run_and_equal_runs_can_be_drawn(tmp_path):
-    run(tmp_path / "runs", "a", "mosaic_bert", 1.0, {"CoLA": 0.0})
+    record_run(tmp_path / "runs", "a", "mosaic_bert", 1.0, {"CoLA": 0.0})
     assert all(path.stat().st_size for path in draw([tmp_path / "runs"], tmp_path / "out"))
-    run(tmp_path / "runs", "b", "hf_bert", 1.0, {"CoLA": 0.0})
+    record_run(tmp_path / "runs", "b", "hf_bert", 1.0, {"CoLA": 0.0})
     assert all(path.stat().st_size for path in draw([tmp_path / "runs"], tmp_path / "out"))
 
 
 def test_the_line_is_the_interpolation_on_a_linear_axis_too(tmp_path):
-    run(tmp_path / "runs", "a", "mosaic_bert", 1.0, {"CoLA": 40.0})
-    run(tmp_path / "runs", "b", "mosaic_bert", 2.0, {"CoLA": 60.0})
+    record_run(tmp_path / "runs", "a", "mosaic_bert", 1.0, {"CoLA": 40.0})
+    record_run(tmp_path / "runs", "b", "mosaic_bert", 2.0, {"CoLA": 60.0})
     front = study.gather([tmp_path / "runs"]).fronts[Curve("mosaic_bert")]
     xs, ys = study.line_of(front, "usd")
     assert len(xs) > 2 and ys == pytest.approx([value_at(front, "usd", min(x, front[-1].usd)) for x in xs])
@@ -236,7 +197,7 @@ def test_the_line_is_the_interpolation_on_a_linear_axis_too(tmp_path):
 
 def test_a_score_without_the_start_from_mnli_is_never_called_glue(tmp_path, capsys):
     tasks = {"CoLA": 10.0, "SST-2": 80.0, "MRPC": 70.0, "STS-B": 20.0, "RTE": 50.0}
-    made = run(tmp_path / "runs", "a", "mosaic_bert", 1.0, tasks)
+    made = record_run(tmp_path / "runs", "a", "mosaic_bert", 1.0, tasks)
     made["glue"]["protocol"]["from_mnli"] = False
     write_record(tmp_path / "runs" / "a", made)
     page = draw([tmp_path / "runs"], tmp_path / "out")[2].read_text(encoding="utf-8")
@@ -259,7 +220,7 @@ def test_scores_are_drawn_beside_no_pretraining_and_the_constant_answer(runs, tm
         place = folder / "old" if record["model"] == "hf_bert" else folder
         write_record(place / record["name"], record)
     for seed, score in ((17, 50.0), (18, 52.0)):
-        start = run(tmp_path / "floor", f"start-s{seed}", "mosaic_bert", 0.01, {"CoLA": 1.0, "RTE": score})
+        start = record_run(tmp_path / "floor", f"start-s{seed}", "mosaic_bert", 0.01, {"CoLA": 1.0, "RTE": score})
         start["config"] |= {"seed": seed}
         start["glue"]["protocol"]["lr_scale"] = 2.0
         write_record(tmp_path / "floor" / f"start-s{seed}", start)
@@ -310,9 +271,9 @@ def test_plot_is_the_same_command_and_writes_an_svg(runs, tmp_path, capsys):
 
 def test_seeds_become_one_point_with_an_interval(tmp_path, capsys):
     for seed, score in ((1, 40.0), (2, 44.0), (3, 42.0)):
-        config = {"seed": seed, "out": f"r{seed}", "duration": "1ba"}
-        run(tmp_path / "runs", f"a-s{seed}", "mosaic_bert", 1.0 + seed / 10, {"CoLA": score}, config=config)
-    run(tmp_path / "runs", "b", "mosaic_bert", 5.0, {"CoLA": 43.0}, config={"seed": 1, "duration": "9ba"})
+        config = {"seed": seed, "duration": "1ba"}
+        record_run(tmp_path / "runs", f"a-s{seed}", "mosaic_bert", 1.0 + seed / 10, {"CoLA": score}, config=config)
+    record_run(tmp_path / "runs", "b", "mosaic_bert", 5.0, {"CoLA": 43.0}, config={"seed": 1, "duration": "9ba"})
     assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     rows = rows_of(tmp_path / "out" / "pareto.csv")
     assert set(rows) == {"a (3 seeds)", "b"}
@@ -338,7 +299,7 @@ def test_the_joint_frontier_is_that_of_all_models(runs, tmp_path):
 
 def test_several_protocols_are_refused_and_with_the_override_labelled(runs, tmp_path, capsys):
     folder, made = runs
-    other = run(folder, "from-mnli", "mosaic_bert", 9.0, {"CoLA": 90.0, "RTE": 95.0})
+    other = record_run(folder, "from-mnli", "mosaic_bert", 9.0, {"CoLA": 90.0, "RTE": 95.0})
     other["glue"]["tasks"]["RTE"]["init"] = "mnli"
     write_record(folder / "from-mnli", other)
     out = tmp_path / "out"
@@ -364,8 +325,8 @@ def test_several_protocols_are_refused_and_with_the_override_labelled(runs, tmp_
 
 def test_the_published_points_are_named_as_such_and_are_in_no_table(tmp_path, capsys):
     tasks = dict.fromkeys(("MNLI", "QQP", "QNLI", "SST-2", "CoLA", "RTE", "MRPC", "STS-B"), 80.0)
-    run(tmp_path / "runs", "all", "mosaic_bert", 1.0, tasks)
-    run(tmp_path / "few", "few", "mosaic_bert", 1.0, {"CoLA": 40.0})
+    record_run(tmp_path / "runs", "all", "mosaic_bert", 1.0, tasks)
+    record_run(tmp_path / "few", "few", "mosaic_bert", 1.0, {"CoLA": 40.0})
     words = ["--out", str(tmp_path / "out"), "--published"]
     assert main([str(tmp_path / "few"), *words]) == 2
     assert "mean of 8 GLUE tasks, these runs' of 1 of 8 GLUE tasks; say --mixed" in capsys.readouterr().err
@@ -397,8 +358,8 @@ def test_a_gain_is_held_against_the_intervals(tmp_path, capsys, lead, says):
     """Three seeds, a point apart: a half width of 4.303 / sqrt(3) each, and of the difference sqrt(2) times that."""
     for model, more in (("mosaic_bert", lead), ("hf_bert", 0.0)):
         for seed in range(3):
-            config = {"seed": seed, "model": {"name": model}}
-            run(tmp_path / "runs", f"{model}-s{seed}", model, 1.0, {"CoLA": 50.0 + more + seed}, config=config)
+            scores = {"CoLA": 50.0 + more + seed}
+            record_run(tmp_path / "runs", f"{model}-s{seed}", model, 1.0, scores, config={"seed": seed})
     assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     assert says in capsys.readouterr().out and html.escape(says) in (tmp_path / "out" / "pareto.html").read_text(
         "utf-8"
@@ -416,91 +377,25 @@ def test_a_saving_against_runs_none_of_which_is_as_cheap(tmp_path, capsys, lead,
     """It is held against the cheapest of them, which scored what less money would not have bettered."""
     for model, usd, score in (("mosaic_bert", 1.0, 50.0), ("hf_bert", 2.0, 50.0 - lead), ("hf_bert", 8.0, 51.0)):
         for seed in range(3):
-            config = {"seed": seed, "model": {"name": model}, "duration": f"{usd}"}
-            run(tmp_path / "runs", f"{model}-{usd}-s{seed}", model, usd, {"CoLA": score - 1 + seed}, config=config)
+            config = {"seed": seed, "duration": f"{usd}"}
+            record_run(
+                tmp_path / "runs", f"{model}-{usd}-s{seed}", model, usd, {"CoLA": score - 1 + seed}, config=config
+            )
     assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("At score"))
     assert "mosaic_bert saves" in line and says in line
 
 
-EVALUATION = {"path": "data/x", "eval_split": "validation", "eval_mask_rate": 0.15, "eval_documents": 1000,
-              "sequence_length": 128}  # fmt: skip
-
-
-def evaluated(folder, label, model, hours, loss, seed=0):
-    """A run that was never fine-tuned; what it cost is its duration, so seeds of one duration belong together."""
-    config = {"seed": seed, "out": label, "duration": f"{hours}", "model": {"name": model}, "data": dict(EVALUATION)}
-    last = {"loss": loss, "masked_accuracy": 0.25, "batch": 9, "tokens": 5}
-    return run(folder, label, model, hours, {}, glue=False, config=config, eval=last, batches=9)
-
-
-def test_losses_are_drawn_of_runs_that_have_no_scores(tmp_path, capsys):
-    runs, out = tmp_path / "runs", tmp_path / "out"
-    for seed, more in enumerate((-0.1, 0.0, 0.1)):
-        evaluated(runs, f"short-s{seed}", "mosaic_bert", 1.0, 5.0 + more, seed)
-        evaluated(runs, f"long-s{seed}", "mosaic_bert", 4.0, 3.0 + more, seed)
-        evaluated(runs, f"bert-s{seed}", "hf_bert", 8.0, 4.0 + more, seed)
-        evaluated(runs, f"cheap-s{seed}", "hf_bert", 2.0, 5.5 + more, seed)
-    evaluated(runs, "worse", "mosaic_bert", 6.0, 3.5)
-    evaluated(runs, "unmasked", "mosaic_bert", 2.0, None)
-    run(runs, "unmeasured", "mosaic_bert", 2.0, {}, glue=False, eval=None)
-    assert main(["plot", str(runs), "--out", str(out), "--measure", "loss"]) == 0
-    assert sorted(file.name for file in out.iterdir()) == ["loss.csv", "loss.html", "loss.png", "loss.svg"]
-    rows = rows_of(out / "loss.csv")
-    assert {name: row["frontier"] for name, row in rows.items()} == {
-        "short (3 seeds)": "yes", "long (3 seeds)": "yes", "worse": "no", "bert (3 seeds)": "yes",
-        "cheap (3 seeds)": "yes",
-    }  # fmt: skip
-    assert float(rows["long (3 seeds)"]["mlm_loss"]) == pytest.approx(3.0)
-    assert float(rows["long (3 seeds)"]["ci95"]) == pytest.approx(4.3027 * 0.1 / 3**0.5, rel=1e-4)
-    assert "score" not in rows["worse"] and "glue_usd" not in rows["worse"]
-    printed = capsys.readouterr().out
-    page = html.unescape((out / "loss.html").read_text(encoding="utf-8"))
-    # Half way from 5 to 3 nats is half way from $20 to $80 in the logarithm.
-    says = "At loss 4.00 nats, the lowest that both reach: mosaic_bert $40.00, hf_bert $160.00, 4.00 times as much; "
-    assert says + "mosaic_bert saves 75% (interpolated); beyond chance" in printed and says in page
-    for text in (
-        "unmasked: no evaluation loss",
-        "unmeasured: no evaluation loss",
-        "1,000 held-out documents, 15 % of the",
-    ):
-        assert text in printed and text in page
-    assert "evaluation loss (nats, lower is better)" in page and r"loss 3.00 \u00b1 0.25 (95 %, 3 seeds) nats" in page
-    assert "score" not in printed and "GLUE" not in printed
-
-
-def test_a_loss_is_never_mixed_with_another_evaluations(tmp_path, capsys):
-    runs, out = tmp_path / "runs", tmp_path / "out"
-    evaluated(runs, "a", "mosaic_bert", 1.0, 5.0)
-    other = evaluated(runs, "b", "mosaic_bert", 2.0, 4.0)
-    other["config"]["data"]["eval_mask_rate"] = 0.3
-    write_record(runs / "b", other)
-    command = [str(runs), "--out", str(out), "--measure", "loss"]
-    assert main(command) == 2
-    error = capsys.readouterr().err
-    assert "differ in data.eval_mask_rate: 0.15 in a; 0.3 in b" in error and error.count("\n") == 1 and not out.exists()
-    assert main([*command, "--mixed"]) == 0
-    assert [row["protocol"] for row in rows_of(out / "loss.csv").values()] == [
-        "data.eval_mask_rate 0.15",
-        "data.eval_mask_rate 0.3",
-    ]
-    for more, says in (("--tasks=RTE", "an evaluation loss has no tasks"), ("--published", "those points are scores")):
-        assert main([*command, "--mixed", more]) == 2
-        assert says in capsys.readouterr().err
-    with pytest.raises(UserError, match="measure `perplexity`: expected one of score, pairs, loss"):
-        draw([runs], out, measure="perplexity")
-
-
 def test_a_score_is_drawn_of_runs_whose_evaluation_has_no_loss(tmp_path):
-    run(tmp_path / "runs", "a", "mosaic_bert", 1.0, {"CoLA": 40.0}, eval={"loss": None, "masked_accuracy": None})
+    record_run(tmp_path / "runs", "a", "mosaic_bert", 1.0, {"CoLA": 40.0}, eval={"loss": None, "masked_accuracy": None})
     draw([tmp_path / "runs"], tmp_path / "out")
     assert rows_of(tmp_path / "out" / "pareto.csv")["a"]["mlm_loss"] == ""
 
 
 def test_branches_of_a_trunk_are_a_curve_of_their_own(tmp_path):
     trunk = {"run": "t", "batch": 5, "tokens": 9, "cost": bill(1800.0, 8, PRICE, "gpu")}
-    run(tmp_path / "runs", "a", "mosaic_bert", 1.0, {"CoLA": 40.0})
-    run(tmp_path / "runs", "b", "mosaic_bert", 1.0, {"CoLA": 30.0}, trunk=trunk)
+    record_run(tmp_path / "runs", "a", "mosaic_bert", 1.0, {"CoLA": 40.0})
+    record_run(tmp_path / "runs", "b", "mosaic_bert", 1.0, {"CoLA": 30.0}, trunk=trunk)
     found = study.gather([tmp_path / "runs"])
     assert set(found.fronts) == {Curve("mosaic_bert"), Curve("mosaic_bert", BRANCH)}
     draw([tmp_path / "runs"], tmp_path / "out")

@@ -7,25 +7,14 @@ import html
 import pytest
 
 from recipe.pareto import draw, main
-from recipe.records import write_record
 from recipe.report import study
-from tests.report.test_pareto import rows_of, run
+from tests.tiny.records import pair_scores, record_run, rows_of
 
 
-def scored(folder, name, model, hours, scores, seed=17, digest="abc", field="syntax"):
-    """A run with minimal pairs, as recipe.pairs leaves it."""
-    paradigms = {
-        one: {"score": score, "pairs": 400, "ties": 0, "term": "t", "field": field} for one, score in scores.items()
-    }
-    mean = sum(scores.values()) / len(scores)
-    found = {
-        "method": "pseudo-log-likelihood", "part": "reported", "max_pairs": 0, "tuning_pairs": 40, "score": mean,
-        "inputs": {"checkpoint": name, "data": digest}, "fields": {field: mean}, "terms": {"t": mean}, "paradigms": paradigms,
-    }  # fmt: skip
-    made = run(folder, name, model, hours, {}, glue=False, pairs=found)
-    made["config"] |= {"seed": seed, "duration": f"{hours}ba"}
-    write_record(folder / name, made)
-    return made
+def scored(folder, name, model, hours, scores, seed=17, **how):
+    """A run with minimal pairs and without fine-tuning."""
+    config = {"seed": seed, "duration": f"{hours}ba"}
+    record_run(folder, name, model, hours, config=config, pairs=pair_scores(scores, **how))
 
 
 @pytest.fixture
@@ -72,7 +61,7 @@ def test_many_paradigms_are_columns_of_their_fields(tmp_path):
 
 @pytest.mark.parametrize("where", ["runs", "floor"])
 def test_scores_on_other_pairs_are_refused(runs, where, capsys):
-    scored(runs / where, "other", "mosaic_bert", 1.0, {"a": 60.0}, digest="def")
+    scored(runs / where, "other", "mosaic_bert", 1.0, {"a": 60.0}, data="def")
     command = [str(runs / "runs"), "--measure", "pairs", "--out", str(runs / "out"), "--floor", str(runs / "floor")]
     assert main(command) == 2
     error = capsys.readouterr().err
@@ -81,7 +70,7 @@ def test_scores_on_other_pairs_are_refused(runs, where, capsys):
 
 
 def test_what_has_no_pairs_says_so(runs, capsys):
-    run(runs / "bare", "bare", "mosaic_bert", 1.0, {}, glue=False)
+    record_run(runs / "bare", "bare")
     found = study.gather([runs / "runs", runs / "bare"], measure="pairs")
     assert list(found.left_out.values()) == ["no minimal pairs; run recipe.pairs on its checkpoint"]
     command = [str(runs / "runs"), "--measure", "pairs", "--out", str(runs / "out")]

@@ -1,35 +1,26 @@
 """Whole sweeps of tiny models: what they make, what they do again, and what a branch of a trunk is."""
 
-import csv
-from pathlib import Path
-
 import pytest
 
 from recipe import records, train
-from recipe.config import SweepConfig, TrainConfig, load
+from recipe.config import SweepConfig, load
 from recipe.cost.frontier import BRANCH, Curve
 from recipe.errors import UserError
 from recipe.pareto import main
 from recipe.report import study, sweep
-from tests.tiny_encoder import write_pairs, write_sst2
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.tiny.configs import glue_yaml, train_yaml
+from tests.tiny.records import rows_of
+from tests.tiny.runs import losses, run
+from tests.tiny.tasks import write_pairs, write_sst2
 
 
 @pytest.fixture
 def files(tmp_path, tiny_dataset):
     """A sweep's YAML beside those that it names."""
-    (tmp_path / "train.yaml").write_text(
-        f"out: unused\ndata: {{path: {tiny_dataset}, sequence_length: 32, eval_documents: 16}}\n"
-        "model: {hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 64,\n"
-        "        hidden_dropout_prob: 0.0}\n"
-        f"batch_size: 8\nlog_every: 1\ndevice: cpu\nprecision: fp32\ncost: {{prices: {ROOT / 'yamls/prices.yaml'}}}\n"
-    )
-    write_sst2(tmp_path / "tasks", train=32, dev=16)
-    (tmp_path / "glue.yaml").write_text(
-        f"data: {tmp_path / 'tasks'}\nmax_length: 24\nepochs: 1\nseeds: 1\ndevice: cpu\nprecision: fp32\n"
-        f"cost: {{prices: {ROOT / 'yamls/prices.yaml'}}}\n"
-    )
+    words = ("data.sequence_length=32", "model.hidden_dropout_prob=0", "log_every=1", "device=cpu", "precision=fp32")
+    train_yaml(tmp_path, tiny_dataset, *words)
+    write_sst2(tmp_path / "data", train=32, dev=16)
+    glue_yaml(tmp_path, max_length=24, epochs=1.0)
     (tmp_path / "sweep.yaml").write_text(
         f"out: {tmp_path / 'sweep'}\nglue: {tmp_path / 'glue.yaml'}\nmodels: ['{tmp_path / 'train.yaml'}']\n"
         "budgets: [5ba, 10ba]\n"
@@ -68,8 +59,7 @@ def test_a_sweep_is_resumed_and_then_done(files, monkeypatch, capsys):
     assert runs["hf_bert-2ba-s17"]["batches"] == 2 and runs["hf_bert-300tok-s17"]["tokens"] >= 300
     # each budget's schedule is its own: the last step of both is the first of a decay that ends there
     assert all(run["loss_curve"][-1]["lr"] < 5e-4 for run in runs.values())
-    with (files / "sweep" / "pareto" / "pareto.csv").open(newline="") as stream:
-        assert {row["run"] for row in csv.DictReader(stream)} == set(runs)
+    assert set(rows_of(files / "sweep" / "pareto" / "pareto.csv")) == set(runs)
     total = sum(run["cost"]["usd"] for run in runs.values())
     assert sweep.spent(files / "sweep")["usd"] == pytest.approx(total)
     capsys.readouterr()
@@ -95,14 +85,11 @@ def test_a_branch_is_the_run_of_its_own_length_and_shares_its_trunk(files, capsy
     lr = [row["lr"] / 5e-4 for row in long["loss_curve"]]
     # Composer sets a batch's rate by the progress before the batch before it, so that 0 comes twice.
     assert lr[2:8] == pytest.approx([1.0] * 6) and lr[8:] == pytest.approx([1 - 0.98 * (i / 4) ** 0.5 for i in (1, 2)])
-    words = [f"out={files / 'alone'}", *(f"{key}={value}" for key, value in (
-        ("duration", "10ba"), ("schedule.shape", "wsd"), ("schedule.decay", long["config"]["schedule"]["decay"]),
-        ("schedule.warmup", long["config"]["schedule"]["warmup"])))]  # fmt: skip
-    alone = train.train(load(TrainConfig, str(files / "train.yaml"), words))
-    losses = [[row["loss"] for row in run["loss_curve"]] for run in (long, alone)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6) and long["tokens"] == alone["tokens"]
-    with (out / "pareto" / "pareto.csv").open(newline="") as stream:
-        rows = {row["run"]: row for row in csv.DictReader(stream)}
+    words = [f"out={files / 'alone'}", "duration=10ba", "schedule.shape=wsd"]
+    words += [f"schedule.{key}={long['config']['schedule'][key]}" for key in ("decay", "warmup")]
+    alone = run(files / "train.yaml", *words)
+    assert losses(long) == pytest.approx(losses(alone), rel=1e-6) and long["tokens"] == alone["tokens"]
+    rows = rows_of(out / "pareto" / "pareto.csv")
     assert {(row["model"], row["way"]) for row in rows.values()} == {("mosaic_bert", "branch")}
     # All were evaluated on one dataset, so that their losses are compared, that of the run without scores too.
     drawn = study.gather([out / "runs", files / "alone"], measure="loss")
@@ -146,7 +133,7 @@ def test_a_sweep_scores_by_minimal_pairs_too(files, capsys):
 
 
 def test_hours_and_dollars_become_batches_by_a_runs_speed(files):
-    measured = train.train(load(TrainConfig, str(files / "train.yaml"), [f"out={files / 'm'}", "duration=6ba"]))
+    measured = run(files / "train.yaml", f"out={files / 'm'}", "duration=6ba")
     hours, dollars = 2 * measured["cost"]["device_hours"], 2 * measured["cost"]["usd"]
     budgets = [f"budgets=['{hours:.9f}h','{dollars:.12f}usd']", f"speed={files / 'm'}"]
     config = load(SweepConfig, str(files / "sweep.yaml"), budgets)

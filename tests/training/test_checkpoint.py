@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from composer import Trainer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -16,8 +15,9 @@ from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.model.hf_bert import HFBertForMaskedLM
 from recipe.system.hardware import find_hardware
 from recipe.training.checkpoint import find_checkpoint
-from recipe.training.composer_model import Pretraining
-from tests.tiny_encoder import write_encoder, write_run
+from tests.mistakes import refused
+from tests.tiny.models import write_encoder, write_run
+from tests.tiny.runs import composer_checkpoint
 
 HARDWARE = find_hardware("cpu", "fp32", 1)
 TEXTS = Examples([("the red horse", "a tree"), ("old road", "the very new house and a tiger")], [0, 1])
@@ -35,14 +35,6 @@ def logits(path: Path) -> torch.Tensor:
     batch = encoded.stream([0, 1]) if checkpoint.padding is None else encoded.padded([0, 1], checkpoint.padding)
     with torch.no_grad():
         return model(batch)
-
-
-def composer_checkpoint(run: Path, model: nn.Module) -> Path:
-    trainer = Trainer(model=Pretraining(model, "cpu", None), optimizers=torch.optim.AdamW(model.parameters()), device="cpu",
-                      progress_bar=False, seed=1)  # fmt: skip
-    saved = trainer.save_checkpoint(str(run / "checkpoints" / "ba0-rank0.pt"))
-    trainer.close()
-    return Path(saved)
 
 
 @pytest.mark.parametrize("kind", ["mosaic_bert", "hf_bert"])
@@ -190,6 +182,4 @@ def test_sizes_that_do_not_match_the_weights(tmp_path):
         write_encoder(tmp_path / kind, kind)
         edit(tmp_path / kind / "config.json", intermediate_size=96)
         checkpoint = find_checkpoint(str(tmp_path / kind))
-        with pytest.raises(UserError) as caught:
-            checkpoint.fine_tuned(CLASSIFICATION, 2, checkpoint.resolve_backends(HARDWARE))
-        assert "\n" not in str(caught.value)
+        refused(checkpoint.fine_tuned, CLASSIFICATION, 2, checkpoint.resolve_backends(HARDWARE))

@@ -5,22 +5,22 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from recipe import glue, pareto, plan, train
-from recipe.config import GlueConfig, TrainConfig, load, run_main
+from recipe.config import GlueConfig, TrainConfig, run_main
 from recipe.errors import UserError
 from recipe.records import read_record, write_record
 from recipe.training import checkpoint_files
-from tests.tiny_encoder import write_encoder
-from tests.tiny_run import write_yaml
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.mistakes import refused
+from tests.processes import ROOT, call
+from tests.tiny.configs import glue_yaml, train_yaml
+from tests.tiny.models import write_encoder
+from tests.tiny.runs import run
+from tests.tiny.tasks import write_sst2
 
 
 class Planted:
@@ -40,11 +40,7 @@ def marker(tmp_path) -> Path:
 
 @pytest.fixture
 def yaml(tmp_path, tiny_dataset) -> Path:
-    return Path(write_yaml(tmp_path, tiny_dataset))
-
-
-def run(yaml: Path, *words: str) -> dict:
-    return train.train(load(TrainConfig, str(yaml), [*words, "device=cpu"]))
+    return train_yaml(tmp_path, tiny_dataset, "device=cpu")
 
 
 def plant(file: Path, marker: Path) -> None:
@@ -109,12 +105,8 @@ def test_glue_refuses_a_planted_command(yaml, tmp_path, marker, capsys):
     run(yaml, f"out={out}", "duration=2ba", "checkpoint_every=1ba")
     file = out / "checkpoints" / "ba2-rank0.pt"
     plant(file, marker)
-    scoring = tmp_path / "glue.yaml"
-    (tmp_path / "tasks" / "SST-2").mkdir(parents=True)
-    for split in ("train", "dev"):
-        (tmp_path / "tasks" / "SST-2" / f"{split}.tsv").write_text("sentence\tlabel\nfine\t1\nbad\t0\n")
-    scoring.write_text(f"data: {tmp_path / 'tasks'}\n")
-    assert run_main(GlueConfig, glue.main, [str(scoring), f"checkpoint={file}"]) == 2
+    write_sst2(tmp_path / "data", train=4, dev=4)
+    assert run_main(GlueConfig, glue.main, [str(glue_yaml(tmp_path)), f"checkpoint={file}"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "could execute code" in error and str(file) in error
     assert not marker.exists() and not (out / "glue-ba2").exists()
@@ -122,12 +114,9 @@ def test_glue_refuses_a_planted_command(yaml, tmp_path, marker, capsys):
 
 def test_a_trunk_s_branch_refuses_a_planted_command(yaml, tmp_path, marker, capsys):
     """As a command: the trunk is finished, its checkpoint was exchanged, and the branches are still to come."""
-    scoring = tmp_path / "glue.yaml"
-    scoring.write_text(f"data: {tmp_path}\n")
+    scoring = glue_yaml(tmp_path, data=str(tmp_path))
     sweep = tmp_path / "sweep.yaml"
-    sweep.write_text(
-        f"out: {tmp_path / 'sweep'}\nmodels: ['{yaml} device=cpu']\nbudgets: [4ba]\nseeds: [17]\nglue: '{scoring} device=cpu'\n"
-    )
+    sweep.write_text(f"out: {tmp_path / 'sweep'}\nmodels: ['{yaml}']\nbudgets: [4ba]\nseeds: [17]\nglue: '{scoring}'\n")
     command = ["trunk", str(sweep), "decay=0.5"]
     assert pareto.main(command) == 2  # there are no tasks to score on, so the point fails behind its pretraining
     shutil.rmtree(tmp_path / "sweep" / "runs")
@@ -152,15 +141,9 @@ def test_a_published_pickle_is_refused(tmp_path, marker):
     write_encoder(folder, "hf_bert")
     (folder / "model.safetensors").unlink()
     torch.save({"bert.embeddings.word_embeddings.weight": Planted(marker)}, folder / "pytorch_model.bin")
-    (tmp_path / "tasks" / "SST-2").mkdir(parents=True)
-    for split in ("train", "dev"):
-        (tmp_path / "tasks" / "SST-2" / f"{split}.tsv").write_text("sentence\tlabel\nfine\t1\nbad\t0\n")
-    scoring = tmp_path / "glue.yaml"
-    scoring.write_text(f"data: {tmp_path / 'tasks'}\nmax_length: 16\nout: {tmp_path / 'scores'}\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "recipe.glue", str(scoring), f"checkpoint={folder}"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+    write_sst2(tmp_path / "data", train=4, dev=4)
+    scoring = glue_yaml(tmp_path, checkpoint=str(folder), out=str(tmp_path / "scores"))
+    done = call("recipe.glue", str(scoring))
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "cannot be loaded" in done.stderr
     assert not marker.exists() and not (tmp_path / "scores").exists()
 
@@ -177,6 +160,4 @@ def test_a_damaged_checkpoint_is_one_line(yaml, tmp_path, how):
         shutil.make_archive(str(tmp_path / "bad"), "zip", ROOT / "recipe" / "model")
         (tmp_path / "bad.zip").rename(file)
     for read in (checkpoint_files.check, checkpoint_files.read_checkpoint):
-        with pytest.raises(UserError) as caught:
-            read(file)
-        assert "\n" not in str(caught.value) and str(file) in str(caught.value)
+        assert str(file) in refused(read, file)

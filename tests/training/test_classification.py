@@ -17,7 +17,8 @@ from recipe.finetune.kinds import CLASSIFICATION, REGRESSION
 from recipe.system.hardware import find_hardware
 from recipe.training.checkpoint import find_checkpoint
 from tests.reads import Reads
-from tests.tiny_encoder import ANIMALS, COLOURS, sentence, write_encoder, write_tokenizer
+from tests.tiny.models import write_encoder, write_tokenizer
+from tests.tiny.tasks import ANIMALS, COLOURS, sentence
 
 
 def test_metrics_against_hand_computed_values():

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +10,6 @@ from torch._dynamo.utils import counters
 
 from benchmarks.throughput_batches import drawn
 from kernels.backends import Resolved
-from recipe import train
-from recipe.config import TrainConfig, load
 from recipe.data.batch import pad_batch, split_batch
 from recipe.errors import UserError
 from recipe.model.config import EncoderConfig
@@ -23,11 +17,12 @@ from recipe.model.encoder import Backends
 from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.model.hf_bert import HFBertForMaskedLM
 from recipe.records import read_record, write_record
-from recipe.training.callbacks import AfterBatch
 from recipe.training.compiled import compiled_step
-from tests.tiny_run import write_yaml
+from tests.mistakes import refused
+from tests.processes import ROOT, start
+from tests.tiny.configs import train_yaml
+from tests.tiny.runs import losses, run, stop_at
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZES = EncoderConfig(
     vocab_size=1088, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
     hidden_dropout_prob=0.0,
@@ -37,7 +32,7 @@ SIZES = EncoderConfig(
 @pytest.fixture
 def yaml(tmp_path, tiny_dataset):
     words = ("optimizer.lr=3.0e-3", "duration=20ba", "log_every=5", "device=cpu", "model.compile=true")
-    return write_yaml(tmp_path, tiny_dataset, *words)
+    return train_yaml(tmp_path, tiny_dataset, *words)
 
 
 @pytest.fixture
@@ -51,14 +46,6 @@ def trusted_instructions():
 def without_code(monkeypatch):
     """Graphs are made as ever and run by plain torch: no C++ is written, which is what takes the time."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-
-
-def run(yaml, *words, callbacks=()) -> dict:
-    return train.train(load(TrainConfig, str(yaml), words), callbacks)
-
-
-def curve(record: dict) -> list[float]:
-    return [row["loss"] for row in record["loss_curve"]]
 
 
 def model_of(attention: str, kernels: str) -> torch.nn.Module:
@@ -121,17 +108,13 @@ def test_a_compiled_run_learns_what_a_plain_one_does_and_resumes_where_it_was(
     assert compiled["config"]["model"]["compile"] is True
     plain = run(yaml, *words, "model.compile=false", f"out={tmp_path / 'plain'}")
     assert "compiled by" not in capsys.readouterr().out
-    assert curve(compiled) == pytest.approx(curve(plain), abs=0.03) and curve(compiled) != curve(plain)
-    assert curve(plain)[-1] < curve(plain)[0] - 0.3, "a run that does not learn proves little"
-
-    def stop(state):
-        if state.timestamp.batch.value == 11:
-            raise KeyboardInterrupt
+    assert losses(compiled) == pytest.approx(losses(plain), abs=0.03) and losses(compiled) != losses(plain)
+    assert losses(plain)[-1] < losses(plain)[0] - 0.3, "a run that does not learn proves little"
 
     with pytest.raises(KeyboardInterrupt):
-        run(yaml, *words, f"out={tmp_path / 'broken'}", callbacks=[AfterBatch(stop)])
+        run(yaml, *words, f"out={tmp_path / 'broken'}", callbacks=[stop_at(11)])
     resumed = run(yaml, *words, f"out={tmp_path / 'broken'}", "autoresume=true")
-    assert resumed["resumed"] and curve(resumed) == curve(compiled) and resumed["eval"] == compiled["eval"]
+    assert resumed["resumed"] and losses(resumed) == losses(compiled) and resumed["eval"] == compiled["eval"]
     names = [set(torch.load(p / "checkpoints/latest-rank0.pt", weights_only=False)["state"]["model"])
              for p in (tmp_path / "run", tmp_path / "plain")]  # fmt: skip
     assert names[0] == names[1], "compiled or not, the parameters have their names"
@@ -148,11 +131,9 @@ def test_two_ranks_train_what_one_trains(yaml, tmp_path):
         "from recipe.config import TrainConfig, run_main\n"
         "sys.exit(run_main(TrainConfig, train.main, sys.argv[1:]))\n"
     )
-    launcher = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    both = subprocess.Popen(
-        [*launcher, str(program), *words, f"out={tmp_path / 'two'}"],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    both = start(
+        "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), *words, f"out={tmp_path / 'two'}",
+        PYTHONPATH=str(ROOT),
     )  # fmt: skip
     single = run(yaml, *words[1:], "model.compile=false")
     out, err = both.communicate(timeout=300)
@@ -160,16 +141,15 @@ def test_two_ranks_train_what_one_trains(yaml, tmp_path):
     assert "compiled by torch.compile" in out
     two = read_record(tmp_path / "two")
     assert two["tokens"] == single["tokens"]
-    assert curve(two) == pytest.approx(curve(single), abs=5e-3)
+    assert losses(two) == pytest.approx(losses(single), abs=5e-3)
 
 
 def test_what_cannot_be_compiled_is_refused_in_one_line(yaml, tmp_path):
     with pytest.raises(UserError, match="attention=reference cannot be compiled; set model.attention=auto"):
         run(yaml, "model.attention=reference")
-    with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}), pytest.raises(UserError) as raised:
-        run(yaml)
-    said = str(raised.value)
-    assert "no-such-compiler" in said and "install a C++ compiler" in said and "\n" not in said
+    with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        said = refused(run, yaml)
+    assert "no-such-compiler" in said and "install a C++ compiler" in said
     assert not (tmp_path / "run").exists()
 
 

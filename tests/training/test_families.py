@@ -1,76 +1,26 @@
-"""Other people's encoders, in Hugging Face's form: tiny random ones with tokenizers trained here, as nothing is downloaded."""
+"""Other people's encoders, in Hugging Face's form, are read, fine-tuned and refused."""
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from recipe.config import GlueConfig
-from recipe.errors import UserError
 from recipe.finetune.examples import Examples
 from recipe.finetune.kinds import CLASSIFICATION
 from recipe.glue import glue
 from recipe.system.hardware import find_hardware
 from recipe.training.checkpoint import find_checkpoint
-from tests.tiny_encoder import ANIMALS, COLOURS, FILLERS, write_encoder, write_inference, write_sst2, write_tokenizer
+from tests.mistakes import refused
+from tests.tiny.configs import glue_config
+from tests.tiny.families import FAMILIES, POSITIONS, write_bpe, write_family
+from tests.tiny.models import write_encoder, write_tokenizer
+from tests.tiny.tasks import write_inference, write_sst2
 
 HARDWARE = find_hardware("cpu", "fp32", 1)
-WORDS = [" ".join(COLOURS + ANIMALS + FILLERS)] * 3
-TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-POSITIONS = 40
-# model_type: its own settings, and the special tokens of its tokenizer (none: BERT's WordPiece).
-BPE = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-FAMILIES = {
-    "bert": ({}, None),
-    "electra": ({"embedding_size": 16}, None),
-    "albert": ({"embedding_size": 16}, None),
-    "distilbert": ({"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}, None),
-    "deberta-v2": ({"relative_attention": True, "position_biased_input": False}, None),
-    "roberta": ({"type_vocab_size": 1, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}, BPE),
-    "mpnet": ({"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}, BPE),
-    "modernbert": ({"pad_token_id": 1, "cls_token_id": 0, "sep_token_id": 2, "bos_token_id": 0, "eos_token_id": 2}, BPE),
-}  # fmt: skip
 PAIRS = Examples([("the red horse", "a tree"), ("old road", "the very new house and a tiger")], [0, 1])
-
-
-def write_bpe(folder: Path, pair: bool) -> int:
-    """A byte-level BPE tokenizer with RoBERTa's special tokens; `pair`: with its double separator too."""
-    begin, pad, end, unknown, mask = BPE
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=list(BPE), initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(WORDS, trainer)
-    if pair:
-        tokenizer.post_processor = processors.RobertaProcessing((end, 2), (begin, 0))
-    else:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{begin} $A {end}", pair=f"{begin} $A {end} $B {end}", special_tokens=[(begin, 0), (end, 2)]
-        )
-    kind = transformers.RobertaTokenizerFast if pair else transformers.PreTrainedTokenizerFast
-    kind(tokenizer_object=tokenizer, bos_token=begin, eos_token=end, cls_token=begin, sep_token=end, pad_token=pad,
-         unk_token=unknown, mask_token=mask).save_pretrained(folder)  # fmt: skip
-    return tokenizer.get_vocab_size()
-
-
-def write_family(folder: Path, kind: str) -> Path:
-    """A folder as `save_pretrained` leaves it, of a masked-language model."""
-    settings, special = FAMILIES[kind]
-    vocabulary = write_bpe(folder, kind == "roberta") if special else write_tokenizer(folder)
-    config = AutoConfig.for_model(
-        kind, **{**TINY, "vocab_size": vocabulary, "max_position_embeddings": POSITIONS, **settings}
-    )
-    torch.manual_seed(3)
-    AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -128,8 +78,7 @@ def test_a_family_is_fine_tuned_and_hands_on_what_mnli_left(tmp_path, kind):
     write_sst2(data)
     write_inference(data, "MNLI", train=48)
     write_inference(data, "RTE", train=32)
-    settings = {"max_length": 38, "seeds": 1, "lr_scale": 100.0, "epochs": 4.0, "device": "cpu", "precision": "fp32"}
-    record = glue(GlueConfig(checkpoint=str(tmp_path / kind), data=str(data), out=str(tmp_path / "out"), **settings))
+    record = glue(glue_config(tmp_path, checkpoint=str(tmp_path / kind), out=str(tmp_path / "out"), max_length=38))
     tasks = record["glue"]["tasks"]
     assert record["model"] == kind and record["backends"]["attention"]["name"] == "transformers"
     assert tasks["SST-2"]["score"] > 90
@@ -164,13 +113,6 @@ def test_weights_in_several_files_and_in_a_pickle_are_read(tmp_path):
             assert torch.equal(loaded[key], tensor)
 
 
-def refused(folder: Path) -> str:
-    with pytest.raises(UserError) as caught:
-        find_checkpoint(str(folder))
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 def test_what_is_no_encoder_is_refused_in_one_line(tmp_path):
     write_tokenizer(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")
@@ -178,9 +120,9 @@ def test_what_is_no_encoder_is_refused_in_one_line(tmp_path):
     for config in (transformers.GPT2Config(), transformers.BartConfig(), transformers.T5Config(), transformers.ViTConfig(),
                    decoder):  # fmt: skip
         config.save_pretrained(tmp_path)
-        assert f"model_type `{config.model_type}` is no encoder" in refused(tmp_path)
+        assert f"model_type `{config.model_type}` is no encoder" in refused(find_checkpoint, str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
-    assert "no-such-model" in refused(tmp_path)
+    assert "no-such-model" in refused(find_checkpoint, str(tmp_path))
 
 
 def test_another_models_tokenizer_is_refused_in_one_line(tmp_path):
@@ -194,12 +136,12 @@ def test_another_models_tokenizer_is_refused_in_one_line(tmp_path):
             shutil.copy(file, folder)
 
     swap("bert")
-    assert "the tokenizer pads with 0, config.json with 1" in refused(folder)
+    assert "the tokenizer pads with 0, config.json with 1" in refused(find_checkpoint, str(folder))
     swap("nothing")
-    assert "no tokenizer in it" in refused(folder)
+    assert "no tokenizer in it" in refused(find_checkpoint, str(folder))
     (folder / "tokenizer.json").write_text("{}")
-    assert "its tokenizer cannot be loaded" in refused(folder)
+    assert "its tokenizer cannot be loaded" in refused(find_checkpoint, str(folder))
     write_encoder(tmp_path / "ours")
     write_bpe(tmp_path / "other", pair=True)
     shutil.copy(tmp_path / "other" / "tokenizer.json", tmp_path / "ours")
-    assert "they are not of one model" in refused(tmp_path / "ours")
+    assert "they are not of one model" in refused(find_checkpoint, str(tmp_path / "ours"))

@@ -8,37 +8,25 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from composer import Callback, State
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams.metadata import PLUGIN_NAME
 
 from recipe import train
-from recipe.config import TrainConfig, load, run_main
+from recipe.config import TrainConfig, run_main
 from recipe.records import read_record
 from recipe.training import loggers
-from tests.test_interruption import interrupted
-from tests.tiny_run import write_yaml
+from tests.seen_batches import interrupted
+from tests.tiny.configs import train_yaml
+from tests.tiny.runs import losses, run, stop_at
 
 BATCHES = range(1, 13)
+FAILURE = RuntimeError("asked to fail")
 
 
 @pytest.fixture
 def yaml(tmp_path, tiny_dataset) -> Path:
-    return write_yaml(tmp_path, tiny_dataset, "duration=12ba", "log_every=1", "eval_every=4ba", "checkpoint_every=5ba")
-
-
-class FailAt(Callback):
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
-
-    def batch_end(self, state: State, logger) -> None:
-        if state.timestamp.batch == self.batch:
-            raise RuntimeError("asked to fail")
-
-
-def run(yaml: Path, *words: str, fail_at: int = 0) -> dict:
-    return train.train(load(TrainConfig, str(yaml), words), [FailAt(fail_at)])
+    return train_yaml(tmp_path, tiny_dataset, "duration=12ba", "log_every=1", "eval_every=4ba", "checkpoint_every=5ba")
 
 
 def shown(out: Path) -> EventAccumulator:
@@ -85,13 +73,12 @@ def test_a_killed_run_goes_on_in_the_same_curves(yaml, tmp_path):
     check(out)
     unbroken = run(yaml, f"out={tmp_path / 'unbroken'}")
     assert not (tmp_path / "unbroken" / "tensorboard").exists()
-    curves = [[row["loss"] for row in read["loss_curve"]] for read in (unbroken, read_record(out))]
-    assert curves[0] == curves[1], "a logger changed the result"
+    assert losses(unbroken) == losses(out), "a logger changed the result"
 
 
 def test_a_run_that_failed_before_its_first_checkpoint_starts_its_curves_again(yaml, tmp_path):
     with pytest.raises(RuntimeError, match="asked to fail"):
-        run(yaml, "loggers=[tensorboard]", fail_at=3)
+        run(yaml, "loggers=[tensorboard]", callbacks=[stop_at(3, FAILURE)])
     run(yaml, "loggers=[tensorboard]", "autoresume=true")
     assert [len(written_steps(file, "train/loss")) for file in files(tmp_path / "run")] == [3, 12]
     check(tmp_path / "run")
@@ -99,9 +86,9 @@ def test_a_run_that_failed_before_its_first_checkpoint_starts_its_curves_again(y
 
 def test_loggers_may_come_and_go_on_resume(yaml, tmp_path):
     with pytest.raises(RuntimeError, match="asked to fail"):
-        run(yaml, fail_at=7)
+        run(yaml, callbacks=[stop_at(7, FAILURE)])
     with pytest.raises(RuntimeError, match="asked to fail"):
-        run(yaml, "loggers=[tensorboard]", "autoresume=true", fail_at=11)
+        run(yaml, "loggers=[tensorboard]", "autoresume=true", callbacks=[stop_at(11, FAILURE)])
     run(yaml, "autoresume=true")
     record = read_record(tmp_path / "run")
     assert record["status"] == "finished" and [row["batch"] for row in record["loss_curve"]] == list(BATCHES)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recipe import train
-from recipe.config import TrainConfig, load
-from tests.tiny_run import write_yaml
+from tests.tiny.configs import train_yaml
+from tests.tiny.runs import losses, run
 
 FORMS = {
     "sequences": (),
@@ -21,13 +20,13 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_a_gpu_trains_what_a_cpu_trains(tmp_path, tiny_dataset, form):
     words = ("duration=12ba", "log_every=4", "precision=fp32", "model.hidden_dropout_prob=0", "optimizer.lr=3.0e-3")
-    yaml = write_yaml(tmp_path, tiny_dataset, *words)
+    yaml = train_yaml(tmp_path, tiny_dataset, *words)
     curves = []
     for device in ("gpu", "cpu"):
         words = [*FORMS[form], f"device={device}", f"out={tmp_path / device}"]
         words += ["model.compile=false"] if device == "cpu" else []
-        record = train.train(load(TrainConfig, str(yaml), words))
+        record = run(yaml, *words)
         assert record["device"]["kind"] == device
-        curves.append([row["loss"] for row in record["loss_curve"]])
+        curves.append(losses(record))
         torch.distributed.destroy_process_group()  # the next device's is of another kind
     assert curves[0] == pytest.approx(curves[1], abs=5e-3)

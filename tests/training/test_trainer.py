@@ -17,18 +17,15 @@ from recipe.training.callbacks import AfterBatch
 from recipe.training.composer_model import Pretraining
 from recipe.training.preflight import make_plan
 from tests.reads import Reads
-from tests.tiny_encoder import write_encoder
-from tests.tiny_run import write_yaml
+from tests.tiny.configs import train_yaml
+from tests.tiny.models import write_encoder
+from tests.tiny.runs import run
 
 
 @pytest.fixture
 def yaml(tmp_path, tiny_dataset):
     words = ("model.hidden_dropout_prob=0", "duration=8ba", "log_every=8", "precision=fp32")
-    return write_yaml(tmp_path, tiny_dataset, *words)
-
-
-def run(yaml, *words, callbacks=()) -> dict:
-    return train.train(load(TrainConfig, str(yaml), words), callbacks)
+    return train_yaml(tmp_path, tiny_dataset, *words)
 
 
 @pytest.mark.parametrize("model", ["mosaic_bert", "hf_bert"])

@@ -1,4 +1,4 @@
-"""Encoders and tasks that are small enough to be fine-tuned in a second."""
+"""Tasks that are learnt in a second, in GLUE's form and in BLiMP's: what counts is a colour or an animal among other words."""
 
 from __future__ import annotations
 
@@ -6,23 +6,10 @@ import json
 import random
 from pathlib import Path
 
-import torch
-
-from recipe import records
-from recipe.config import Tokenizer
-from recipe.convert import save_encoder
-from recipe.cost.prices import Price
-from recipe.data import tokenizer
-from recipe.finetune.kinds import CLASSIFICATION
-from recipe.finetune.kinds.kind import Kind
-from recipe.model.config import EncoderConfig, padded_vocab_size
-from recipe.model.encoder import Backends, Encoder
-from recipe.model.heads import FineTuned, MosaicBertForMaskedLM
-from recipe.model.hf_bert import HFBertForMaskedLM
-
 COLOURS = ["red", "green", "blue", "black", "white"]
 ANIMALS = ["horse", "tiger", "snake", "whale", "mouse"]
 FILLERS = ["the", "a", "near", "with", "under", "very", "old", "new", "and", "or", "of", "in", "house", "tree", "road"]
+TEXTS = [" ".join(COLOURS + ANIMALS + FILLERS)] * 3  # what a tokenizer is trained on
 
 
 def sentence(word: str, chance: random.Random) -> str:
@@ -30,46 +17,6 @@ def sentence(word: str, chance: random.Random) -> str:
     words = chance.choices(FILLERS, k=chance.randint(3, 9))
     words.insert(chance.randrange(len(words) + 1), word)
     return " ".join(words)
-
-
-def write_tokenizer(folder: Path) -> int:
-    """A vocabulary of the words above; returns its size."""
-    texts = [" ".join(COLOURS + ANIMALS + FILLERS)] * 3
-    trained = tokenizer.train(texts, Tokenizer(vocab_size=300))
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(trained, folder)
-    return len(trained)
-
-
-def with_head(
-    sizes: EncoderConfig, outputs: int, kind: Kind = CLASSIFICATION, backends: Backends | None = None
-) -> FineTuned:
-    """A new encoder with a new head."""
-    head = kind.head(sizes.hidden_size, outputs, sizes.hidden_dropout_prob)
-    return FineTuned(Encoder(sizes, backends), head, kind.keep, sizes.initializer_range)
-
-
-def write_encoder(folder: Path, model: str = "mosaic_bert", positions: int = 64) -> EncoderConfig:
-    """An encoder folder with random weights, as a pretraining run leaves it."""
-    vocabulary = padded_vocab_size(write_tokenizer(folder))
-    sizes = EncoderConfig(vocab_size=vocabulary, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-                          intermediate_size=64)  # fmt: skip
-    torch.manual_seed(3)
-    if model == "hf_bert":
-        HFBertForMaskedLM(sizes, positions).bert.save_pretrained(folder)
-    else:
-        save_encoder(MosaicBertForMaskedLM(sizes), sizes, folder)
-    return sizes
-
-
-def write_run(folder: Path, model: str = "mosaic_bert", batches: int = 7) -> Path:
-    """A finished pretraining run's folder."""
-    write_encoder(folder / "encoder", model)
-    record = records.new_record(kind="pretrain", name=folder.name, model=model, config={},
-                                device=records.device("cpu", "test", 1, Price(1.0, "test")),
-                                backends={}, parameters=1)  # fmt: skip
-    records.write_record(folder, {**record, "status": "finished", "batches": batches})
-    return folder
 
 
 def write_tsv(file: Path, rows: list[tuple]) -> None:
