@@ -27,7 +27,6 @@ from benchmarks import kernel_cases
 from benchmarks import kernel_report as report
 from benchmarks.kernel_cases import CHECK_TOKENS, COMPILED, TOKENS, Case, Implementation, Problem, ours
 from kernels.checks import interpreting
-from recipe.errors import class_and_line
 
 OUT = Path("benchmarks/results/kernels")
 ROUNDS, LEAST_ROUNDS = 40, 5
@@ -219,6 +218,8 @@ def why_not(case: Case, name: str, run: Implementation, problem: Problem, dout: 
     except torch.cuda.OutOfMemoryError:
         return "out of memory"
     except Exception as error:  # a rival's failure is a line in the table, not the end of the run
+        from recipe.errors import class_and_line
+
         return f"failed: {class_and_line(error)}"
     finally:
         gc.collect()
