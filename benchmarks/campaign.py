@@ -213,7 +213,7 @@ def reference(config: CampaignConfig) -> Path:
     }
     file = Path(config.results) / REFERENCE
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, lambda draft: draft.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8"))
+    write_whole(file, json.dumps(found, indent=1) + "\n")
     return file
 
 

@@ -28,7 +28,7 @@ from recipe.finetune.predictions import TestSet, read_test_sets, write_dev, writ
 from recipe.finetune.tasks import DEV, HUB, TUNING, Task, TaskData, read_task
 from recipe.model.huggingface import is_classifier
 from recipe.system import processes
-from recipe.system.files import digest
+from recipe.system.files import digest, write_whole
 from recipe.system.hardware import Hardware, find_hardware
 from recipe.system.processes import WorkerPool
 from recipe.system.quiet import quiet_libraries
@@ -123,7 +123,8 @@ class Worker:
             write_test(job.folder / f"{name}.tsv", test, data, predicted[name])
         if job.keeps_encoder:
             state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-            save_file({key: value for key, value in state.items() if not is_classifier(key)}, job.folder / ENCODER)
+            kept = {key: value for key, value in state.items() if not is_classifier(key)}
+            write_whole(job.folder / ENCODER, lambda draft: save_file(kept, draft))
         record = self._record(job, found, outcome, metrics, sum(p.numel() for p in model.parameters()))
         records.write_record(job.folder, record)
         return record
