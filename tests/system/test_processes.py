@@ -12,6 +12,7 @@ import pytest
 
 from recipe.errors import UserError
 from recipe.system.processes import LOOK_S, Stopped, WorkerPool, end_if_stopped, number, report
+from tests.processes import ROOT, group_members, own_group, wait_for
 
 BOTH = pytest.mark.parametrize("workers", [1, 2])
 PARENT = """
@@ -150,34 +151,26 @@ def test_an_exception_gives_up_the_work_in_progress(workers):
     assert len(ends) == 3 and set(ends) <= {CancelledError, Stopped if workers == 1 else BrokenProcessPool}
 
 
-@pytest.fixture
-def preparing():
-    """Loaded here only, as every spawned worker imports this file, and that one takes seconds."""
-    from tests import preparing
-
-    return preparing
-
-
-def start(preparing, tmp_path):
+def start(tmp_path):
     (tmp_path / "parent.py").write_text(PARENT)
     (tmp_path / "begun").mkdir()
     command = [sys.executable, str(tmp_path / "parent.py"), str(tmp_path / "begun")]
-    environment = os.environ | {"PYTHONPATH": str(preparing.ROOT)}
-    return preparing.own_group(command, env=environment, stderr=(tmp_path / "errors").open("w"))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return own_group(command, env=environment, stderr=(tmp_path / "errors").open("w"))
 
 
-def test_workers_do_not_outlive_a_killed_parent(tmp_path, preparing):
-    with start(preparing, tmp_path) as run:
-        preparing.wait_for(lambda: len(os.listdir(tmp_path / "begun")) == 4)
-        assert len(preparing.group_members(run.pid)) >= 3
+def test_workers_do_not_outlive_a_killed_parent(tmp_path):
+    with start(tmp_path) as run:
+        wait_for(lambda: len(os.listdir(tmp_path / "begun")) == 4)
+        assert len(group_members(run.pid)) >= 3
         run.kill()
-        preparing.wait_for(lambda: not preparing.group_members(run.pid))
+        wait_for(lambda: not group_members(run.pid))
 
 
 @pytest.mark.parametrize("begun", [2, 4])  # while the processes still import, and in the middle of jobs
-def test_ctrl_c_ends_the_group_in_one_line(tmp_path, preparing, begun):
-    with start(preparing, tmp_path) as run:
-        preparing.wait_for(lambda: len(os.listdir(tmp_path / "begun")) == begun)
+def test_ctrl_c_ends_the_group_in_one_line(tmp_path, begun):
+    with start(tmp_path) as run:
+        wait_for(lambda: len(os.listdir(tmp_path / "begun")) == begun)
         os.killpg(run.pid, signal.SIGINT)
-        preparing.wait_for(lambda: not preparing.group_members(run.pid), 20)
+        wait_for(lambda: not group_members(run.pid), 20)
     assert run.returncode == 130 and (tmp_path / "errors").read_text() == "interrupted\n"
