@@ -91,7 +91,7 @@ def test_what_workers_report_arrives_before_their_end(workers):
         for place, future in pool.run(tell, [30, 40], watch=heard.extend):
             spawned, mine = future.result()
             assert spawned == (workers > 1)
-            assert [i for worker, i in heard if worker == mine][-1] == [29, 39][place]
+            assert (mine, [29, 39][place]) in heard
     assert len(heard) == 70 and {worker for worker, _ in heard} <= set(range(workers))
 
 
@@ -148,7 +148,8 @@ def test_an_exception_gives_up_the_work_in_progress(workers):
         for _ in pool.run(until_stopped, [1, 2, 3], watch=lambda reports: 1 // (len(reports) == 0)):
             raise AssertionError("none ends by itself")
     ends = [CancelledError if future.cancelled() else type(future.exception(timeout=0)) for future in jobs.values()]
-    assert len(ends) == 3 and set(ends) <= {CancelledError, Stopped if workers == 1 else BrokenProcessPool}
+    # a process may see that it is to stop before it is ended
+    assert len(ends) == 3 and set(ends) <= {CancelledError, Stopped, *([BrokenProcessPool] if workers > 1 else [])}
 
 
 def start(tmp_path):
