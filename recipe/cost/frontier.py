@@ -193,13 +193,15 @@ def value_at(front: Sequence[Point], axis: str, cost: float) -> float | None:
     for point in front:
         if point.cost(axis) == cost:
             return point.value
+    if not front or not front[0].cost(axis) < cost < front[-1].cost(axis):
+        return None
     return _between([(math.log(point.cost(axis)), point.value) for point in front], math.log(cost))
 
 
 def _between(knots: Sequence[tuple[float, float]], x: float) -> float | None:
     """Piecewise linear interpolation through `knots`, whose x rises or falls; None beyond the first and the last."""
     for (x0, y0), (x1, y1) in zip(knots, knots[1:], strict=False):
-        if min(x0, x1) < x < max(x0, x1):
+        if x0 != x1 and min(x0, x1) <= x <= max(x0, x1):  # of two costs that differ the logarithms may not
             return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
     return None
 

@@ -77,6 +77,13 @@ def test_interpolation_stays_inside_what_was_measured(cloud, cost, score):
     assert value_at(falling, "usd", cost) == (None if got is None else pytest.approx(-got))
 
 
+def test_a_cost_whose_logarithm_is_a_point_s_own():
+    front = [point(3, 0.0), point(4, 1.0)]
+    price = cost_at(front, "usd", 1.5e-197)
+    assert price == pytest.approx(3) and value_at(front, "usd", price) == pytest.approx(0.0, abs=1e-9)
+    assert value_at(front, "usd", math.nextafter(3, 0)) is None
+
+
 def test_interpolation_is_linear_in_the_logarithm_of_cost():
     front = [point(1, 70.0), point(100, 80.0)]
     assert value_at(front, "usd", 10) == pytest.approx(75)
