@@ -65,9 +65,12 @@ class Collator:
         ids[inside] = np.concatenate(pieces)
         ids[starts], ids[ends] = self.cls_id, self.sep_id
         positions = np.arange(len(ids)) - np.repeat(starts, lengths)
+        special, filling = self.masker.is_special[ids], numbers < 0
+        if filling.any():  # hardly ever
+            special |= np.repeat(filling, lengths)
         masked, chosen, labels = self.masker(
             ids,
-            self.masker.is_special[ids] | np.repeat(numbers < 0, lengths),
+            special,
             np.repeat(numbers, lengths),
             positions,
             share.epoch,
@@ -90,9 +93,11 @@ def count_rows(cu_seqlens: NDArray[np.integer], masked_indices: NDArray[np.int64
     A batch carries it as `counts`, a packed one a row per bin. It is numpy's, so that nothing moves it to a device, where looking
     at it would be a wait.
     """
-    lengths = np.diff(cu_seqlens)
-    labelled = np.diff(np.searchsorted(masked_indices, cu_seqlens))
-    return np.stack([np.ones_like(lengths), lengths, lengths * lengths, labelled], axis=1)
+    counts = np.ones((len(cu_seqlens) - 1, 4), np.int64)
+    counts[:, 1] = np.diff(cu_seqlens)
+    counts[:, 2] = counts[:, 1] ** 2
+    counts[:, 3] = np.diff(masked_indices.searchsorted(cu_seqlens))
+    return counts
 
 
 @dataclass(frozen=True)
