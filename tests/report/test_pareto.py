@@ -18,20 +18,6 @@ from tests.tiny.records import DEVICES, PRICE, record_run, rows_of
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def runs(tmp_path):
-    """Two models; mosaic-slow is dominated."""
-    folder = tmp_path / "runs"
-    made = [
-        record_run(folder, "mosaic-1", "mosaic_bert", 0.5, {"CoLA": 40.0, "RTE": 60.5}),
-        record_run(folder, "mosaic-2", "mosaic_bert", 2.0, {"CoLA": 50.0, "RTE": 70.25}),
-        record_run(folder, "mosaic-slow", "mosaic_bert", 3.0, {"CoLA": 45.0, "RTE": 65.0}),
-        record_run(folder / "old", "bert-1", "hf_bert", 0.7, {"CoLA": 38.0, "RTE": 58.0}),
-        record_run(folder / "old", "bert-2", "hf_bert", 3.3, {"CoLA": 48.0, "RTE": 66.0}),
-    ]
-    return folder, {record["name"]: record for record in made}
-
-
 def test_the_csv_holds_the_records_numbers(runs, tmp_path, capsys):
     folder, made = runs
     assert main([str(folder), "--out", str(tmp_path / "out")]) == 0
@@ -193,51 +179,6 @@ def test_the_line_is_the_interpolation_on_a_linear_axis_too(tmp_path):
     front = study.gather([tmp_path / "runs"]).fronts[Curve("mosaic_bert")]
     xs, ys = study.line_of(front, "usd")
     assert len(xs) > 2 and ys == pytest.approx([value_at(front, "usd", min(x, front[-1].usd)) for x in xs])
-
-
-def test_a_score_without_the_start_from_mnli_is_never_called_glue(tmp_path, capsys):
-    tasks = {"CoLA": 10.0, "SST-2": 80.0, "MRPC": 70.0, "STS-B": 20.0, "RTE": 50.0}
-    made = record_run(tmp_path / "runs", "a", "mosaic_bert", 1.0, tasks)
-    made["glue"]["protocol"]["from_mnli"] = False
-    write_record(tmp_path / "runs" / "a", made)
-    page = draw([tmp_path / "runs"], tmp_path / "out")[2].read_text(encoding="utf-8")
-    printed = capsys.readouterr().out
-    assert printed.startswith(
-        "Score on GLUE-5, no MNLI start, dev against dollars of pretraining - mean of 5 tasks: GLUE-5,"
-    )
-    assert "Score on GLUE-5, no MNLI start, dev" in page and "GLUE tasks" not in page + printed
-    with pytest.raises(
-        UserError, match="mean of 8 GLUE tasks, these runs' of 5 tasks: GLUE-5, no MNLI start, dev; say"
-    ):
-        draw([tmp_path / "runs"], tmp_path / "out", published=True)
-
-
-def test_scores_are_drawn_beside_no_pretraining_and_the_constant_answer(runs, tmp_path, capsys):
-    """The floor has a learning rate of its own, and nothing else."""
-    folder, made = runs
-    for record in made.values():
-        record["glue"]["constant"] = {"CoLA": 0.0, "RTE": 52.5}
-        place = folder / "old" if record["model"] == "hf_bert" else folder
-        write_record(place / record["name"], record)
-    for seed, score in ((17, 50.0), (18, 52.0)):
-        start = record_run(tmp_path / "floor", f"start-s{seed}", "mosaic_bert", 0.01, {"CoLA": 1.0, "RTE": score})
-        start["config"] |= {"seed": seed}
-        start["glue"]["protocol"]["lr_scale"] = 2.0
-        write_record(tmp_path / "floor" / f"start-s{seed}", start)
-    for record in made.values():
-        record["glue"]["protocol"]["lr_scale"] = 5.0
-        write_record((folder / "old" if record["model"] == "hf_bert" else folder) / record["name"], record)
-    out = tmp_path / "out"
-    assert main([str(folder), "--out", str(out), "--floor", str(tmp_path / "floor")]) == 0
-    printed, page = capsys.readouterr().out, (out / "pareto.html").read_text("utf-8")
-    # The means are 25.5 and 26.5; Student's t with one degree, 12.706, times 0.7071 / sqrt(2)
-    assert "each at the learning rate that was chosen for it: mosaic_bert 26.00 ± 6.35." in printed
-    assert "most common answer to every example, 26.25." in printed and '"dash":"dashdot"' in page
-    assert "constant answer" in (out / "pareto.svg").read_text("utf-8")
-    start["glue"]["protocol"]["epochs"] = 9
-    write_record(tmp_path / "floor" / "start-s18", start)
-    assert main([str(folder), "--out", str(out), "--floor", str(tmp_path / "floor")]) == 2
-    assert "differ in protocol.epochs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0006, 0.0026), (8, 260), (1e6, 4e10), (39, 120)])
