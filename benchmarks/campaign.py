@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any, Optional
 
 from recipe import records
-from recipe.config import TrainConfig, exit_status, load, to_dict
+from recipe.config import TrainConfig, load, to_dict
 from recipe.cost import prices
-from recipe.errors import UserError
+from recipe.errors import UserError, exit_status
 from recipe.settings import MISSING, result_settings, setting
 from recipe.system.files import write_whole
 

@@ -46,7 +46,7 @@ ONLY_IN = {
         "recipe/model/hf_bert.py",
         "benchmarks/",
     ],
-    "omegaconf": ["recipe/config.py"],
+    "omegaconf": ["recipe/config/loading.py"],
     "filelock": ["recipe/system/files.py"],
     "fcntl": ["recipe/corpus/ownership.py"],  # a lock that several share
     "tensorboard": [],

@@ -1,0 +1,30 @@
+"""The schema of every YAML file, one dataclass per entry point, a file for those that belong together.
+
+`load` merges a file and words `key=value` into one of them, closed: an unknown key, a wrong type or a missing value is a
+`UserError`, one line with its remedy.
+"""
+
+from recipe.config.cost import Cost
+from recipe.config.loading import load, run_main, to_dict
+from recipe.config.prepare import PrepareConfig, Source, Tokenizer
+from recipe.config.score import GlueConfig, PairsConfig
+from recipe.config.sweep import SweepConfig
+from recipe.config.train import Data, Model, Optimizer, Schedule, TrainConfig
+
+__all__ = [
+    "Cost",
+    "Data",
+    "GlueConfig",
+    "Model",
+    "Optimizer",
+    "PairsConfig",
+    "PrepareConfig",
+    "Schedule",
+    "Source",
+    "SweepConfig",
+    "Tokenizer",
+    "TrainConfig",
+    "load",
+    "run_main",
+    "to_dict",
+]

@@ -1,0 +1,110 @@
+"""The only place that reads YAML or the command line: a file and `key=value` words become one checked instance of a schema."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from recipe import shipped
+from recipe.errors import UserError, exit_status, one_line
+from recipe.settings import check_values, describe
+
+C = TypeVar("C")
+
+
+def load(schema: type[C], path: str, overrides: Sequence[str] = ()) -> C:
+    """Read `path`, apply `key=value` words, and return a checked instance of `schema`.
+
+    Raises:
+        UserError: for a missing file, bad YAML, an unknown key, a wrong type or a missing value.
+    """
+    file = shipped.find(path)
+    if not file.is_file():
+        raise UserError(
+            f"{path}: {shipped.moved(path) or 'no such file; the first argument is a YAML file, see yamls/'}"
+        )
+    try:
+        from_file = OmegaConf.load(file)
+    except Exception as error:  # the YAML library's own errors, some of them over several lines
+        raise UserError(f"{path}: not valid YAML: {one_line(error)}") from None
+    if not isinstance(from_file, DictConfig):
+        raise UserError(f"{path}: expected `key: value` lines at the top level")
+    for word in overrides:
+        if "=" not in word.lstrip("="):
+            raise UserError(f"`{word}`: settings on the command line have the form key=value")
+    try:
+        words = OmegaConf.from_dotlist(list(overrides))
+    except Exception as error:
+        raise UserError(f"command line: {one_line(error)}") from None
+    merged = OmegaConf.structured(schema)
+    for layer, where in ((from_file, path), (words, "command line")):
+        _check_shape(OmegaConf.to_container(layer), schema, "", where)
+        try:
+            merged = OmegaConf.merge(merged, layer)
+        except OmegaConfBaseException as error:
+            raise _refused(error, where) from None
+    try:
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise UserError(f"{path}: `{missing[0]}` has no value; add it to the file or say {missing[0]}=...")
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise _refused(error, path) from None
+    check_values(config)
+    return config
+
+
+def _refused(error: OmegaConfBaseException, where: str) -> UserError:
+    return UserError(f"{where}: `{getattr(error, 'full_key', None) or '?'}`: {str(error).splitlines()[0]}")
+
+
+def _check_shape(tree: dict, schema: type, prefix: str, where: str) -> None:
+    """Raise for the first key of `tree` that `schema` does not have, and for a group, a list or a plain value where another
+    of the three belongs; OmegaConf then has plain values left to check."""
+    hints = get_type_hints(schema)
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if name not in hints:
+            near = difflib.get_close_matches(str(name), hints, n=1)
+            hint = f"did you mean `{prefix}{near[0]}`?" if near else f"known here: {', '.join(hints)}"
+            raise UserError(f"{where}: unknown key `{key}`; {hint}")
+        optional = type(None) in get_args(hints[name])
+        wanted = get_args(hints[name])[0] if optional else hints[name]
+        if dataclasses.is_dataclass(wanted) and isinstance(value, dict):
+            _check_shape(value, wanted, f"{key}.", where)
+        elif dataclasses.is_dataclass(wanted):
+            if value is not None or not optional:
+                known = ", ".join(field.name for field in dataclasses.fields(wanted))
+                raise UserError(f"{where}: `{key}`: expected settings below it ({known}), got `{value}`")
+        elif get_origin(wanted) is list:
+            _check_list(value, key, where)
+        elif isinstance(value, (dict, list)):
+            raise UserError(f"{where}: `{key}`: expected one value, got `{value}`")
+
+
+def _check_list(values: Any, key: str, where: str) -> None:
+    if not isinstance(values, list):
+        raise UserError(f"{where}: `{key}`: expected a list such as [a, b], got `{values}`")
+    for number, value in enumerate(values):
+        if value is None or isinstance(value, (dict, list)):
+            raise UserError(f"{where}: `{key}[{number}]`: expected one value, got `{value}`")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain dictionaries and lists, for a record."""
+    return dataclasses.asdict(config)
+
+
+def run_main(schema: type[C], main: Callable[[C], object], argv: Sequence[str] | None = None) -> int:
+    """The command line of an entry point: `YAML [key=value ...]`. Returns the exit status, 2 for a user's mistake."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(f"usage: YAML [key=value ...]\n\n{schema.__doc__}\n\n{describe(schema)}")
+        return 0 if words else 2
+    return exit_status(lambda: main(load(schema, words[0], words[1:])))
