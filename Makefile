@@ -30,7 +30,7 @@ demo: setup
 # Under a minute, for every save: lint, the rules of import and of requirements, and the units: what trains nothing and reads no
 # prepared dataset. The marker `slow` takes single tests of these files out.
 UNITS := tests/cost tests/model tests/test_config.py tests/test_settings.py tests/test_imports.py tests/test_requirements.py \
-	tests/data/test_batch.py tests/data/test_masking.py tests/data/test_order.py
+	tests/data/test_batch.py tests/data/test_masking.py tests/data/test_sampler.py
 check: .venv/.installed-dev
 	$(BIN)/python -m ruff check --quiet .
 	$(BIN)/python -m ruff format --check --quiet .

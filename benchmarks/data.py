@@ -36,9 +36,9 @@ from recipe.config import Tokenizer as TokenizerSettings
 from recipe.corpus import sources
 from recipe.corpus.sources import Part, Rejected
 from recipe.data import tokenizer
-from recipe.data.batch import Share, count_sequences, count_tokens
-from recipe.data.order import EpochOrder
-from recipe.data.packing import Packer
+from recipe.data.batch import Samples, count_sequences, count_tokens
+from recipe.data.packing import PackedBatchSampler
+from recipe.data.sampler import EpochSampler
 from recipe.data.shards import LENGTHS, DatasetInfo, read_info
 from recipe.data.stream import Loader, open_loader
 from recipe.errors import UserError, exit_status
@@ -222,7 +222,7 @@ def _from_text(texts: list[str], folder: Path, info: DatasetInfo, length: int) -
     for start in itertools.cycle(range(0, max(len(texts) - BATCH, 0) + 1, BATCH)):
         encodings = encoder.encode_batch_fast(texts[start : start + BATCH], add_special_tokens=False)
         numbers = np.arange(start, start + len(encodings))
-        yield collate(Share([np.array(e.ids, np.uint16) for e in encodings], numbers, 0, 0))
+        yield collate(Samples([np.array(e.ids, np.uint16) for e in encodings], numbers, 0, 0))
 
 
 def _hugging_face(texts: list[str], folder: Path, length: int) -> Iterator[dict]:
@@ -267,7 +267,8 @@ def _resume(folder: Path) -> dict[str, Any]:
         loader.dataset.load_state_dict({"epoch": 0, "sample_in_epoch": seen})
         seconds, _ = timed(lambda loader=loader: next(iter(loader)))
         rows.append({"batching": batching, "at_document": seen, "seconds": seconds})
-    plan = Packer(lengths, 128, bins=512).batches((b.numbers for b in EpochOrder([len(lengths)], None, 0).after(0)), 0)
+    numbers = (block.numbers for block in EpochSampler([len(lengths)], None, 0).after(0))
+    plan = PackedBatchSampler(lengths, 128, bins=512).batches(numbers, 0)
     list(itertools.islice(plan, 20))  # warm-up
     seconds, planned = timed(lambda: list(itertools.islice(plan, 20)))
     return {

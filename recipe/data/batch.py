@@ -22,7 +22,7 @@ Batch = dict[str, Tensor | int | NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
-class Share:
+class Samples:
     """One rank's documents of a batch, as they are stored; number -1 is filling, in which nothing is predicted."""
 
     pieces: list[NDArray[np.uint16]]  # tokens of each
@@ -32,7 +32,7 @@ class Share:
     bins: NDArray[np.int64] | None = None  # the bin of each, ascending, in a packed batch
 
 
-Collate = Callable[[Share], Batch]  # to a stream, where nothing else is said
+Collate = Callable[[Samples], Batch]  # to a stream, where nothing else is said
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Collator:
     def highest_rate(self) -> float:
         return max(self.schedule.first, self.schedule.last) if self.schedule else self.masker.rate
 
-    def __call__(self, share: Share) -> Batch:
-        room, numbers = self.sequence_length - 2, share.numbers
-        pieces = [piece[:room] for piece in share.pieces]
+    def __call__(self, samples: Samples) -> Batch:
+        room, numbers = self.sequence_length - 2, samples.numbers
+        pieces = [piece[:room] for piece in samples.pieces]
         lengths = np.array([len(piece) + 2 for piece in pieces])
         cu_seqlens = np.concatenate([[0], lengths.cumsum()])
         starts, ends = cu_seqlens[:-1], cu_seqlens[1:] - 1
@@ -73,8 +73,8 @@ class Collator:
             special,
             np.repeat(numbers, lengths),
             positions,
-            share.epoch,
-            self.schedule(share.seen) if self.schedule else None,
+            samples.epoch,
+            self.schedule(samples.seen) if self.schedule else None,
         )
         return {
             "document_ids": torch.from_numpy(numbers),
@@ -107,8 +107,8 @@ class PaddedCollator:
     collate: Collate
     pad_id: int
 
-    def __call__(self, share: Share) -> Batch:
-        batch = self.collate(share)
+    def __call__(self, samples: Samples) -> Batch:
+        batch = self.collate(samples)
         return {**pad_batch(batch, self.pad_id), "counts": batch["counts"]}
 
 

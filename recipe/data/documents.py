@@ -22,7 +22,7 @@ from streaming.base.format import reader_from_json
 from streaming.base.hashing import get_hash
 
 from recipe.data import storage
-from recipe.data.order import Block
+from recipe.data.sampler import Block
 from recipe.data.shard_files import CHANGED, check_lengths, fault, read_index
 from recipe.data.shards import HASH
 from recipe.errors import UserError

@@ -16,22 +16,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recipe.data.batch import BIN_SEQUENCES, IGNORED_LABEL, Batch, Collate, Share
-from recipe.data.order import Planned
+from recipe.data.batch import BIN_SEQUENCES, IGNORED_LABEL, Batch, Collate, Samples
+from recipe.data.sampler import GlobalBatch
 
 _BIN_DOCUMENTS = 4 * BIN_SEQUENCES  # at most, so that `cu_seqlens` has one length
 _SPARE = 1.15  # room for predictions, times the rate: three and more standard deviations at 1,024 tokens a bin
 
 
 @dataclass(frozen=True)
-class Packer:
-    """Plans the batches of an epoch."""
+class PackedBatchSampler:
+    """Plans the packed batches of an epoch."""
 
     lengths: NDArray[np.uint16]  # (all documents,) without [CLS] and [SEP]
     sequence_length: int
     bins: int  # of a batch, over all ranks
 
-    def batches(self, numbers: Iterable[NDArray[np.int64]], position: int) -> Iterator[Planned]:
+    def batches(self, numbers: Iterable[NDArray[np.int64]], position: int) -> Iterator[GlobalBatch]:
         """From the batch that begins at this position on; `numbers` are the documents from there, in pieces. Documents at the end
         that fill no batch are left out."""
         capacity = BIN_SEQUENCES * self.sequence_length
@@ -45,7 +45,7 @@ class Packer:
                 end = start + len(bins)
                 if end == len(left):  # the batch may have room for more
                     break
-                yield Planned(position, left[start:end], np.array(bins))
+                yield GlobalBatch(position, left[start:end], np.array(bins))
                 position, start = position + len(bins), end
             left = left[start:]
 
@@ -81,8 +81,8 @@ class PackedCollator:
     rate: float  # the highest share of a batch's tokens that is predicted
     bins: int
 
-    def __call__(self, share: Share) -> Batch:
-        length, batch, bins = self.sequence_length, self.collate(share), share.bins
+    def __call__(self, samples: Samples) -> Batch:
+        length, batch, bins = self.sequence_length, self.collate(samples), samples.bins
         capacity, slots = BIN_SEQUENCES * length, _BIN_DOCUMENTS + BIN_SEQUENCES
         sizes = batch["counts"][:, 1]
         held, used, squared = (

@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from recipe.config import Data
 from recipe.data import storage
-from recipe.data.batch import BIN_SEQUENCES, Batch, Collate, Collator, PaddedCollator, Share
+from recipe.data.batch import BIN_SEQUENCES, Batch, Collate, Collator, PaddedCollator, Samples
 from recipe.data.cache import local_folder
 from recipe.data.documents import Documents
 from recipe.data.masking import Masker, RateSchedule
-from recipe.data.order import EpochOrder, Planned, Sequences
-from recipe.data.packing import PackedCollator, Packer
+from recipe.data.packing import PackedBatchSampler, PackedCollator
+from recipe.data.sampler import BatchSampler, EpochSampler, GlobalBatch
 from recipe.data.shards import DatasetInfo
 from recipe.errors import UserError
 
@@ -34,14 +34,14 @@ class Batches(IterableDataset):
     def __init__(
         self,
         documents: Documents,
-        plan: Sequences | Packer,
+        sampler: BatchSampler | PackedBatchSampler,
         collate: Collate,
         most: int,
         seed: int | None,
     ) -> None:
         """`most` tokens of a document are read; `seed` is of the order, None that of an evaluation."""
         self.documents = documents
-        self.plan = plan
+        self.sampler = sampler
         self.collate = collate
         self._most = most
         self._seed = seed
@@ -51,10 +51,10 @@ class Batches(IterableDataset):
 
     def __len__(self) -> int:
         """Batches of a whole epoch. Packed, they are not known beforehand: `TypeError`, as of whatever has no length."""
-        if isinstance(self.plan, Packer):
+        if isinstance(self.sampler, PackedBatchSampler):
             raise TypeError("packed batches are not counted beforehand")
-        size, documents = self.plan.documents, len(self.documents)
-        return documents // size if self.plan.whole else -(-documents // size)
+        size, documents = self.sampler.documents, len(self.documents)
+        return documents // size if self.sampler.whole else -(-documents // size)
 
     def begin_epoch(self) -> None:
         """The next one, or the one that `load_state_dict` gave."""
@@ -66,33 +66,33 @@ class Batches(IterableDataset):
         """An error ends it, as its last item: raised in a worker process, it would cost seconds a worker, and its one line."""
         world = World.detect()
         try:
-            for number, planned in enumerate(self.planned(world.worker_of_node)):
+            for number, global_batch in enumerate(self.global_batches(world.worker_of_node)):
                 if number % world.workers_per_rank == world.worker_of_rank:
-                    yield self._read(planned, world.rank, world.num_ranks)
+                    yield self._read(global_batch, world.rank, world.num_ranks)
         except UserError as error:
             yield error
         finally:
             self.documents.close()
 
-    def planned(self, turn: int = 0) -> Iterator[Planned]:
+    def global_batches(self, turn: int = 0) -> Iterator[GlobalBatch]:
         """What is left of the epoch; each block's shards are opened when it is reached."""
-        order = EpochOrder(self.documents.sizes, self._seed, self._epoch)
+        epoch = EpochSampler(self.documents.sizes, self._seed, self._epoch)
 
         def numbers() -> Iterator[NDArray[np.int64]]:
-            for block in order.after(self._position):
+            for block in epoch.after(self._position):
                 self.documents.enter(block, turn)
                 yield block.numbers
 
-        yield from self.plan.batches(numbers(), self._position)
+        yield from self.sampler.batches(numbers(), self._position)
 
-    def _read(self, planned: Planned, rank: int, ranks: int) -> Batch:
-        bins = self.plan.bins // ranks if isinstance(self.plan, Packer) else 0
-        numbers, bins_of = planned.share(rank, ranks, bins)
+    def _read(self, global_batch: GlobalBatch, rank: int, ranks: int) -> Batch:
+        bins = self.sampler.bins // ranks if isinstance(self.sampler, PackedBatchSampler) else 0
+        numbers, bins_of = global_batch.of_rank(rank, ranks, bins)
         named = numbers
         if bins_of is None and not len(numbers):  # an evaluation's last batch has fewer documents than there are ranks
-            numbers, named = planned.numbers[:1], np.array([-1])
-        seen = self._epoch * len(self.documents) + planned.seen
-        return self.collate(Share(self.documents.read(numbers, self._most), named, self._epoch, seen, bins_of))
+            numbers, named = global_batch.numbers[:1], np.array([-1])
+        seen = self._epoch * len(self.documents) + global_batch.seen
+        return self.collate(Samples(self.documents.read(numbers, self._most), named, self._epoch, seen, bins_of))
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, int]:
         """Composer asks with the documents that all ranks have seen since the epoch's beginning."""
@@ -155,14 +155,14 @@ def open_loader(
     masking, length = _masking(data, info, train, seed, run_documents), data.sequence_length
     collate = collator(masking) if collator else masking
     ranks = World.detect().num_ranks
-    plan: Sequences | Packer = Sequences(batch_size * ranks, whole=train)
+    sampler: BatchSampler | PackedBatchSampler = BatchSampler(batch_size * ranks, whole=train)
     if batching == "padded":
         collate = PaddedCollator(collate, info.vocabulary.pad_id)
     elif train and batching == "tokens":
         bins = batch_size // BIN_SEQUENCES
-        plan = Packer(documents.lengths, length, bins * ranks)
+        sampler = PackedBatchSampler(documents.lengths, length, bins * ranks)
         collate = PackedCollator(collate, length, info.vocabulary.pad_id, masking.highest_rate, bins)
-    batches = Batches(documents, plan, collate, length - 2, data.shuffle_seed if train else None)
+    batches = Batches(documents, sampler, collate, length - 2, data.shuffle_seed if train else None)
     if train:
         _check_filled(batches, data)
     return Loader(
@@ -193,11 +193,11 @@ def _masking(data: Data, info: DatasetInfo, train: bool, seed: int, run_document
 
 
 def _check_filled(batches: Batches, data: Data) -> None:
-    plan, sizes = batches.plan, batches.documents.sizes
-    numbers = (block.numbers for block in EpochOrder(sizes, data.shuffle_seed, 0).after(0))
-    if next(plan.batches(numbers, 0), None) is None:
-        what = f"{plan.bins * BIN_SEQUENCES * data.sequence_length:,} tokens" if isinstance(plan, Packer) else (
-            f"{plan.documents:,} documents"
+    sampler, sizes = batches.sampler, batches.documents.sizes
+    numbers = (block.numbers for block in EpochSampler(sizes, data.shuffle_seed, 0).after(0))
+    if next(sampler.batches(numbers, 0), None) is None:
+        what = f"{sampler.bins * BIN_SEQUENCES * data.sequence_length:,} tokens" if isinstance(sampler, PackedBatchSampler) else (
+            f"{sampler.documents:,} documents"
         )  # fmt: skip
         raise UserError(f"{data.path}/{data.train_split}: not one batch of {what} in it; lower batch_size")
 

@@ -1,4 +1,7 @@
-"""The table of schedules: the learning rate over a run's whole duration, whatever unit that is in, as a share of its peak."""
+"""The table of schedules: the learning rate over a run's whole duration, whatever unit that is in, as a share of its peak.
+
+Whatever else changes with progress is a field of a row too: stages (of length, of tokens in a batch) and averages of weights.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from recipe.data.batch import (
     Collate,
     Collator,
     PaddedCollator,
-    Share,
+    Samples,
     count_sequences,
     count_tokens,
     pad_batch,
@@ -25,10 +25,10 @@ CLS, SEP, PAD, MASK, VOCABULARY = 2, 3, 0, 4, 1_000
 LENGTHS = [5, 0, 1, 126, 127, 200, 0, 62, 63, 1]  # without [CLS] and [SEP]; 126 is the most that fits into 128
 
 
-def documents(lengths: list[int], epoch: int = 0) -> Share:
+def documents(lengths: list[int], epoch: int = 0) -> Samples:
     draw = np.random.default_rng(11)
     numbers = draw.permutation(1_000)[: len(lengths)]
-    return Share([draw.integers(5, VOCABULARY, n).astype(np.uint16) for n in lengths], numbers, epoch, seen=0)
+    return Samples([draw.integers(5, VOCABULARY, n).astype(np.uint16) for n in lengths], numbers, epoch, seen=0)
 
 
 def collator(padded: bool, rate: float = 0.3, sequence_length: int = 128) -> Collate:
@@ -124,7 +124,7 @@ def test_a_mask_does_not_depend_on_the_batch():
     whole = collator(False)(items)
     bounds = whole["cu_seqlens"].tolist()
     for i in reversed(range(len(LENGTHS))):
-        alone = collator(False)(Share(items.pieces[i : i + 1], items.numbers[i : i + 1], 0, 0))
+        alone = collator(False)(Samples(items.pieces[i : i + 1], items.numbers[i : i + 1], 0, 0))
         assert torch.equal(alone["input_ids"], whole["input_ids"][bounds[i] : bounds[i + 1]])
 
 
@@ -148,7 +148,7 @@ def test_documents_are_not_written_to():
 def test_nothing_is_predicted_in_filling(padded):
     """What a rank gets of an evaluation's last batch where there are fewer documents than ranks."""
     filling = documents([50])
-    batch = collator(padded, rate=0.9)(Share(filling.pieces, np.array([-1]), 0, 0))
+    batch = collator(padded, rate=0.9)(Samples(filling.pieces, np.array([-1]), 0, 0))
     assert count_tokens(batch) == {"total": 52, "loss_generating": 0}
 
 

@@ -11,19 +11,19 @@ import torch
 
 from kernels import backends
 from recipe.config import Data
-from recipe.data import order, packing
+from recipe.data import packing, sampler
 from recipe.data.batch import (
     BIN_SEQUENCES,
     IGNORED_LABEL,
     Collator,
-    Share,
+    Samples,
     count_sequences,
     count_tokens,
     split_batch,
 )
 from recipe.data.masking import Masker
-from recipe.data.order import EpochOrder
-from recipe.data.packing import PackedCollator, Packer, fill
+from recipe.data.packing import PackedBatchSampler, PackedCollator, fill
+from recipe.data.sampler import EpochSampler
 from recipe.data.shards import read_info
 from recipe.data.stream import Loader
 from recipe.errors import UserError
@@ -45,11 +45,11 @@ def packed(lengths: list[int], bins: int, rate: float = 0.3) -> tuple[dict, dict
     at = np.array(fill(sizes, bins, BIN_SEQUENCES * LENGTH))
     assert len(at) == len(lengths), "the test's documents should fit"
     order = np.argsort(at, kind="stable")
-    share = Share([pieces[i] for i in order], order, 0, 0, at[order])
-    return PackedCollator(collator, LENGTH, PAD, rate, bins)(share), collator(share)
+    samples = Samples([pieces[i] for i in order], order, 0, 0, at[order])
+    return PackedCollator(collator, LENGTH, PAD, rate, bins)(samples), collator(samples)
 
 
-def numbers(epoch: EpochOrder, position: int) -> Iterator[np.ndarray]:
+def numbers(epoch: EpochSampler, position: int) -> Iterator[np.ndarray]:
     return (block.numbers for block in epoch.after(position))
 
 
@@ -66,9 +66,9 @@ def test_documents_go_where_least_room_is_left_and_stop_at_the_first_that_fits_n
 
 
 def test_a_plan_from_the_middle_is_the_rest_of_the_plan(monkeypatch):
-    monkeypatch.setattr(order, "_BLOCK", 100)  # batches that span blocks
+    monkeypatch.setattr(sampler, "_BLOCK", 100)  # batches that span blocks
     lengths = np.random.default_rng(2).integers(1, 200, 2_000).astype(np.uint16)
-    packer, epoch = Packer(lengths, 32, bins=3), EpochOrder([100] * 20, 5, 0)
+    packer, epoch = PackedBatchSampler(lengths, 32, bins=3), EpochSampler([100] * 20, 5, 0)
     plan = list(packer.batches(numbers(epoch, 0), 0))
     assert (
         np.concatenate([p.numbers for p in plan]).tolist()

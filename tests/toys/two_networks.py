@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from recipe.data.batch import Batch, Collator, Share
+from recipe.data.batch import Batch, Collator, Samples
 from recipe.model.architecture import Architecture
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
@@ -23,8 +23,8 @@ class AllMasked:
 
     masking: Collator
 
-    def __call__(self, share: Share) -> Batch:
-        batch = self.masking(share)
+    def __call__(self, samples: Samples) -> Batch:
+        batch = self.masking(samples)
         batch["input_ids"][batch["masked_indices"]] = self.masking.masker.mask_id
         return batch
 

@@ -5,38 +5,38 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from recipe.data import order
-from recipe.data.order import EpochOrder, Planned, Sequences
+from recipe.data import sampler
+from recipe.data.sampler import BatchSampler, EpochSampler, GlobalBatch
 
 SIZES = [30, 70, 1, 200, 55, 0, 99]
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(order, "_BLOCK", 100)
+    monkeypatch.setattr(sampler, "_BLOCK", 100)
 
 
-def numbers(epoch: EpochOrder, position: int = 0) -> list[int]:
+def numbers(epoch: EpochSampler, position: int = 0) -> list[int]:
     return np.concatenate([np.empty(0, int), *(block.numbers for block in epoch.after(position))]).tolist()
 
 
 def test_an_order_holds_each_document_once_and_is_found_from_any_place():
-    epoch = EpochOrder(SIZES, seed=3, epoch=1)
+    epoch = EpochSampler(SIZES, seed=3, epoch=1)
     whole = numbers(epoch)
     assert sorted(whole) == list(range(sum(SIZES)))
     assert (np.diff(whole) == 1).mean() < 0.1, "hardly shuffled"
     for place in (0, 1, 54, 55, 200, 454, 455):
         assert numbers(epoch, place) == whole[place:]
-    for other in (EpochOrder(SIZES, 3, 2), EpochOrder(SIZES, 4, 1)):
+    for other in (EpochSampler(SIZES, 3, 2), EpochSampler(SIZES, 4, 1)):
         assert numbers(other) != whole
 
 
 def test_without_a_seed_the_order_is_the_shards_own():
-    assert numbers(EpochOrder(SIZES, None, 5), 7) == list(range(7, sum(SIZES)))
+    assert numbers(EpochSampler(SIZES, None, 5), 7) == list(range(7, sum(SIZES)))
 
 
 def test_a_block_names_its_shards_and_the_next_one_s():
-    blocks = list(EpochOrder(SIZES, seed=3, epoch=0).after(0))
+    blocks = list(EpochSampler(SIZES, seed=3, epoch=0).after(0))
     assert len(blocks) > 2
     bounds = np.cumsum([0, *SIZES])
     for block, following in zip(blocks, [*blocks[1:], None], strict=True):
@@ -46,24 +46,24 @@ def test_a_block_names_its_shards_and_the_next_one_s():
 
 
 def test_batches_of_sequences_follow_the_order_over_blocks():
-    epoch = EpochOrder(SIZES, seed=3, epoch=0)
+    epoch = EpochSampler(SIZES, seed=3, epoch=0)
     whole = numbers(epoch)
     for place in (0, 64, 192):
         pieces = (block.numbers for block in epoch.after(place))
-        plan = list(Sequences(32, whole=True).batches(pieces, place))
+        plan = list(BatchSampler(32, whole=True).batches(pieces, place))
         assert [p.seen for p in plan] == list(range(place, sum(SIZES) - 31, 32))
         assert np.concatenate([p.numbers for p in plan]).tolist() == whole[place : place + 32 * len(plan)]
-    rest = list(Sequences(32, whole=False).batches((block.numbers for block in epoch.after(0)), 0))
+    rest = list(BatchSampler(32, whole=False).batches((block.numbers for block in epoch.after(0)), 0))
     assert np.concatenate([p.numbers for p in rest]).tolist() == whole and len(rest[-1].numbers) == sum(SIZES) % 32
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
 def test_ranks_share_a_batch(ranks):
-    batch = Planned(0, np.arange(100, 105))
-    shares = [batch.share(rank, ranks, 0)[0] for rank in range(ranks)]
+    batch = GlobalBatch(0, np.arange(100, 105))
+    shares = [batch.of_rank(rank, ranks, 0)[0] for rank in range(ranks)]
     assert np.concatenate(shares).tolist() == batch.numbers.tolist()
-    packed = Planned(0, np.arange(48), np.arange(48)[::-1] % 24)
-    found = [packed.share(rank, ranks, 24 // ranks) for rank in range(ranks)]
-    whole = packed.share(0, 1, 24)
+    packed = GlobalBatch(0, np.arange(48), np.arange(48)[::-1] % 24)
+    found = [packed.of_rank(rank, ranks, 24 // ranks) for rank in range(ranks)]
+    whole = packed.of_rank(0, 1, 24)
     assert np.concatenate([n for n, _ in found]).tolist() == whole[0].tolist()
     assert np.concatenate([b + 24 // ranks * i for i, (_, b) in enumerate(found)]).tolist() == whole[1].tolist()

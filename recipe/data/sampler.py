@@ -1,7 +1,7 @@
-"""The order in which an epoch sees its documents, found from any place of it without what comes before, and its batches.
+"""Samplers: the order in which an epoch sees its documents, found from any place of it without what comes before; its batches.
 
-A batch is planned for all ranks at once, and each reads its share: how many ranks there are changes nothing, and where a run is
-continued follows from the number of documents that it has seen.
+A global batch is planned for all ranks at once, and each reads its part: how many ranks there are changes nothing, and where a
+run is continued follows from the number of documents that it has seen.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class EpochOrder:
+class EpochSampler:
     """Shards are shuffled among themselves, then documents among the shards that lie together; without a seed nothing is.
 
     The memory is that of one block, the time to find a place that of the shards' number.
@@ -56,14 +56,14 @@ class EpochOrder:
 
 
 @dataclass(frozen=True)
-class Planned:
+class GlobalBatch:
     """The documents of one batch, of all ranks."""
 
     seen: int  # documents of the epoch before this batch
     numbers: NDArray[np.int64]  # (documents,) in the epoch's order
     bins: NDArray[np.int64] | None = None  # (documents,) the bin of each, in a packed batch
 
-    def share(self, rank: int, ranks: int, bins: int) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    def of_rank(self, rank: int, ranks: int, bins: int) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
         """This rank's documents, and where batches are packed which of its `bins` each belongs to, ascending."""
         if self.bins is None:
             return np.array_split(self.numbers, ranks)[rank], None
@@ -74,20 +74,20 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Sequences:
+class BatchSampler:
     """Plans batches of a fixed number of documents."""
 
     documents: int  # of a batch
     whole: bool  # leave out those at the end that fill no batch
 
-    def batches(self, numbers: Iterable[NDArray[np.int64]], position: int) -> Iterator[Planned]:
+    def batches(self, numbers: Iterable[NDArray[np.int64]], position: int) -> Iterator[GlobalBatch]:
         """From the batch that begins at this position on; `numbers` are the documents from there, in pieces."""
         left = np.empty(0, np.int64)
         for more in numbers:
             left = np.concatenate([left, more])
             end = len(left) // self.documents * self.documents
             for start in range(0, end, self.documents):
-                yield Planned(position + start, left[start : start + self.documents])
+                yield GlobalBatch(position + start, left[start : start + self.documents])
             left, position = left[end:], position + end
         if len(left) and not self.whole:
-            yield Planned(position, left)
+            yield GlobalBatch(position, left)
