@@ -2,6 +2,7 @@
 
     python -m recipe.pareto plot runs/ --out runs/pareto --axis usd --tasks CoLA,RTE
     python -m recipe.pareto plot runs/ --out runs/pareto --measure loss
+    python -m recipe.pareto sweep YAML --plan
 
 Reads run.json records only; needs neither a GPU nor torch.
 """
@@ -30,15 +31,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status, 2 for a user's mistake."""
     given = list(sys.argv[1:] if argv is None else argv)
     if given[:1] in (["sweep"], ["trunk"]):
-        return run_main(SweepConfig, partial(many, given[0]), given[1:])
+        return sweep(given[0], given[1:])
     return plot(given[1:] if given[:1] == ["plot"] else given)
+
+
+def sweep(way: str, given: Sequence[str]) -> int:
+    """`sweep YAML` or `trunk YAML`; with `--plan` what it will cost, and nothing else."""
+    if "--plan" not in given:
+        return run_main(SweepConfig, partial(many, way), given)
+    from recipe.report import bill  # only this needs torch
+
+    at = list(given).index("--plan")
+    words = bill.options(f"python -m recipe.pareto {way} YAML [key=value ...]").parse_args(given[at + 1 :])
+    return run_main(SweepConfig, lambda config: bill.show(way, config, words), given[:at])
 
 
 def many(way: str, config: SweepConfig) -> None:
     """`sweep YAML` or `trunk YAML`: make the runs, then draw all that stand in the same folder."""
-    from recipe.report import sweep  # only this needs torch
+    from recipe.report import sweep as runs  # only this needs torch
 
-    sweep.run(getattr(sweep, way), config)
+    runs.run(getattr(runs, way), config)
     for measure in (SCORE.name,) * bool(config.glue) + (PAIRS.name,) * bool(config.pairs):
         for path in draw([Path(config.out) / "runs"], Path(config.out) / "pareto", measure=measure):
             print(path)

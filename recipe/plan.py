@@ -1,7 +1,7 @@
 """`python -m recipe.plan --gpu h200 --budget-usd 20`: what a budget buys before it is spent.
 
 Tokens, steps and hours follow from the model's FLOPs and a speed that is measured (a run's record) or stated (--mfu); memory
-from the model's own step (recipe.training.memory); the score from recorded runs of the same model, or there is none.
+from the model's own step (recipe.training.memory); scores from recorded runs of the same model, or there are none.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ import yaml
 
 from recipe import records, shipped
 from recipe.config import TrainConfig, load, to_dict
-from recipe.cost import frontier, prices, seeds
-from recipe.cost.measures import tasks_in_words
+from recipe.cost import prices
+from recipe.cost.expectation import expectation
+from recipe.cost.measures import LOSS, PAIRS, SCORE
 from recipe.errors import UserError, exit_status
 from recipe.model.architectures import ARCHITECTURES, architecture
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.objectives import objective, objective_of
 from recipe.objectives.objective import Counts
+from recipe.report.published import published_score
 from recipe.system.files import write_whole
-from recipe.system.hardware import data_sheet_flops
+from recipe.system.hardware import data_sheet_flops, find_hardware
 from recipe.training.memory import GIB, Need, check_fits, choose_microbatch, need_of_batch, traced
 from recipe.training.optimizers import OPTIMIZERS
 from recipe.training.parallel import PARALLEL
@@ -63,7 +65,7 @@ class Forecast:
     tokens: int
     batches: int
     need: Need
-    expected: str
+    expected: dict[str, str]  # in words, by what is measured
 
     @property
     def microbatch(self) -> int:
@@ -83,11 +85,8 @@ def forecast(
     kind, learns = architecture(config.model.name), objective(config.objective)
     if budget_usd <= 0 or count < 1:
         raise UserError(f"--budget-usd {budget_usd:g} --count {count}: give more than 0 dollars and at least 1 device")
-    length = speed.tokens_per_sequence or data.sequence_length
-    batch_tokens = config.batch_size * length
-    counts = Counts(batch_tokens, batch_tokens * length, batch_tokens * data.mask_rate)
-    step = learns.flops(kind, dataclasses.asdict(sizes), counts)
-    step_s = step / (speed.flops * count)
+    step = step_of(config, speed, count)
+    step_s = step.seconds
     most_s = budget_usd / (row.usd_per_hour * count) * 3600
     batches = int(most_s / step_s)
     if not batches:
@@ -104,9 +103,43 @@ def forecast(
         in_pieces=lambda need: microbatch_of(config, row, count, need) < config.batch_size // ranks,
     )  # fmt: skip
     config = dataclasses.replace(config, duration=f"{batches}ba")
-    tokens = round(batches * batch_tokens)
-    expected = expectation(config, runs, budget_usd)
+    tokens = round(batches * step.tokens)
+    expected = expectations(config, runs, tokens, budget_usd)
     return Forecast(config, row, count, speed, budget_usd, batches * step_s, tokens, batches, need, expected)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step of all devices together."""
+
+    tokens: float
+    seconds: float
+
+
+def step_of(config: TrainConfig, speed: Speed, count: int) -> Step:
+    """With the sequences as long as those that `speed` was measured on, or full."""
+    data = config.data
+    length = speed.tokens_per_sequence or data.sequence_length
+    tokens = config.batch_size * length
+    counts = Counts(tokens, tokens * length, tokens * data.mask_rate)
+    sizes = dataclasses.asdict(sizes_of(config))
+    flops = objective(config.objective).flops(architecture(config.model.name), sizes, counts)
+    return Step(tokens, flops / (speed.flops * count))
+
+
+def where(gpu: str | None, count: int | None, table: str, config: TrainConfig) -> tuple[prices.Row, int]:
+    """The devices that will be paid for, and how many: those of a row of the price table, or this machine's.
+
+    Raises:
+        UserError: no such row, or a machine that none fits.
+    """
+    if gpu:
+        return prices.row_named(gpu, table), 1 if count is None else count
+    hardware = find_hardware(config.device, config.precision, ranks=1)
+    price = prices.price_of(hardware.name, hardware.kind, table, config.cost.usd_per_hour)
+    match = (hardware.name, "cpu") if hardware.kind == "cpu" else (hardware.name,)
+    row = prices.Row(price.row or hardware.name, match, price.usd_per_hour, price.source)
+    return row, hardware.count if count is None else count
 
 
 def ranks_of(row: prices.Row, count: int) -> int:
@@ -185,32 +218,29 @@ def find_speed(row: prices.Row, model: str, runs: Sequence[dict[str, Any]]) -> S
     return stated_speed(row, PUBLISHED_MFU, f"published for MosaicBERT-Base on A100; no run on {row.name} is recorded")
 
 
-def expectation(config: TrainConfig, runs: Sequence[dict[str, Any]], budget_usd: float) -> str:
-    """What the recorded frontier of this very model gives at this budget, in words."""
-    shape = {name: getattr(config.model, name) for name in GLUE_SHAPE}
-    alike = [run for run in runs if run["model"] == config.model.name and _shape(run) == shape]
-    alike = [run for run in alike if frontier.why_not(run) is None and run["glue"]["benchmark"] == "GLUE"]
-    if not alike:
-        return "no data (no scored run of this model is recorded)"
-    try:
-        points = frontier.points_of(alike)
-    except UserError as error:
-        return f"no data ({error})"
-    front = frontier.frontier([point for point, _ in seeds.merged(alike, points)], "usd")
-    score = frontier.value_at(front, "usd", budget_usd)
-    if score is None:
-        return f"no data (recorded from ${front[0].usd:.3g} to ${front[-1].usd:.3g})"
-    near = [min(front, key=lambda p: abs(p.usd - budget_usd))]
-    near += [p for p in front if (p.usd - budget_usd) * (near[0].usd - budget_usd) < 0][:1]
-    widths = [p.half_width for p in near]
-    spread = f"± {max(widths):.2f} (95 %)" if None not in widths else "no interval: one seed per point"
-    tasks = tasks_in_words(alike[0]["glue"], list(alike[0]["glue"]["tasks"]))
-    return f"{score:.2f} {spread}, mean of {tasks}, between {len(front)} recorded points"
+def expectations(
+    config: TrainConfig, runs: Sequence[dict[str, Any]], tokens: float, budget_usd: float
+) -> dict[str, str]:
+    """What the recorded runs of this very model give at so many tokens, in words, by what is measured."""
+    alike = [run for run in runs if run["model"] == config.model.name and shape_of(run) == shape_of_config(config)]
+    scored = [run for run in alike if run["glue"] and run["glue"]["benchmark"] == "GLUE"]
+    found = {
+        "GLUE": expectation(SCORE, scored, tokens),
+        "pairs": expectation(PAIRS, alike, tokens),
+        "loss": expectation(LOSS, alike, tokens),
+    }
+    published = published_score(config.model.name, shape_of_config(config), budget_usd, config.cost.prices)
+    return {**found, **({"published": published} if published and found["GLUE"].startswith("no data") else {})}
 
 
-def _shape(run: dict[str, Any]) -> dict[str, Any]:
+def shape_of(run: dict[str, Any]) -> dict[str, Any]:
+    """The sizes by which a recorded run's scores are another's."""
     model = run["config"].get("model", {})
     return {name: model.get(name) for name in GLUE_SHAPE}
+
+
+def shape_of_config(config: TrainConfig) -> dict[str, Any]:
+    return {name: getattr(config.model, name) for name in GLUE_SHAPE}
 
 
 def tell(found: Forecast) -> list[str]:
@@ -228,7 +258,7 @@ def tell(found: Forecast) -> list[str]:
         f"{found.seconds / 3600:.3g} h",
         f"  costs   ${usd:,.4g} of ${found.budget_usd:,g}; evaluation, checkpoints and fine-tuning are not in it",
         f"  memory  {memory}",
-        f"  GLUE    {found.expected}",
+        *(f"  {name:<7} {text}" for name, text in found.expected.items()),
     ]
 
 
@@ -256,8 +286,10 @@ def recorded(places: Sequence[str]) -> list[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status, 2 for a user's mistake."""
     parser = argparse.ArgumentParser(prog="python -m recipe.plan", description=__doc__.splitlines()[0])
-    parser.add_argument("--gpu", required=True, help="a row of the price table, such as h200; cpu-core for a CPU")
-    parser.add_argument("--count", type=int, default=1, help="GPUs, or cores (%(default)s)")
+    parser.add_argument(
+        "--gpu", help="a row of the price table, such as h200; cpu-core for a CPU; absent: this machine"
+    )
+    parser.add_argument("--count", type=int, help="GPUs, or cores (1; of this machine all)")
     parser.add_argument("--budget-usd", type=float, required=True)
     parser.add_argument("--model", default="base", help="base, large, small, or a training YAML (%(default)s)")
     parser.add_argument("--mfu", type=float, help="state the share of the peak that is reached")
@@ -271,8 +303,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def plan(words: argparse.Namespace) -> None:
     """What the command line asks for, printed and, if wanted, written."""
-    row = prices.row_named(words.gpu, words.prices)
     config = load(TrainConfig, MODELS.get(words.model, words.model))
+    row, count = where(words.gpu, words.count, words.prices, config)
     runs = recorded(words.runs)
     if words.record:
         speed = measured_speed(records.read_record(words.record), words.record)
@@ -280,7 +312,7 @@ def plan(words: argparse.Namespace) -> None:
         speed = stated_speed(row, words.mfu, "stated")
     else:
         speed = find_speed(row, config.model.name, runs)
-    found = forecast(config, row, words.count, words.budget_usd, speed, runs)
+    found = forecast(config, row, count, words.budget_usd, speed, runs)
     print("\n".join([*tell(found), "", as_yaml(found)]))
     if row.memory_gib:
         check_fits(found.need, found.microbatch, row.memory_gib * GIB, f"one {row.name}")

@@ -22,7 +22,7 @@ BRANCH = "branch"
 class Curve:
     """What shares a frontier."""
 
-    model: str
+    model: str  # with its size where there are several
     way: str = "run"  # or BRANCH, of a trunk: its points shared most of their cost
     protocol: str = ""  # in what its measuring differs from other runs'; empty where all are measured alike
 
@@ -122,7 +122,7 @@ def points_of(
     return [
         Point(
             name=record["name"],
-            curve=Curve(record["model"], BRANCH if record["trunk"] else "run", protocol),
+            curve=Curve(model, BRANCH if record["trunk"] else "run", protocol),
             value=measure.value(record, tasks),
             usd=record["cost"]["usd"],
             device_hours=record["cost"]["device_hours"],
@@ -131,7 +131,19 @@ def points_of(
             device_kind=record["device"]["kind"],
             measure=measure,
         )
-        for record, protocol in zip(records, protocols, strict=True)
+        for record, model, protocol in zip(records, _models(records), protocols, strict=True)
+    ]
+
+
+def _models(records: Sequence[Record]) -> list[str]:
+    """Each record's model, with its layers and width where there are several sizes of it: they are no single curve."""
+    sizes = [record["config"].get("model", {}) for record in records]
+    sizes = [(size.get("num_hidden_layers"), size.get("hidden_size")) for size in sizes]
+    names = [record["model"] for record in records]
+    several = {name for name in names if len({size for size, of in zip(sizes, names, strict=True) if of == name}) > 1}
+    return [
+        f"{name} {layers} x {width}" if name in several else name
+        for name, (layers, width) in zip(names, sizes, strict=True)
     ]
 
 

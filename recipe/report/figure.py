@@ -36,6 +36,7 @@ def write(found: Study, folder: Path) -> tuple[Path, Path]:
     for curve, (color, marker) in study.styles(found).items():
         _draw_curve(axes, found, curve, color, marker)
     _draw_floors(axes, found)
+    _draw_laws(axes, found)
     _draw_others(axes, found)
     _style_axes(axes, found)
     _label_values(figure, axes, found)
@@ -87,6 +88,16 @@ def _draw_floors(axes: Axes, found: Study) -> None:
             zorder=1,
             label=f"{name}, no pretraining",
         )
+
+
+def _draw_laws(axes: Axes, found: Study) -> None:
+    for curve, fitted in found.laws.items():
+        color, line = study.styles(found)[curve][0], fitted.line()
+        xs = [one.cost for one in line]
+        axes.plot(xs, [one.loss for one in line], color=color, linewidth=0.8, zorder=1)
+        if fitted.law.variance is not None:
+            low, high = ([one.loss + sign * one.half_width for one in line] for sign in (-1, 1))
+            axes.fill_between(xs, low, high, color=color, alpha=0.12, linewidth=0, zorder=0)
 
 
 def _draw_others(axes: Axes, found: Study) -> None:

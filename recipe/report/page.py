@@ -95,6 +95,21 @@ def _curves(found: Study) -> go.Figure:
         figure.add_hline(value, line=line)
     if found.constant is not None:
         figure.add_hline(found.constant, line={"color": "#888888", "dash": "dashdot", "width": 1.2})
+    for curve, fitted in found.laws.items():
+        color, line = study.styles(found)[curve][0], fitted.line()
+        band = {
+            "type": "scatter",
+            "mode": "lines",
+            "hoverinfo": "skip",
+            "showlegend": False,
+            "legendgroup": escape(curve.label),
+        }
+        xs = [one.cost for one in line]
+        figure.add_trace({**band, "x": xs, "y": [one.loss for one in line], "line": {"color": color, "width": 1}})
+        if fitted.law.variance is not None:
+            low, high = ([one.loss + sign * one.half_width for one in line] for sign in (-1, 1))
+            outline = {"x": [*xs, *reversed(xs)], "y": [*low, *reversed(high)], "fill": "toself", "line": {"width": 0}}
+            figure.add_trace({**band, **outline, "fillcolor": color, "opacity": 0.12})
     if found.joint:
         xs, ys = study.line_of(found.joint, found.axis)
         line = {"color": "#888888", "dash": "dot", "width": 1.5}

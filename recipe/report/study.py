@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe import shipped
-from recipe.cost import frontier, seeds
+from recipe.cost import frontier, law, seeds
 from recipe.cost.frontier import BRANCH, Curve, Point
 from recipe.cost.measures import LOSS, MEASURES, PAIRS, SCORE, Measure, benchmark_name, tasks_in_words
 from recipe.errors import UserError
@@ -24,6 +24,7 @@ from recipe.report import published as papers
 
 PRICES = "yamls/prices.yaml"  # what the published points' GPU-hours are billed by
 BILL = ("usd", "gpu_hours", "device_hours", "seconds")
+LINE = 40  # pieces that a law is drawn in
 MOST_PARADIGMS = 8  # that have columns of their own
 LOG_FROM = 3.0  # dearest over cheapest run: from here on the x axis is logarithmic
 
@@ -38,6 +39,19 @@ class Run:
     @property
     def name(self) -> str:
         return self.record["name"]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A curve's law, and what it is worth."""
+
+    law: law.Law
+    back_test: law.BackTest
+
+    def line(self) -> list[law.Forecast]:
+        """From the smallest budget to as far as it foretells."""
+        low, high = self.law.least, self.law.most * law.REACH
+        return [self.law.at(low * (high / low) ** (i / LINE)) for i in range(LINE + 1)]
 
 
 @dataclass(frozen=True)
@@ -58,6 +72,7 @@ class Study:
         default_factory=dict
     )  # a model's value without pretraining, ±
     constant: float | None = None  # the score of the constant answer, where it is recorded
+    laws: dict[Curve, Fitted] = field(default_factory=dict)  # of a loss, where a curve has budgets enough
 
     def on_frontier(self, point: Point) -> bool:
         return point in self.fronts[point.curve]
@@ -75,7 +90,9 @@ class Study:
     @property
     def xs(self) -> list[float]:
         """All that the x axis must hold."""
-        return [point.cost(self.axis) for point in self.points] + [x for curve in self.published for x in curve.xs]
+        foretold = [line[-1].cost for fitted in self.laws.values() if (line := fitted.line())]
+        published = [x for curve in self.published for x in curve.xs]
+        return [point.cost(self.axis) for point in self.points] + published + foretold
 
 
 def gather(
@@ -121,7 +138,24 @@ def gather(
     joint = frontier.frontier(points, axis) if one_protocol and len(fronts) > 1 else []
     overlay = _overlay(axis, chosen, runs, shown, mixed) if published else []
     constant = _constant(records[0]["glue"], shown) if shown else None
-    return Study(chosen, axis, shown, runs, points, members, fronts, joint, overlay, left_out, floors, constant)
+    laws = _laws(points, members, fronts, axis) if chosen is LOSS else {}
+    return Study(chosen, axis, shown, runs, points, members, fronts, joint, overlay, left_out, floors, constant, laws)
+
+
+def _laws(
+    points: Sequence[Point], members: Sequence[Sequence[Run]], fronts: dict[Curve, list[Point]], axis: str
+) -> dict[Curve, Fitted]:
+    """Of every curve whose frontier has as many budgets as a law is fitted to, from the single runs."""
+    found = {}
+    for curve, front in fronts.items():
+        costs, losses = [], []
+        for point, runs in zip(points, members, strict=True):
+            if point in front:  # the point's cost stands for those of its runs, which are nearly the same
+                costs += [point.cost(axis)] * len(runs)
+                losses += [LOSS.value(run.record, ()) for run in runs]
+        if law.count_budgets(costs) >= law.LEAST_BUDGETS:
+            found[curve] = Fitted(law.fit(costs, losses), law.back_test(costs, losses))
+    return found
 
 
 def _at_rate_of(run: Run, record: dict[str, Any]) -> Run:

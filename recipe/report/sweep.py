@@ -24,7 +24,6 @@ from recipe.config import GlueConfig, PairsConfig, SweepConfig, TrainConfig, loa
 from recipe.cost import prices
 from recipe.errors import UserError, say_error
 from recipe.settings import check_values
-from recipe.system.hardware import find_hardware
 from recipe.system.quiet import quiet_libraries
 from recipe.training.checkpoint_files import fork
 
@@ -82,12 +81,10 @@ def duration_of(point: Point, config: SweepConfig) -> str:
     if config.speed is None:
         raise UserError(f"budgets: `{point.budget}` needs a speed; give speed=RUN, a run of this model on this device")
     wanted = point.config(Path(config.out))
-    hardware = find_hardware(wanted.device, wanted.precision, ranks=1)
-    price = prices.price_of(hardware.name, hardware.kind, wanted.cost.prices, wanted.cost.usd_per_hour)
-    dollars = float(number) * (price.usd_per_hour if unit == "h" else 1)
-    row = prices.Row(hardware.name, (hardware.kind,), price.usd_per_hour, price.source)
+    row, count = plan.where(None, None, wanted.cost.prices, wanted)
+    dollars = float(number) * (row.usd_per_hour if unit == "h" else 1)
     speed = plan.measured_speed(records.read_record(config.speed), config.speed)
-    return plan.forecast(wanted, row, hardware.count, dollars, speed, []).config.duration
+    return plan.forecast(wanted, row, count, dollars, speed, []).config.duration
 
 
 def sweep(config: SweepConfig) -> list[Path]:
@@ -163,9 +160,14 @@ def run_all(config: SweepConfig, points: Sequence[Point], pretrain: Callable[[Po
     return done
 
 
+def trunk_lengths(lengths: dict[Point, int], siblings: Sequence[Point], decay: float) -> dict[Point, int]:
+    """The batch of the trunk at which each branch begins."""
+    return {other: max(1, round(lengths[other] * (1 - decay))) for other in siblings}
+
+
 def branch(point: Point, lengths: dict[Point, int], siblings: Sequence[Point], config: SweepConfig, out: Path) -> None:
     """The run of `point`, begun with the checkpoint that the trunk left where its decay starts."""
-    at = {other: max(1, round(lengths[other] * (1 - config.decay))) for other in siblings}
+    at = trunk_lengths(lengths, siblings, config.decay)
     if at[point] >= lengths[point]:
         raise UserError(f"budgets: {point.budget} has no batch to decay in at decay={config.decay}; give more")
     # Counted in batches, the warm-up is the same for all: it is that of the shortest.

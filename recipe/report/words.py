@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from recipe.cost import frontier
 from recipe.cost.frontier import Curve, Gain, Saving
+from recipe.cost.law import REACH, Forecast
 from recipe.cost.measures import LOSS, PAIRS, SCORE, Measure, benchmark_name, tasks_in_words
 from recipe.report.published import SOURCE
-from recipe.report.study import MOST_PARADIGMS, Study
+from recipe.report.study import MOST_PARADIGMS, Fitted, Study
 
 
 class Words(NamedTuple):
@@ -158,6 +159,11 @@ def notes(study: Study) -> list[str]:
         more.append(
             f"Dash-dotted: the training set's most common answer to every example, {study.measure.text(study.constant)}."
         )
+    if study.laws:
+        more.append(
+            "Thin and shaded: a law fitted to the model's runs and its 95 % interval for one more run, up to "
+            f"{REACH:g} times the largest budget; beyond the last point it is a forecast, not a measurement."
+        )
     if study.joint:
         more.append("Dotted: the frontier of all models together.")
     if study.published:
@@ -177,7 +183,7 @@ def _with_half(name: str, measure: Measure, value: float, half: float | None) ->
 
 
 def findings(study: Study) -> list[str]:
-    """How the curves compare where their frontiers overlap, a sentence each; interpolated, never extrapolated."""
+    """How the curves compare where their frontiers overlap, a sentence each, interpolated; and what the law of a loss foretells."""
     found = []
     for protocol in dict.fromkeys(curve.protocol for curve in study.fronts):
         fronts = {curve: front for curve, front in study.fronts.items() if curve.protocol == protocol}
@@ -185,10 +191,28 @@ def findings(study: Study) -> list[str]:
         found += [_gain(gain, study) for gain in frontier.gains(fronts, study.axis)]
     if not found and len(study.fronts) > 1 and not study.mixed:
         name = study.measure.name
-        return [
+        found = [
             f"The models' frontiers overlap neither in {name} nor in cost: nothing to compare without extrapolating."
         ]
-    return found
+    return [*found, *(_foretold(curve, fitted, study) for curve, fitted in study.laws.items())]
+
+
+def _foretold(curve: Curve, fitted: Fitted, study: Study) -> str:
+    """A law's largest budget as the smaller ones foretold it, and what lies beyond."""
+    test, far = fitted.back_test, fitted.law.at(fitted.law.most * REACH)
+    verdict = {True: ", inside", False: ", outside", None: ", no interval: too few runs"}[test.inside]
+    law, axis = fitted.law, study.axis
+    return (
+        f"{curve.label}, loss = {law.floor:.2f} + {law.scale:.2f} x (cost / {amount(law.unit, axis)})^-{law.power:.2f}, "
+        f"fitted to {law.runs} runs: without its largest budget, {amount(test.foretold.cost, axis)}, the law foretold "
+        f"{_forecast(test.foretold, study)} there, measured is {study.measure.text(test.measured)}{verdict}; "
+        f"{amount(far.cost, axis)} should give {_forecast(far, study)} (not measured)."
+    )
+
+
+def _forecast(one: Forecast, study: Study) -> str:
+    spread = "" if one.half_width is None else f" ± {one.half_width:.{study.measure.decimals}f}"
+    return f"{one.loss:.{study.measure.decimals}f}{spread}{study.measure.unit}"
 
 
 def _saving(saving: Saving, study: Study) -> str:

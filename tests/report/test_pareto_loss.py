@@ -77,3 +77,23 @@ def test_a_loss_is_never_mixed_with_another_evaluations(tmp_path, capsys):
         assert says in capsys.readouterr().err
     with pytest.raises(UserError, match="measure `perplexity`: expected one of score, pairs, loss"):
         draw([runs], out, measure="perplexity")
+
+
+def test_a_law_of_four_budgets_foretells_and_is_held_to_account(tmp_path, capsys):
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    for budget in (1.0, 3.0, 10.0, 30.0):
+        for seed, more in enumerate((-0.01, 0.0, 0.01)):
+            evaluated(runs, f"m{budget:g}-s{seed}", "mosaic_bert", budget, 2.0 + 3.0 * budget**-0.5 + more, seed)
+    for budget in (1.0, 3.0, 10.0):
+        evaluated(runs, f"b{budget:g}", "hf_bert", budget, 2.5 + 3.0 * budget**-0.5)
+    assert main(["plot", str(runs), "--out", str(out), "--measure", "loss"]) == 0
+    printed = capsys.readouterr().out
+    (line,) = [line for line in printed.splitlines() if "fitted to" in line and "loss = " in line]
+    # $20 an hour: 30 hours are $600, and three times that is as far as it goes
+    assert line.startswith("mosaic_bert, loss = 2.0") and "fitted to 12 runs" in line
+    assert "$600.00, the law foretold 2.5" in line and "measured is 2.55 nats, inside" in line
+    assert "; $1,800.00 should give 2.3" in line and line.endswith("nats (not measured).")
+    page = html.unescape((out / "loss.html").read_text(encoding="utf-8"))
+    assert line in page and "toself" in page
+    # a score follows no such law
+    assert "fitted to" not in (out / "loss.csv").read_text()
