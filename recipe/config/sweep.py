@@ -21,5 +21,6 @@ class SweepConfig:
     glue: Optional[str] = setting(None, "the YAML of the fine-tuning, with its key=value words behind it")
     pairs: Optional[str] = setting(None, "the YAML of the minimal pairs, with its key=value words behind it")
     seeds: list[int] = setting([17], "of the pretraining runs", least=0, most=2**32 - 1)
+    ranks: int = setting(1, "processes that pretrain a run together, a GPU each, on this machine", least=1)
     speed: Optional[str] = setting(None, "a run of the same kind, by whose speed hours and dollars become batches")
     decay: float = setting(0.1, "of a trunk's branches: the share of each that its decay takes", above=0, below=1)

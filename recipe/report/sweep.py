@@ -12,6 +12,8 @@ What is finished is not done again, and what was interrupted continues.
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,8 +42,25 @@ class Point:
     seed: int
 
     def config(self, out: Path, *more: str) -> TrainConfig:
-        words = [*self.words[1:], f"out={out}", f"seed={self.seed}", "autoresume=true", *more]
-        return load(TrainConfig, self.words[0], words)
+        first, *rest = self._words(out, *more)
+        return load(TrainConfig, first, rest)
+
+    def train(self, ranks: int, out: Path, *more: str) -> dict[str, Any]:
+        """Pretrain in this process, or in as many as there are ranks; returns the record.
+
+        Raises:
+            UserError: see `recipe.train`; of ranks, which have said why, that they did not finish.
+        """
+        if ranks == 1:
+            return train.train(self.config(out, *more))
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        done = subprocess.run([*launch, "-m", "recipe.train", *self._words(out, *more)], check=False)
+        if done.returncode:
+            raise UserError(f"its {ranks} ranks did not finish; what they said stands above")
+        return records.read_record(out)
+
+    def _words(self, out: Path, *more: str) -> tuple[str, ...]:
+        return (*self.words, f"out={out}", f"seed={self.seed}", "autoresume=true", *more)
 
 
 def points_of(config: SweepConfig) -> list[Point]:
@@ -97,7 +116,7 @@ def sweep(config: SweepConfig) -> list[Path]:
     durations = [duration_of(point, config) for point in points]
 
     def pretrain(point: Point, out: Path) -> None:
-        train.train(point.config(out, f"duration={durations[points.index(point)]}"))
+        point.train(config.ranks, out, f"duration={durations[points.index(point)]}")
 
     return run_all(config, points, pretrain)
 
@@ -175,23 +194,22 @@ def branch(point: Point, lengths: dict[Point, int], siblings: Sequence[Point], c
     folder = Path(config.out) / "trunks" / point.name.removeprefix("trunk-").replace(f"-{point.budget}-", "-")
     last = max(at.values())
     stops = ",".join(str(batch) for batch in sorted(set(at.values())))
-    stem = train.train(
-        point.config(
-            folder,
-            f"duration={last}ba",
-            f"checkpoint_at=[{stops}]",
-            f"keep_checkpoints={len(set(at.values())) + 1}",
-            "schedule.shape=wsd",
-            "schedule.decay=0",
-            f"schedule.warmup={first / last}",
-        )
+    stem = point.train(
+        config.ranks,
+        folder,
+        f"duration={last}ba",
+        f"checkpoint_at=[{stops}]",
+        f"keep_checkpoints={len(set(at.values())) + 1}",
+        "schedule.shape=wsd",
+        "schedule.decay=0",
+        f"schedule.warmup={first / last}",
     )
     length = lengths[point]
-    shape = ("schedule.shape=wsd", f"schedule.decay={1 - at[point] / length}", f"schedule.warmup={first / length}")
-    wanted = point.config(out, f"duration={length}ba", *shape)
+    own = (f"duration={length}ba", "schedule.shape=wsd", f"schedule.decay={1 - at[point] / length}")
+    own = (*own, f"schedule.warmup={first / length}")
     if not (out / records.FILE_NAME).is_file():
-        begin(wanted, out, folder, stem, at[point])
-    train.train(wanted)
+        begin(point.config(out, *own), out, folder, stem, at[point])
+    point.train(config.ranks, out, *own)
 
 
 def begin(config: TrainConfig, out: Path, trunk_folder: Path, stem: dict[str, Any], batch: int) -> None:

@@ -183,7 +183,7 @@ def _with_half(name: str, measure: Measure, value: float, half: float | None) ->
 
 
 def findings(study: Study) -> list[str]:
-    """How the curves compare where their frontiers overlap, a sentence each, interpolated; and what the law of a loss foretells."""
+    """How the curves compare where their frontiers overlap, interpolated, a sentence each; what the law of a loss foretells."""
     found = []
     for protocol in dict.fromkeys(curve.protocol for curve in study.fronts):
         fronts = {curve: front for curve, front in study.fronts.items() if curve.protocol == protocol}

@@ -162,3 +162,12 @@ def test_mistakes_are_one_line_and_nothing_is_written(files, capsys, way, words,
     assert main([way, str(files / "sweep.yaml"), *words]) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1 and not (files / "sweep").exists()
+
+
+def test_a_trunk_of_two_ranks(files):
+    """Each pretraining in processes of its own, from the trunk's checkpoint on."""
+    words = ["trunk", str(files / "sweep.yaml"), "ranks=2", "budgets=[4ba]", "decay=0.25"]
+    assert main(words) == 0
+    record = records.read_record(files / "sweep" / "runs" / "trunk-mosaic_bert-4ba-s17")
+    assert record["status"] == "finished" and record["batches"] == 4 and record["trunk"]["batch"] == 4 - 1
+    assert record["glue"]["score"] is not None
