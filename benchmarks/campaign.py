@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+import yaml
+
 from recipe import records
 from recipe.config import TrainConfig, load, to_dict
 from recipe.cost import prices
@@ -31,6 +33,8 @@ from recipe.settings import MISSING, result_settings, setting
 from recipe.system.files import write_whole
 
 REFERENCE = "reference.json"
+TRUNK = "trunk"
+OTHER_PROCESSOR = 0.01  # nats: how far losses of the same steps lie apart on two kinds of processor
 OTHERS = 0.05  # cores that other processes may have had while a time was taken
 ROWS = 4  # rows of a loss curve between which steps are timed; before the first one they are slower
 VARIES = ("seed", "duration")  # between runs of one model, without a change of a step's time
@@ -47,6 +51,7 @@ class CampaignConfig:
     models: list[str] = setting(MISSING, "training YAMLs, each with its key=value words behind it")
     minutes: list[float] = setting(MISSING, "budgets, in minutes of a reference core", above=0)
     seeds: list[int] = setting([17, 18, 19], "of the pretraining runs", least=0, most=2**32 - 1)
+    trunk: bool = setting(False, "also a trunk of the first model with the first seed, and a branch for each budget")
     longest: float = setting(
         0.0, "minutes of one more run of the first model, the last of all", least=0, special="0: none"
     )
@@ -77,11 +82,12 @@ class Point:
     model: Model
     minutes: float | None
     seed: int
+    way: str = "run"  # or TRUNK: a branch of one
 
     @property
     def name(self) -> str:
         budget = "floor" if self.minutes is None else f"{self.minutes:g}min"
-        return f"{self.model.name}-{budget}-s{self.seed}"
+        return f"{f'{TRUNK}-' * (self.way == TRUNK)}{self.model.name}-{budget}-s{self.seed}"
 
     @property
     def place(self) -> Path:
@@ -103,6 +109,8 @@ def points_of(config: CampaignConfig) -> Iterator[Point]:
     for seed in config.seeds:
         for minutes in (None, *sorted(config.minutes)):
             yield from (Point(model, minutes, seed) for model in models)
+        if config.trunk and seed == config.seeds[0]:
+            yield from (Point(models[0], minutes, seed, TRUNK) for minutes in sorted(config.minutes))
     if config.longest:
         yield Point(models[0], config.longest, config.seeds[0])
 
@@ -117,11 +125,13 @@ def run(config: CampaignConfig) -> list[Path]:
         raise UserError("no scoring: give glue=YAML, pairs=YAML or both")
     results, points = Path(config.results), list(points_of(config))
     reference = read_reference(config)
+    check_commit(config, reference)
     for number, point in enumerate(points, 1):
         if (results / point.place / records.FILE_NAME).is_file():
             continue
         print(f"\n[{number}/{len(points)}] {point.name}", flush=True)
-        record = make(point, config, reference["models"][point.model.name]["step_s"])
+        step_s = reference["models"][point.model.name]["step_s"]
+        record = (make_branch if point.way == TRUNK else make)(point, config, step_s)
         records.write_record(results / point.place, at_reference(record, reference))
     return [results / point.place for point in points]
 
@@ -144,6 +154,26 @@ def make(point: Point, config: CampaignConfig, step_s: float) -> dict[str, Any]:
     return records.read_record(out)
 
 
+def make_branch(point: Point, config: CampaignConfig, step_s: float) -> dict[str, Any]:
+    """The trunk with all its branches, of which this point is one; what is there already is not made again."""
+    steps = {minutes: f"{steps_in(minutes, step_s)}ba" for minutes in sorted(config.minutes)}
+    every = max(1, round(60 * config.checkpoint_minutes / step_s))
+    settings = {
+        "out": str(Path(config.out) / TRUNK),
+        "models": [" ".join((*point.model.words, f"checkpoint_every={every}ba"))],
+        "budgets": list(steps.values()),
+        "seeds": [point.seed],
+        "glue": config.glue,
+        "pairs": config.pairs,
+    }
+    file = Path(config.out) / f"{TRUNK}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, yaml.safe_dump({key: value for key, value in settings.items() if value is not None}))
+    command("recipe.pareto", TRUNK, str(file))
+    name = f"{TRUNK}-{point.model.name}-{steps[point.minutes]}-s{point.seed}"
+    return records.read_record(Path(config.out) / TRUNK / "runs" / name)
+
+
 def steps_in(minutes: float, step_s: float) -> int:
     return max(1, round(60 * minutes / step_s))
 
@@ -154,7 +184,12 @@ def at_reference(record: dict[str, Any], reference: dict[str, Any]) -> dict[str,
     price = prices.Price(device["usd_per_hour"], device["price_source"], device["price_row"])
     cost = prices.bill(record["batches"] * step_s, device["count"], price, device["kind"])
     own = {"device": record["device"], "cost": record["cost"]}
-    return {**record, "device": device, "cost": cost, "own": own}
+    trunk = record["trunk"]
+    if trunk:
+        own["trunk_cost"] = trunk["cost"]
+        shared = prices.bill(trunk["batch"] * step_s, device["count"], price, device["kind"])
+        trunk = {**trunk, "cost": shared}
+    return {**record, "device": device, "cost": cost, "trunk": trunk, "own": own}
 
 
 def read_reference(config: CampaignConfig) -> dict[str, Any]:
@@ -175,6 +210,37 @@ def read_reference(config: CampaignConfig) -> dict[str, Any]:
     return found
 
 
+def check_commit(config: CampaignConfig, found: dict[str, Any]) -> None:
+    """Runs of another commit stand on the same curves if its losses are the reference's, to the last digit on its processor.
+
+    Raises:
+        UserError: they are not.
+    """
+    commit = records.provenance()["commit"]
+    if commit in found["commits"]:
+        return
+    for model in models_of(config):
+        record, known = time_steps(model, config), found["models"][model.name]["losses"]
+        losses = [row["loss"] for row in record["loss_curve"]]
+        same = record["device"]["name"] == found["device"]["name"]
+        if not all(a == b if same else abs(a - b) < OTHER_PROCESSOR for a, b in zip(losses, known, strict=True)):
+            raise UserError(
+                f"{commit}: its losses of {model.name} are {losses}, and the reference's {known}: no runs of one curve; go on at "
+                f"commit {found['commits'][0]}, or begin again with another `results`"
+            )
+    found["commits"].append(commit)
+    write_whole(Path(config.results) / REFERENCE, json.dumps(found, indent=1) + "\n")
+
+
+def time_steps(model: Model, config: CampaignConfig) -> dict[str, Any]:
+    """The record of a short run of this model."""
+    with tempfile.TemporaryDirectory() as folder:
+        batches = ROWS * config.steps
+        timing = (f"out={folder}/run", f"duration={batches}ba", f"log_every={config.steps}")
+        command("recipe.train", *model.words, *timing)
+        return records.read_record(Path(folder) / "run")
+
+
 def reference(config: CampaignConfig) -> Path:
     """Measure the models' steps, in turns, and write them.
 
@@ -183,14 +249,11 @@ def reference(config: CampaignConfig) -> Path:
     """
     models = models_of(config)
     step_s: dict[str, list[float]] = {model.name: [] for model in models}
-    record, busy = {}, Busy()
+    record, losses, busy = {}, {}, Busy()
     for _ in range(config.turns):
         for model in models:
-            with tempfile.TemporaryDirectory() as folder:
-                batches = ROWS * config.steps
-                timing = (f"out={folder}/run", f"duration={batches}ba", f"log_every={config.steps}")
-                command("recipe.train", *model.words, *timing)
-                record = records.read_record(Path(folder) / "run")
+            record = time_steps(model, config)
+            losses[model.name] = [row["loss"] for row in record["loss_curve"]]
             seconds = [row["seconds"] for row in record["loss_curve"]]
             step_s[model.name] += [(b - a) / config.steps for a, b in zip(seconds, seconds[1:], strict=False)]
     others = busy.others()
@@ -199,6 +262,7 @@ def reference(config: CampaignConfig) -> Path:
     found = {
         "what": "median seconds of a training step in one thread of an idle machine, the models in turns",
         "provenance": records.provenance(),
+        "commits": [records.provenance()["commit"]],  # whose losses are the same
         "device": record["device"],
         "precision": record["precision"],
         "others_cores": others,
@@ -206,6 +270,7 @@ def reference(config: CampaignConfig) -> Path:
             model.name: {
                 "step_s": statistics.median(step_s[model.name]),
                 "all_step_s": step_s[model.name],
+                "losses": losses[model.name],
                 "settings": model.settings,
             }
             for model in models

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The frontier of score and cost on CPU cores, for cents: MosaicBERT and BERT at 10, 30 and 90 minutes of one reference core, three
-# seeds, their floors, and one longer run. The cheapest budgets of all models come first and one seed of everything before the second,
+# seeds, their floors, a trunk, and one longer run. The cheapest budgets of all models come first and one seed of everything before the second,
 # so stopped early it is a smaller whole one; killed at any point, the same command goes on. Some 25 hours of one core.
 #
 #     bash benchmarks/frontier.sh GLUE_FOLDER CORPUS_FOLDER [BLIMP_FOLDER]

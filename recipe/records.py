@@ -20,12 +20,13 @@ from typing import Any
 from recipe import shipped
 from recipe.cost.prices import OWN_PRICE, Price
 from recipe.errors import UserError
-from recipe.system.files import write_whole
+from recipe.system.files import digest, write_whole
 
 FORMAT = 2  # 2: device.price_row, trunk and dataset in every record
 PACKAGE = "bert-recipe"  # this project, as pyproject.toml names it
 FILE_NAME = "run.json"
 PROJECT = shipped.HOME
+LOCK = "requirements.txt"
 
 # Packages whose version can change a result or a speed. One that is not installed is recorded as null.
 PACKAGES = (
@@ -152,6 +153,7 @@ def provenance(project: Path = PROJECT) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
+        "requirements_sha256": digest([file for file in [project / LOCK] if file.is_file()]),
     }
 
 

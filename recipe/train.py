@@ -21,6 +21,8 @@ from recipe import convert, records
 from recipe.config import TrainConfig, run_main, to_dict
 from recipe.cost import prices
 from recipe.data.batch import Batch, count_sequences, count_tokens, split_batch
+from recipe.data.cache import local_folder
+from recipe.data.shards import index_digest
 from recipe.data.stream import open_loader
 from recipe.errors import UserError
 from recipe.objectives.objective import Counts
@@ -235,6 +237,8 @@ def start_record(plan: Plan, model: nn.Module) -> dict[str, Any]:
         record["precision"] = str(hardware.activation_dtype).removeprefix("torch.")
     held_out = plan.info.split(plan.config.data.eval_split)
     record["dataset"] = records.dataset(plan.info.vocabulary.sha256, held_out.documents, held_out.tokens)
+    splits = (plan.config.data.train_split, plan.config.data.eval_split)
+    record["provenance"]["dataset_sha256"] = index_digest(local_folder(plan.config.data), splits)
     record["microbatch"] = dataclasses.asdict(plan.microbatch)
     if dist.get_global_rank() == 0:
         records.write_record(plan.out, record)

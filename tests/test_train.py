@@ -37,6 +37,8 @@ def test_a_run_learns_and_its_record_is_whole(yaml, tmp_path, model, capsys):
     written = read_record(tmp_path / "run")
     assert written == json.loads(json.dumps(record))
     assert written["status"] == "finished" and written["model"] == model
+    made = written["provenance"]
+    assert all(len(made[key]) == 64 for key in ("requirements_sha256", "dataset_sha256"))
     curve = written["loss_curve"]
     assert [row["batch"] for row in curve] == list(range(10, 121, 10))
     assert curve[-1]["loss"] < curve[0]["loss"] - 0.5, "the loss did not fall"

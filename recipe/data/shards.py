@@ -17,6 +17,7 @@ import json
 import logging
 import tempfile
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from recipe.errors import UserError
+from recipe.system.files import digest
 
 FORMAT = 1  # of dataset.json
 DTYPE = "uint16"
@@ -190,6 +192,12 @@ def write_info(info: DatasetInfo, out: Path) -> None:
     (out / "dataset.json").write_text(
         json.dumps(dataclasses.asdict(info), indent=2, ensure_ascii=False) + "\n", "utf-8"
     )
+
+
+def index_digest(folder: Path, splits: Sequence[str]) -> str | None:
+    """SHA-256 of the splits' indices, which hold the digests of their shards; None where they are not here yet."""
+    files = [folder / split / "index.json" for split in splits]
+    return digest(files) if all(file.is_file() for file in files) else None
 
 
 def read_info(path: str | Path) -> DatasetInfo:

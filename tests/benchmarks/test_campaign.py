@@ -9,8 +9,9 @@ import pytest
 from benchmarks import campaign
 from benchmarks.campaign import CampaignConfig, load
 from recipe import glue, records, train
-from recipe.config import GlueConfig, TrainConfig
+from recipe.config import GlueConfig, SweepConfig, TrainConfig
 from recipe.errors import UserError
+from recipe.report import sweep
 from tests.tiny.configs import PRICES, train_yaml
 from tests.tiny.tasks import write_sst2
 
@@ -23,6 +24,10 @@ def said(monkeypatch) -> list[str]:
     told: list[str] = []
 
     def command(module, *words):
+        if module == "recipe.pareto":
+            told.append(" ".join((module, *words)))
+            sweep.trunk(load(SweepConfig, words[1]))
+            return
         schema, action = ENTRY_POINTS[module]
         told.append(" ".join((module, *words)))
         action(load(schema, words[0], words[1:]))
@@ -131,6 +136,42 @@ def test_a_time_taken_beside_other_processes_is_refused(config, said, monkeypatc
 def test_the_campaigns_own_yaml_names_what_is_there():
     config = load(CampaignConfig, "benchmarks/frontier/campaign.yaml", ["glue=yamls/glue/glue5.yaml"])
     points = list(campaign.points_of(config))
-    assert len(points) == 3 * 2 * 4 + 1 and points[-1].name == "mosaic_bert-600min-s17"
+    assert len(points) == 3 * 2 * 4 + 3 + 1 and points[-1].name == "mosaic_bert-600min-s17"
     assert {model.settings["data.mask_rate"] for model in campaign.models_of(config)} == {0.3, 0.15}
-    assert sum(point.minutes or 0 for point in points[:-1]) == 13 * 60
+    assert sum(point.minutes or 0 for point in points[:-1] if point.way == "run") == 13 * 60
+
+
+def test_a_trunk_beside_the_runs_is_billed_by_the_reference(config, said, tmp_path):
+    config.trunk, config.models, config.seeds, config.longest = True, config.models[:1], [17], 0.0
+    measured = json.loads(campaign.reference(config).read_text())
+    measured["models"]["mosaic_bert"]["step_s"] = 0.1  # 6 and 12 batches
+    measured["device"] |= {"count": 1, "usd_per_hour": 3600.0}
+    (tmp_path / "results/reference.json").write_text(json.dumps(measured))
+    assert [point.name for point in campaign.points_of(config)][-2:] == [
+        "trunk-mosaic_bert-0.01min-s17", "trunk-mosaic_bert-0.02min-s17",
+    ]  # fmt: skip
+    made = {folder.name: records.read_record(folder) for folder in campaign.run(config)}
+    branch = made["trunk-mosaic_bert-0.02min-s17"]
+    assert branch["batches"] == 12 and branch["cost"]["usd"] == pytest.approx(1.2)
+    assert branch["trunk"]["batch"] == 11 and branch["trunk"]["cost"]["usd"] == pytest.approx(1.1)
+    assert branch["own"]["trunk_cost"]["usd"] != branch["trunk"]["cost"]["usd"] and branch["glue"]["score"] is not None
+
+
+def test_a_commit_with_other_losses_does_not_go_on(config, said, tmp_path, monkeypatch):
+    config.models, config.seeds, config.longest, config.minutes = config.models[:1], [17], 0.0, [0.001]
+    campaign.reference(config)
+    file = tmp_path / "results/reference.json"
+    real = records.provenance
+    monkeypatch.setattr(records, "provenance", lambda *a: {**real(*a), "commit": "another"})
+    campaign.check_commit(config, json.loads(file.read_text()))
+    assert json.loads(file.read_text())["commits"] == [real()["commit"], "another"]
+    said.clear()
+    campaign.check_commit(config, json.loads(file.read_text()))
+    assert not said  # known now
+    monkeypatch.setattr(records, "provenance", lambda *a: {**real(*a), "commit": "a third"})
+    other = json.loads(file.read_text())
+    other["models"]["mosaic_bert"]["losses"][-1] += 1e-7
+    with pytest.raises(
+        UserError, match="a third: its losses of mosaic_bert are .* no runs of one curve; go on at commit"
+    ):
+        campaign.check_commit(config, other)
