@@ -127,4 +127,6 @@ def run_main(
     if not words or words[0] in ("-h", "--help"):
         print(f"usage: {(subject or 'YAML').upper()} [key=value ...]\n\n{schema.__doc__}\n\n{describe(schema)}")
         return 0 if words else 2
-    return exit_status(lambda: main(load_words(schema, words, subject) if subject else load(schema, words[0], words[1:])))
+    return exit_status(
+        lambda: main(load_words(schema, words, subject) if subject else load(schema, words[0], words[1:]))
+    )

@@ -36,19 +36,22 @@ def render(checkpoint: Checkpoint, config: ExportConfig, record: dict[str, Any],
     row = row_of(checkpoint)
     final = of_final_encoder(checkpoint)
     glue = run["glue"] if run and final else None
+    data = run["config"].get("data", {}) if run else {}
+    text = data.get("path", "not recorded")
     return TEMPLATES.get_template("card.md.jinja").render(
         name=checkpoint.name,
         model=checkpoint.model,
         form=config.format,
         pooling=config.pooling,
-        folder=config.out,
+        folder=Path(config.out).name,  # a card tells no path of this machine
         own_code=row is not None and row.code is not None,
         limit=checkpoint.max_length,
         masked=checkpoint.mask_id is not None,
         int8=config.int8 is not None,
         batch=None if final else checkpoint.batch,
         run=run,
-        data=run["config"].get("data", {}) if run else {},
+        data=data,
+        text=Path(text).name if Path(text).is_absolute() else text,
         glue=glue,
         benchmark=benchmark_name(glue, list(glue["tasks"])) if glue else None,
         convention=CONVENTION,

@@ -6,6 +6,7 @@ T real tokens, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
@@ -32,8 +33,16 @@ LABELLED = 3  # every so many-th real token has a label
 WORDS = 5  # of fill-mask
 ATTENTIONS = ("sdpa", "eager")
 # Beside the documentation of Python's own language: what tokenizers stumble over.
-HARD = ("Élan, naïve café; ÅNGSTRÖM", "零一二三 ひらがな 한국어", "a\u0301b\u200dc\ufe0f \U0001f600\U0001f469\u200d\U0001f4bb",
-        "don't-stop_me.now\t2,718.28 \u00a0 x\r\ny", "\x00\x07control\x7f", "supercalifragilisticexpialidocious" * 4, " ", "#@!")  # fmt: skip
+HARD = (
+    "Élan, naïve café; ÅNGSTRÖM",
+    "零一二三 ひらがな 한국어",
+    "a\u0301b\u200dc\ufe0f \U0001f600\U0001f469\u200d\U0001f4bb",
+    "don't-stop_me.now\t2,718.28 \u00a0 x\r\ny",
+    "\x00\x07control\x7f",
+    "supercalifragilisticexpialidocious" * 4,
+    " ",
+    "#@!",
+)
 
 Inputs = dict[str, Tensor]
 
@@ -72,14 +81,16 @@ class Exported:
         """The exported model by one of transformers' Auto classes.
 
         Raises:
-            Different: a weight of the encoder was not in the folder, or one of the folder found no place.
+            Different: a weight was not in the folder, or the code is not the folder's.
         """
         kind = getattr(transformers, auto)
         settings = {"output_loading_info": True, **self.trust, **settings}
         model, info = kind.from_pretrained(folder or self.folder, **settings)
-        new = [name for name in info["missing_keys"] if not {"pooler", "classifier"} & set(name.split("."))]
-        if new or info["mismatched_keys"]:
-            raise Different(f"{auto} finds no weights for `{[*new, *info['mismatched_keys']][0]}`")
+        # A classifier's head is new, and so is the pooler of transformers' BERT, which no masked-language model has.
+        encoder = f"{model.base_model_prefix}." if auto.endswith("Classification") else ""
+        lost = [n for n in info["missing_keys"] if n.startswith(encoder) and "pooler" not in n.split(".")]
+        if lost or info["mismatched_keys"]:
+            raise Different(f"{auto} finds no weights for `{[*lost, *info['mismatched_keys']][0]}`")
         if self.trust and not type(model).__module__.startswith("transformers_modules."):
             raise Different(f"{auto} takes its code from {type(model).__module__}, not from the folder")
         return model.eval()
@@ -94,7 +105,9 @@ class Exported:
         if not difference <= allowed:  # NaN too
             raise Different(f"{what} differs by {difference:.1e}; {allowed:.1e} is allowed")
         before = self.verified.get(what, {"difference": 0.0, "allowed": allowed})
-        self.verified[what] = max(before, {"difference": difference, "allowed": allowed}, key=lambda row: row["difference"])
+        self.verified[what] = max(
+            before, {"difference": difference, "allowed": allowed}, key=lambda row: row["difference"]
+        )
 
     def of_run(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Logits (T, V) and last hidden states (T, D) of the real tokens, by the run's own model."""
@@ -151,7 +164,9 @@ def padded(found: Iterable[Any], pad_id: int, left: bool, typed: bool) -> Inputs
 
 def _real(inputs: Mapping[str, Tensor]) -> Tensor:
     """(S, L) bool."""
-    return inputs["attention_mask"].bool() if "attention_mask" in inputs else torch.ones_like(inputs["input_ids"]).bool()
+    return (
+        inputs["attention_mask"].bool() if "attention_mask" in inputs else torch.ones_like(inputs["input_ids"]).bool()
+    )
 
 
 def check_transformers(exported: Exported, config: ExportConfig) -> None:
@@ -269,10 +284,14 @@ def check_fill_mask(exported: Exported) -> None:
     tokenizer = exported.tokenizer
     if exported.checkpoint.mask_id is None:
         return
-    pipeline = transformers.pipeline("fill-mask", str(exported.folder), tokenizer=tokenizer, top_k=WORDS, **exported.trust)
-    sentences = [text.split()[:16] for text in texts() if len(text.split()) >= 16][: len(LENGTHS)]
-    for words in sentences:
-        text = " ".join([*words[:5], tokenizer.mask_token, *words[6:]])
+    pipeline = transformers.pipeline(
+        "fill-mask", str(exported.folder), tokenizer=tokenizer, top_k=WORDS, **exported.trust
+    )
+    sentences = (text.split()[:12] for text in texts() if len(text.split()) >= 12)
+    masked = (" ".join([*words[:5], tokenizer.mask_token, *words[6:]]) for words in sentences)
+    longest = exported.checkpoint.max_length or max(LENGTHS)
+    fitting = (text for text in masked if len(tokenizer(text)["input_ids"]) <= longest)
+    for text in itertools.islice(fitting, len(LENGTHS)):
         inputs = dict(tokenizer(text, return_tensors="pt"))
         (place,) = (inputs["input_ids"][0] == exported.checkpoint.mask_id).nonzero()[:, 0]
         logits = exported.of_run(inputs)[0][place]

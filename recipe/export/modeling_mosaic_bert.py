@@ -1,13 +1,13 @@
 """MosaicBERT (arXiv 2312.17482) for Hugging Face's transformers 4.57 and 5: this one file, torch and transformers.
 
-A post-norm BERT encoder without position embeddings: ALiBi (arXiv 2108.12409), the same in both directions, supplies order, so that
+A post-norm BERT encoder without position embeddings: ALiBi (arXiv 2108.12409), the same in both directions, supplies order, and
 no length is too long for it. Its feed-forward layers are gated linear units (arXiv 2002.05202). Where a mask is given, padding is
 removed before the first layer and put back after the last, as zeros; only attention sees rows of sequences.
 
     AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True)    # AutoModel, AutoModelForSequenceClassification, ...
 
-`attn_implementation` is sdpa (the default), eager, which keeps padding and can be traced, or flash_attention_2, where flash-attn is
-installed. Parameters have the names of the reference implementation (mosaicml/examples, benchmarks/bert).
+`attn_implementation` is sdpa (the default), eager, which keeps padding and can be traced, or, where flash-attn is installed,
+flash_attention_2. Parameters have the names of the reference implementation (mosaicml/examples, benchmarks/bert).
 
 Shapes: S sequences, L padded length, l longest sequence, T real tokens, N heads, H head size, D hidden size, F feed-forward size,
 V vocabulary, C labels. X stands for (S, L), or for (T,) where padding is removed.
@@ -65,8 +65,8 @@ class MosaicBertConfig(PretrainedConfig):
 
 
 def alibi_slopes(heads: int) -> list[float]:
-    """2^(-8/n), 2^(-16/n), ... for n a power of two; otherwise those of the power of two below, then every second one of the power
-    of two above."""
+    """2^(-8/n), 2^(-16/n), ... for n a power of two; otherwise those of the power of two below, then every second one of the
+    power of two above."""
 
     def geometric(n: int) -> list[float]:
         return [2.0 ** (-8.0 * (i + 1) / n) for i in range(n)]
@@ -83,16 +83,19 @@ class Rows:
     A token's position is its number among the real ones of its sequence, so padding may be on either side.
     """
 
-    def __init__(self, real_SL: Tensor | None, shape: tuple[int, int], heads: int, attention: str, like: Tensor) -> None:
+    def __init__(
+        self, real_SL: Tensor | None, shape: tuple[int, int], heads: int, attention: str, like: Tensor
+    ) -> None:
         """`like` has the device and the dtype that attention computes in."""
         self.shape, self.real_SL = shape, real_SL
-        self.indices_T = self.places_T = self.cu_seqlens = None  # of real tokens in (S L) and in (S l); of flash-attn's sequences
+        self.indices_T = self.places_T = self.cu_seqlens = (
+            None  # of real tokens in (S L) and in (S l); of flash-attn's sequences
+        )
         slopes_N = torch.tensor(alibi_slopes(heads), device=like.device)
         sequences, length = shape
-        if real_SL is None:
-            position_RL = torch.arange(length, device=like.device)[None]
-        else:
-            position_RL = real_SL.cumsum(dim=1) - 1
+        position_RL = torch.arange(length, device=like.device)[None]
+        if real_SL is not None:
+            position_RL = real_SL.long().cumsum(dim=1) - 1
         if attention == FLASH or (attention != EAGER and real_SL is not None and not bool(real_SL.all())):
             real = torch.ones(shape, dtype=torch.bool, device=like.device) if real_SL is None else real_SL
             lengths_S = real.sum(dim=1)
@@ -177,7 +180,7 @@ class SelfAttentionOverRows(nn.Module):
         bias, weights = rows.bias.to(q.dtype), None
         if attention == EAGER:
             scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1]) + bias
-            weights = scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)
+            weights = scores.softmax(dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
             out = F.dropout(weights, dropout_p) @ v
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout_p)
@@ -233,15 +236,6 @@ class MosaicBertLayer(GradientCheckpointingLayer):
         return self.mlp(x_XD), weights
 
 
-class MosaicBertPooler(nn.Module):
-    def __init__(self, config: MosaicBertConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, first_SD: Tensor) -> Tensor:
-        return torch.tanh(self.dense(first_SD))
-
-
 class MosaicBertPreTrainedModel(PreTrainedModel):
     config_class = MosaicBertConfig
     base_model_prefix = "bert"
@@ -270,7 +264,8 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
         self.embeddings = MosaicBertEmbeddings(config)
         self.encoder = nn.Module()
         self.encoder.layer = nn.ModuleList(MosaicBertLayer(config) for _ in range(config.num_hidden_layers))
-        self.pooler = MosaicBertPooler(config) if add_pooling_layer else None
+        pooler = {"dense": nn.Linear(config.hidden_size, config.hidden_size)}
+        self.pooler = nn.ModuleDict(pooler) if add_pooling_layer else None
         self.post_init()
 
     @can_return_tuple
@@ -294,13 +289,15 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
         given = inputs_embeds if input_ids is None else input_ids
         shape = given.shape[:2]
         if attention_mask is not None and attention_mask.shape != shape:
-            raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}; it must be {tuple(shape)}, as the tokens are")
+            raise ValueError(
+                f"attention_mask is {tuple(attention_mask.shape)}; it must be {tuple(shape)}, as the input"
+            )
         real_SL = None if attention_mask is None else attention_mask != 0
         states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         weighed = self.config.output_attentions if output_attentions is None else output_attentions
         attention = EAGER if weighed else self.config._attn_implementation
-        rows = Rows(real_SL, shape, self.config.num_attention_heads, attention, _computed(self.embeddings.word_embeddings.weight))
-
+        like = _computed(self.embeddings.word_embeddings.weight)
+        rows = Rows(real_SL, shape, self.config.num_attention_heads, attention, like)
         given_X = rows.remove(given)
         words_XD = self.embeddings.word_embeddings(given_X) if inputs_embeds is None else given_X
         x_XD = self.embeddings(words_XD, None if token_type_ids is None else rows.remove(token_type_ids))
@@ -312,7 +309,7 @@ class MosaicBertModel(MosaicBertPreTrainedModel):
         hidden_SLD = rows.restore(x_XD)
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden_SLD,
-            pooler_output=None if self.pooler is None else self.pooler(rows.first(hidden_SLD)),
+            pooler_output=None if self.pooler is None else self.pooler["dense"](rows.first(hidden_SLD)).tanh(),
             hidden_states=tuple(map(rows.restore, hidden_states)) if states else None,
             attentions=tuple(attentions) if weighed else None,
         )
@@ -420,6 +417,5 @@ class MosaicBertForTokenClassification(MosaicBertClassifier):
         out, of_loss = self.encode(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
         logits = self.classifier(self.dropout(out.last_hidden_state))
         loss = None if labels is None else self.loss_function(logits, labels, self.config, **of_loss)
-        return TokenClassifierOutput(
-            loss=loss, logits=logits, hidden_states=out.hidden_states, attentions=out.attentions
-        )
+        states = {"hidden_states": out.hidden_states, "attentions": out.attentions}
+        return TokenClassifierOutput(loss=loss, logits=logits, **states)

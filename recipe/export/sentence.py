@@ -1,4 +1,4 @@
-"""A sentence encoder: transformers' folder with the three modules that sentence-transformers reads, none of them anybody's code."""
+"""A sentence encoder: transformers' folder with the three modules that sentence-transformers reads, none of them own code."""
 
 from __future__ import annotations
 

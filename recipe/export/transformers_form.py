@@ -1,7 +1,7 @@
 """A run's encoder as one of transformers' own models, and as the folder that it leaves.
 
-What transformers has becomes its class, without code of its own. For the rest the row in the table of architectures names the file
-that ships with the weights, which transformers loads through `auto_map`.
+What transformers has becomes its class, without code of its own. For the rest the row in the table of architectures names the
+file that ships with the weights, which transformers loads through `auto_map`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def masked_lm(checkpoint: Checkpoint) -> PreTrainedModel:
     if row is None:
         return ours.model.eval()
     code = row.code() if row.code else transformers
-    config = getattr(code, f"{row.classes}Config")(**row.settings(ours.config))
+    config = getattr(code, f"{row.classes}Config")(**row.settings(checkpoint.sizes), pad_token_id=checkpoint.pad_id)
     model = getattr(code, f"{row.classes}ForMaskedLM")(config)
     missing, unknown = model.load_state_dict({row.name(n): t for n, t in ours.state_dict().items()}, strict=False)
     untied = [name for name in missing if model.get_parameter(name) is not model.get_input_embeddings().weight]

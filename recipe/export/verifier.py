@@ -1,4 +1,4 @@
-"""The verifying process: `python -m recipe.export.verifier REQUEST`, which `recipe.export.verify` starts; it answers with a file."""
+"""The verifying process: `python -m recipe.export.verifier REQUEST`, which `recipe.export.verify` starts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def no_network(*arguments: object, **settings: object) -> NoReturn:
 
 def main(request: Path) -> None:
     quiet_libraries()
-    logging.getLogger("transformers").setLevel(logging.ERROR)  # a new head's "newly initialized", which is looked at here
+    logging.getLogger("transformers").setLevel(
+        logging.ERROR
+    )  # a new head's "newly initialized", which is looked at here
     socket.socket.connect = no_network  # type: ignore[method-assign]
     torch.manual_seed(0)
     try:

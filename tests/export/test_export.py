@@ -51,7 +51,9 @@ def test_a_folder_says_what_it_is_and_what_was_compared(exported, model, kind):
     assert config["model_type"] == kind and ("auto_map" in config) == (folder / CODE).is_file() == (kind != "bert")
     record = json.loads((folder / verify.FILE_NAME).read_text())
     sides = ("padded on the right", "padded on the left", "without token types", "without a mask")
-    numbers = {f"{what}, {side}, {how}" for what in ("logits", "hidden states") for side in sides for how in checks.ATTENTIONS}
+    numbers = {
+        f"{what}, {side}, {how}" for what in ("logits", "hidden states") for side in sides for how in checks.ATTENTIONS
+    }
     numbers |= {f"logits, {side}, bf16 against float32" for side in sides}
     others = {"loss", "gradients, relative to the largest", "logits of the words of fill-mask"}
     assert record["verified"].keys() == numbers | others
@@ -84,7 +86,9 @@ def test_a_moved_copy_and_a_fine_tuned_one_load(exported, model, tmp_path):
 
 def test_a_process_without_this_project_loads_what_the_command_wrote(runs, tmp_path):
     """As users do it: the command, then transformers in a process in which none of our packages can be imported."""
-    done = call("recipe.export", str(runs["mosaic_bert"]), f"out={tmp_path / 'out'}", HF_MODULES_CACHE=str(tmp_path / "m"))
+    done = call(
+        "recipe.export", str(runs["mosaic_bert"]), f"out={tmp_path / 'out'}", HF_MODULES_CACHE=str(tmp_path / "m")
+    )
     assert done.returncode == 0, done.stderr
     assert "in a process of its own" in done.stdout and done.stdout.splitlines()[-1].startswith("done: ")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out"], "no draft, and no code in a cache"
@@ -124,7 +128,11 @@ def test_any_encoder_of_hugging_face_s_can_be_handed_on(export, tmp_path):
 
 @pytest.mark.parametrize(
     ("what", "words"),
-    [("weight", "logits, padded on the right, sdpa differs by"), ("code", "differs by"), ("tokenizer", "makes other ids of")],
+    [
+        ("weight", "logits, padded on the right, sdpa differs by"),
+        ("code", "differs by"),
+        ("tokenizer", "makes other ids of"),
+    ],
 )
 def test_what_differs_is_not_written(export, runs, tmp_path, monkeypatch, what, words):
     whole = transformers_form.write_model
@@ -151,7 +159,9 @@ def test_a_folder_that_transformers_cannot_load_is_one_line(runs, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     config = ExportConfig(checkpoint=str(runs["mosaic_bert"]), out="out")
     message = refused(verify.compared, config, tmp_path)
-    assert message.startswith("the export could not be verified, so nothing was written: ") and "Traceback" not in message
+    assert (
+        message.startswith("the export could not be verified, so nothing was written: ") and "Traceback" not in message
+    )
 
 
 def test_the_verifying_process_has_no_network():
@@ -209,7 +219,7 @@ def test_the_card_has_the_record_s_numbers(export, tmp_path):
         f"max_length {record['glue']['protocol']['max_length']}",
         "None is stated. Whoever publishes this folder chooses one",
         f"at most {record['config']['data']['sequence_length']} tokens. ALiBi takes longer ones",
-        'from_pretrained("' + str(tmp_path / "out"),
+        'from_pretrained("out")',
     ]
     assert [word for word in words if word not in card] == []
     assert record["glue"]["tasks"] and "license:" not in card.split("---")[1]

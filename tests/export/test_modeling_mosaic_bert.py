@@ -19,7 +19,7 @@ from tests.tiny.models import odd_sizes
 
 LENGTHS = (9, 1, 4)  # tokens, padded to LONGEST
 LONGEST = 11
-EXACT = dict(rtol=0, atol=1e-9)  # both in float64
+EXACT = dict(rtol=0, atol=1e-8)  # both in float64, save the slopes
 
 
 def both(heads: int = 3, **settings) -> tuple[MosaicBertForMaskedLM, nn.Module]:
@@ -52,7 +52,9 @@ def inputs(side: str = "right") -> dict[str, torch.Tensor]:
 
 
 def labels_of(given: dict[str, torch.Tensor]) -> torch.Tensor:
-    return given["input_ids"].roll(1, 1).masked_fill((given["attention_mask"] == 0) | (given["input_ids"] % 3 > 0), -100)
+    return (
+        given["input_ids"].roll(1, 1).masked_fill((given["attention_mask"] == 0) | (given["input_ids"] % 3 > 0), -100)
+    )
 
 
 @pytest.mark.parametrize("kind", ["sdpa", "eager"])
@@ -142,7 +144,11 @@ def test_dropout_is_where_the_run_has_it():
     model.train()
     assert not torch.equal(model(**given).last_hidden_state, model(**given).last_hidden_state)
     dropouts = [name for name, module in model.named_modules() if isinstance(module, nn.Dropout) and module.p == 0.5]
-    assert dropouts[:3] == ["embeddings.dropout", "encoder.layer.0.attention.output.dropout", "encoder.layer.0.mlp.dropout"]
+    assert dropouts[:3] == [
+        "embeddings.dropout",
+        "encoder.layer.0.attention.output.dropout",
+        "encoder.layer.0.mlp.dropout",
+    ]
 
 
 def test_what_flash_attn_is_given(monkeypatch):
@@ -198,7 +204,10 @@ def test_settings_of_the_library():
     ("given", "words"),
     [
         ({}, "either input_ids or inputs_embeds"),
-        ({"input_ids": torch.ones(2, 3, dtype=torch.int64), "attention_mask": torch.ones(2, 4)}, r"is \(2, 4\).* be \(2, 3\)"),
+        (
+            {"input_ids": torch.ones(2, 3, dtype=torch.int64), "attention_mask": torch.ones(2, 4)},
+            r"is \(2, 4\).* be \(2, 3\)",
+        ),
     ],
 )
 def test_wrong_inputs_are_one_line(given, words):
@@ -226,7 +235,7 @@ def test_the_pooler_reads_the_first_real_token():
         ("SequenceClassification", torch.tensor([0, 2, 1]), {"num_labels": 3}),
         ("SequenceClassification", torch.tensor([0.5, 2.0, 1.0]), {"num_labels": 1}),
         ("SequenceClassification", torch.ones(3, 4), {"num_labels": 4, "problem_type": "multi_label_classification"}),
-        ("TokenClassification", torch.ones(3, LONGEST, dtype=torch.int64), {"num_labels": 3}),
+        ("TokenClassification", inputs()["attention_mask"] * 101 - 100, {"num_labels": 3}),
     ],
     ids=["classes", "numbers", "several", "tokens"],
 )

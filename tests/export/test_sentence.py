@@ -31,7 +31,9 @@ def test_its_embeddings_are_the_run_s(export, tmp_path, model, pooling):
     for text, vector in zip(TEXTS, found, strict=True):
         ids = torch.tensor([checkpoint.tokenizer.encode(text).ids])
         with torch.no_grad():
-            hidden = ours.padded(ids).last_hidden_state if model == "mosaic_bert" else ours.model.bert(ids).last_hidden_state
+            hidden = (
+                ours.padded(ids).last_hidden_state if model == "mosaic_bert" else ours.model.bert(ids).last_hidden_state
+            )
         expected = hidden[0].mean(0) if pooling == "mean" else hidden[0, 0]
         torch.testing.assert_close(vector, F.normalize(expected, dim=0), rtol=0, atol=1e-5)
 
