@@ -6,6 +6,7 @@ T real tokens, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,6 +30,7 @@ from recipe.training.checkpoint import Checkpoint
 FLOAT32 = 1e-5
 ROUNDED = 2.0  # bf16 may be so many times as far from float32 as the run's own bf16
 LENGTHS = (48, 7, 33, 17, 64, 9)  # tokens of the sequences that are compared, where the model takes as many
+CHARACTERS = 6 * max(LENGTHS)  # a text of more has more tokens than are compared
 LABELLED = 3  # every so many-th real token has a label
 WORDS = 5  # of fill-mask
 ATTENTIONS = ("sdpa", "eager")
@@ -109,11 +111,11 @@ class Exported:
             before, {"difference": difference, "allowed": allowed}, key=lambda row: row["difference"]
         )
 
-    def of_run(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """Logits (T, V) and last hidden states (T, D) of the real tokens, by the run's own model."""
-        real = _real(inputs)
+    def of_run(self, inputs: Inputs, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (T, V) and last hidden states (T, D) of the real tokens, by the run's own model, or another one like it."""
+        model, real = model or self.ours, _real(inputs)
         if self.row is None:
-            model = self.ours.model
+            model = model.model
             return model(**inputs).logits[real], model.base_model(**inputs).last_hidden_state[real]
         lengths = real.sum(dim=1)
         batch = {
@@ -124,7 +126,7 @@ class Exported:
         }
         if "token_type_ids" in inputs:
             batch["token_type_ids"] = inputs["token_type_ids"][real]
-        return self.ours.masked_logits(batch), self.ours.encoder(batch)
+        return model.masked_logits(batch), model.encoder(batch)
 
     def name(self, parameter: str) -> str:
         """What the folder calls a parameter of the run."""
@@ -133,13 +135,13 @@ class Exported:
     def cases(self) -> Iterator[tuple[str, Inputs]]:
         """Ragged pairs of texts: padded right and left, without token types, and without a mask, of one length."""
         longest = self.checkpoint.max_length or max(LENGTHS)
-        paragraphs = sorted(texts(), key=len)[-2 * len(LENGTHS) :]
+        paragraphs = [text for text in texts() if len(text) > CHARACTERS][: 2 * len(LENGTHS)]
         pairs = list(zip(paragraphs[::2], paragraphs[1::2], strict=True))
         tokenizer = self.checkpoint.tokenizer
         found = [next(encodings(tokenizer, [pair], min(n, longest))) for n, pair in zip(LENGTHS, pairs, strict=True)]
         typed = has_token_types(transformers.AutoConfig.from_pretrained(self.folder, **self.trust))
-        for name, sides in (("padded on the right", "right"), ("padded on the left", "left")):
-            yield name, padded(found, self.checkpoint.pad_id, sides == "left", typed)
+        for side in ("right", "left"):
+            yield f"padded on the {side}", padded(found, self.checkpoint.pad_id, side == "left", typed)
         yield "without token types", padded(found, self.checkpoint.pad_id, False, False)
         shortest = min(len(one.ids) for one in found)
         plain = {"input_ids": torch.tensor([one.ids[:shortest] for one in found])}
@@ -234,16 +236,17 @@ def check_gradients(exported: Exported, inputs: Inputs) -> None:
 
 @torch.no_grad()
 def check_bf16(exported: Exported, cases: Mapping[str, Inputs]) -> None:
-    """In bf16 the folder's model is about as far from float32 as the run's own bf16 is."""
+    """In bf16 the folder's model is about as far from float32 as the run's own model is in bf16."""
     model = exported.load("AutoModelForMaskedLM", dtype=torch.bfloat16)
+    rounded = copy.deepcopy(exported.ours).bfloat16()
     for name, inputs in cases.items():
-        exact, _ = exported.of_run(inputs)
-        with torch.autocast("cpu", torch.bfloat16):
-            rounded, _ = exported.of_run(inputs)
-        scale = max(1.0, float(exact.abs().max()))
-        allowed = ROUNDED * float((rounded.float() - exact).abs().max()) / scale
-        logits = model(**inputs).logits[_real(inputs)].float()
-        exported.compare(f"logits, {name}, bf16 against float32", exact, logits, allowed)
+        theirs = model(**inputs).logits, model.base_model(**inputs).last_hidden_state
+        both = zip(
+            ("logits", "hidden states"), exported.of_run(inputs), exported.of_run(inputs, rounded), theirs, strict=True
+        )
+        for what, exact, own, found in both:
+            allowed = ROUNDED * float((own.float() - exact).abs().max()) / max(1.0, float(exact.abs().max()))
+            exported.compare(f"{what}, {name}, bf16 against float32", exact, found[_real(inputs)].float(), allowed)
 
 
 def check_heads(exported: Exported, inputs: Inputs) -> None:

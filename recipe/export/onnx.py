@@ -5,6 +5,7 @@ They are traced with eager attention, which keeps padding, so that no shape depe
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,9 @@ def write(checkpoint: Checkpoint, config: ExportConfig, folder: Path) -> None:
     if config.int8 is not None:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
+        logging.disable(logging.WARNING)  # its advice to pre-process a graph that tracing has folded already
         quantize_dynamic(folder / "model.onnx", folder / INT8, weight_type=QuantType.QInt8)
+        logging.disable(logging.NOTSET)
 
 
 def verify(exported: Exported, config: ExportConfig) -> None:

@@ -16,7 +16,7 @@ from recipe.finetune.batches import encodings
 from recipe.training.checkpoint import Checkpoint
 
 MODULES = ("Transformer", "Pooling", "Normalize")
-LONGEST = 512  # tokens of a text where neither the run nor the model says
+LONGEST = 512  # tokens of a text where no run says more
 COMPARED, AT_A_TIME = 48, 8  # texts
 
 
@@ -27,10 +27,10 @@ def refuse(config: ExportConfig) -> None:
 
 
 def longest_text(checkpoint: Checkpoint) -> int:
-    """Tokens, beyond which a text is cut: what the run was trained on, or what the model can take."""
-    if checkpoint.run is not None:
-        return records.read_record(checkpoint.run)["config"].get("data", {}).get("sequence_length", LONGEST)
-    return checkpoint.max_length or LONGEST
+    """Tokens, beyond which a text is cut: what the run was trained on, but no more than the model can take."""
+    run = records.read_record(checkpoint.run)["config"] if checkpoint.run else {}
+    trained = run.get("data", {}).get("sequence_length", LONGEST)
+    return min(trained, checkpoint.max_length or trained)
 
 
 def write(checkpoint: Checkpoint, config: ExportConfig, folder: Path) -> None:

@@ -54,11 +54,11 @@ def test_a_folder_says_what_it_is_and_what_was_compared(exported, model, kind):
     numbers = {
         f"{what}, {side}, {how}" for what in ("logits", "hidden states") for side in sides for how in checks.ATTENTIONS
     }
-    numbers |= {f"logits, {side}, bf16 against float32" for side in sides}
+    numbers |= {f"{what}, {side}, bf16 against float32" for what in ("logits", "hidden states") for side in sides}
     others = {"loss", "gradients, relative to the largest", "logits of the words of fill-mask"}
     assert record["verified"].keys() == numbers | others
     assert all(row["difference"] <= row["allowed"] for row in record["verified"].values())
-    assert record["facts"]["texts that the tokenizer encodes alike"] > 3000
+    assert record["facts"]["texts that the tokenizer encodes alike"] > 100
     assert record["provenance"]["packages"]["transformers"] == transformers.__version__
     for file in folder.iterdir():
         assert b"/runs/" not in file.read_bytes(), f"{file.name} tells a path of this machine"
@@ -146,8 +146,10 @@ def test_what_differs_is_not_written(export, runs, tmp_path, monkeypatch, what, 
         if what == "code":
             code.write_text(code.read_text().replace("-8.0 * (i + 1)", "-7.9 * (i + 1)"))
         if what == "tokenizer":
-            vocabulary.write_text(vocabulary.read_text().replace('"lowercase": true', '"lowercase": false'))
-            assert '"lowercase": false' in vocabulary.read_text()
+            tokens = json.loads(vocabulary.read_text())
+            ids = tokens["model"]["vocab"]
+            ids["a"], ids["e"] = ids["e"], ids["a"]
+            vocabulary.write_text(json.dumps(tokens))
 
     monkeypatch.setattr(transformers_form, "write_model", damaged)
     message = refused(export, runs["mosaic_bert"], tmp_path / "out")
@@ -155,13 +157,13 @@ def test_what_differs_is_not_written(export, runs, tmp_path, monkeypatch, what, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_transformers_cannot_load_is_one_line(runs, tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    config = ExportConfig(checkpoint=str(runs["mosaic_bert"]), out="out")
-    message = refused(verify.compared, config, tmp_path)
-    assert (
-        message.startswith("the export could not be verified, so nothing was written: ") and "Traceback" not in message
-    )
+def test_a_verifying_process_that_fails_is_one_line(runs, tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho a traceback >&2\necho 'error: KeyError: model_type' >&2\nexit 2\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    message = refused(verify.compared, ExportConfig(checkpoint=str(runs["mosaic_bert"]), out="out"), tmp_path)
+    assert message == "the export could not be verified, so nothing was written: KeyError: model_type"
 
 
 def test_the_verifying_process_has_no_network():

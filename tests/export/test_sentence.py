@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer
 
 from recipe.export import sentence, verify
+from recipe.model.encoder import Backends
 from recipe.training.checkpoint import find_checkpoint
 from tests.mistakes import refused
 from tests.tiny.models import write_run
@@ -22,12 +23,12 @@ def test_its_embeddings_are_the_run_s(export, tmp_path, model, pooling):
     run = write_run(tmp_path / "run", model)
     folder = export(run, tmp_path / "out", format="sentence", pooling=pooling)
     record = json.loads((folder / verify.FILE_NAME).read_text())
-    assert set(record["verified"]) == {"embeddings"} and record["packages"].keys() == {"sentence-transformers"}
+    assert set(record["verified"]) == {"embeddings"} and record["packages"].keys() == {"sentence_transformers"}
     loaded = SentenceTransformer(str(folder), device="cpu", trust_remote_code=model == "mosaic_bert")
     assert [type(module).__name__ for module in loaded] == list(sentence.MODULES)
     found = loaded.encode(TEXTS, convert_to_tensor=True)
     checkpoint = find_checkpoint(str(run))
-    ours = checkpoint.masked_lm(checkpoint.resolve_backends(_cpu())).eval()
+    ours = checkpoint.masked_lm(Backends()).eval()
     for text, vector in zip(TEXTS, found, strict=True):
         ids = torch.tensor([checkpoint.tokenizer.encode(text).ids])
         with torch.no_grad():
@@ -36,12 +37,6 @@ def test_its_embeddings_are_the_run_s(export, tmp_path, model, pooling):
             )
         expected = hidden[0].mean(0) if pooling == "mean" else hidden[0, 0]
         torch.testing.assert_close(vector, F.normalize(expected, dim=0), rtol=0, atol=1e-5)
-
-
-def _cpu():
-    from recipe.system.hardware import find_hardware
-
-    return find_hardware("cpu", "fp32", 1)
 
 
 def test_other_pooling_than_the_folder_s_is_found(export, tmp_path, monkeypatch):
