@@ -9,7 +9,7 @@ import jinja2
 
 from recipe import records
 from recipe.config import ExportConfig
-from recipe.cost.measures import benchmark_name
+from recipe.cost.measures import tasks_in_words
 from recipe.export.transformers_form import row_of
 from recipe.finetune.results import of_final_encoder
 from recipe.finetune.scores import CONVENTION
@@ -53,7 +53,7 @@ def render(checkpoint: Checkpoint, config: ExportConfig, record: dict[str, Any],
         data=data,
         text=Path(text).name if Path(text).is_absolute() else text,
         glue=glue,
-        benchmark=benchmark_name(glue, list(glue["tasks"])) if glue else None,
+        tasks=tasks_in_words(glue, list(glue["tasks"])) if glue else None,
         convention=CONVENTION,
         pairs=run.get("pairs") if run and final else None,
         record=record,

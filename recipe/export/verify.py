@@ -69,8 +69,13 @@ def compared(config: ExportConfig, draft: Path) -> dict[str, Any]:
 
 
 def in_words(record: dict[str, Any]) -> Iterator[str]:
-    """A line of every comparison."""
+    """The comparisons in short: of those of one kind the largest difference. All of them stand in the record."""
+    kinds: dict[str, list[float]] = {}
     for what, row in record["verified"].items():
-        yield f"{what}: at most {row['difference']:.1e} apart (allowed {row['allowed']:.1e})"
+        kind = what.split(",")[0] + (" in bf16, from float32" if "bf16" in what else "")
+        kinds.setdefault(kind, []).append(row["difference"])
+    for kind, differences in kinds.items():
+        count = f", in {len(differences)} comparisons" if len(differences) > 1 else ""
+        yield f"{kind}: at most {max(differences):.1e} apart{count}"
     for what, value in record["facts"].items():
-        yield f"{what}: {value:,}" if isinstance(value, int) else f"{what}: {value}"
+        yield f"{what}: {value if isinstance(value, str) else format(value, ',.4g')}"
