@@ -24,7 +24,6 @@ from recipe.config import ExportConfig
 from recipe.export.transformers_form import AUTO, row_of
 from recipe.finetune.batches import encodings
 from recipe.model.encoder import Backends
-from recipe.model.huggingface import has_token_types
 from recipe.training.checkpoint import Checkpoint
 
 FLOAT32 = 1e-5
@@ -67,8 +66,8 @@ class Exported:
         self.verified: dict[str, dict[str, float]] = {}
         self.facts: dict[str, Any] = {}
         self.row = row_of(checkpoint)
-        has_code = "auto_map" in json.loads((folder / "config.json").read_text("utf-8"))
-        self.trust = {"trust_remote_code": True} if has_code else {}
+        self.config = json.loads((folder / "config.json").read_text("utf-8"))
+        self.trust = {"trust_remote_code": True} if "auto_map" in self.config else {}
 
     @cached_property
     def ours(self) -> nn.Module:
@@ -77,7 +76,10 @@ class Exported:
 
     @cached_property
     def tokenizer(self) -> Any:
-        return transformers.AutoTokenizer.from_pretrained(self.folder)
+        return self.load_tokenizer(self.folder)
+
+    def load_tokenizer(self, folder: Path) -> Any:
+        return transformers.AutoTokenizer.from_pretrained(folder, **self.trust)  # 5.x looks at the model's code first
 
     def load(self, auto: str, folder: Path | None = None, **settings: Any) -> nn.Module:
         """The exported model by one of transformers' Auto classes.
@@ -139,7 +141,7 @@ class Exported:
         pairs = list(zip(paragraphs[::2], paragraphs[1::2], strict=True))
         tokenizer = self.checkpoint.tokenizer
         found = [next(encodings(tokenizer, [pair], min(n, longest))) for n, pair in zip(LENGTHS, pairs, strict=True)]
-        typed = has_token_types(transformers.AutoConfig.from_pretrained(self.folder, **self.trust))
+        typed = (self.config.get("type_vocab_size") or 0) > 1
         for side in ("right", "left"):
             yield f"padded on the {side}", padded(found, self.checkpoint.pad_id, side == "left", typed)
         yield "without token types", padded(found, self.checkpoint.pad_id, False, False)
@@ -277,7 +279,7 @@ def check_saved_again(exported: Exported) -> None:
     loaded = exported.load("AutoModelForMaskedLM", again).state_dict()
     if any(not torch.equal(tensor, loaded[name]) for name, tensor in model.state_dict().items()):
         raise Different("save_pretrained and from_pretrained change the weights")
-    if transformers.AutoTokenizer.from_pretrained(again)(HARD[0]) != exported.tokenizer(HARD[0]):
+    if exported.load_tokenizer(again)(HARD[0]) != exported.tokenizer(HARD[0]):
         raise Different("save_pretrained and from_pretrained change the tokenizer")
 
 

@@ -55,6 +55,8 @@ def write(checkpoint: Checkpoint, config: ExportConfig, folder: Path) -> None:
     if config.int8 is not None:
         read_pairs(config.int8, REPORTED, 0)  # before minutes of work
     model = masked_lm(checkpoint)
+    if hasattr(model.config, "auto_map"):
+        del model.config.auto_map  # the graphs need no code
     write_model(checkpoint, model, folder)
     (folder / "model.safetensors").unlink()
     model.set_attn_implementation("eager")

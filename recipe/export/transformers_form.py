@@ -65,7 +65,7 @@ def write_model(checkpoint: Checkpoint, model: PreTrainedModel, folder: Path) ->
     """The same of a model that was made of `checkpoint`, or of a part of it."""
     model.save_pretrained(folder)
     row = row_of(checkpoint)
-    if row is not None and row.code:
+    if getattr(model.config, "auto_map", None):
         shutil.copyfile(inspect.getfile(row.code()), folder / Path(inspect.getfile(row.code())).name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, use_fast=True, trust_remote_code=False)
