@@ -250,10 +250,11 @@ class MosaicBertPreTrainedModel(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.base_model.embeddings.word_embeddings = value
 
-    def encode(self, *inputs: Tensor | None, **kwargs) -> tuple[BaseModelOutputWithPooling, dict]:
-        """What the encoder makes of a head's inputs, and what `Trainer` says to the loss."""
+    def encode(self, *inputs: Tensor | None, **kwargs) -> tuple[BaseModelOutputWithPooling, dict, dict]:
+        """What the encoder makes of a head's inputs, what of it is passed on, and what `Trainer` says to the loss."""
         of_loss = {name: kwargs.pop(name) for name in ("num_items_in_batch",) if name in kwargs}
-        return self.bert(*inputs, **kwargs, return_dict=True), of_loss
+        out = self.bert(*inputs, **kwargs, return_dict=True)
+        return out, {"hidden_states": out.hidden_states, "attentions": out.attentions}, of_loss
 
 
 class MosaicBertModel(MosaicBertPreTrainedModel):
@@ -365,11 +366,10 @@ class MosaicBertForMaskedLM(MosaicBertPreTrainedModel):
                 token_type_ids: Tensor | None = None, inputs_embeds: Tensor | None = None,
                 labels: Tensor | None = None, **kwargs) -> MaskedLMOutput:  # fmt: skip
         """With labels (S, L), -100 where there is none, also the loss; the rest as in `MosaicBertModel`."""
-        out, of_loss = self.encode(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
+        out, states, of_loss = self.encode(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
         logits = self.cls(out.last_hidden_state)
-        vocabulary = self.config.vocab_size
-        loss = None if labels is None else self.loss_function(logits, labels, vocab_size=vocabulary, **of_loss)
-        return MaskedLMOutput(loss=loss, logits=logits, hidden_states=out.hidden_states, attentions=out.attentions)
+        loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size, **of_loss)
+        return MaskedLMOutput(loss=loss, logits=logits, **states)
 
 
 class MosaicBertClassifier(MosaicBertPreTrainedModel):
@@ -398,11 +398,10 @@ class MosaicBertForSequenceClassification(MosaicBertClassifier):
                 labels: Tensor | None = None, **kwargs) -> SequenceClassifierOutput:  # fmt: skip
         """With labels also the loss that `config.problem_type` names: classes (S,), several of them (S, C), or numbers (S,); the
         rest as in `MosaicBertModel`."""
-        out, of_loss = self.encode(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
+        out, states, of_loss = self.encode(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
         logits = self.classifier(self.dropout(out.pooler_output))
         arguments = {"labels": labels, "pooled_logits": logits, "config": self.config}
         loss = None if labels is None else self.loss_function(**arguments, **of_loss)
-        states = {"hidden_states": out.hidden_states, "attentions": out.attentions}
         return SequenceClassifierOutput(loss=loss, logits=logits, **states)
 
 
@@ -414,8 +413,7 @@ class MosaicBertForTokenClassification(MosaicBertClassifier):
                 token_type_ids: Tensor | None = None, inputs_embeds: Tensor | None = None,
                 labels: Tensor | None = None, **kwargs) -> TokenClassifierOutput:  # fmt: skip
         """With labels (S, L), -100 where there is none, also the loss; the rest as in `MosaicBertModel`."""
-        out, of_loss = self.encode(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
+        out, states, of_loss = self.encode(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
         logits = self.classifier(self.dropout(out.last_hidden_state))
         loss = None if labels is None else self.loss_function(logits, labels, self.config, **of_loss)
-        states = {"hidden_states": out.hidden_states, "attentions": out.attentions}
         return TokenClassifierOutput(loss=loss, logits=logits, **states)
