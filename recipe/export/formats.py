@@ -41,7 +41,7 @@ FORMATS = {
     "onnx": Format(
         title=f"ONNX, opset {onnx.OPSET}",
         packages=("onnx", "onnxruntime"),
-        check=sentence.refuse,
+        check=lambda config: sentence.refuse(config) or onnx.check(config),
         write=onnx.write,
         verify=onnx.verify,
     ),

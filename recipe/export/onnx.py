@@ -50,10 +50,19 @@ def refuse(config: ExportConfig) -> None:
         raise UserError(f"int8={config.int8} is for ONNX; set format=onnx, or leave it out")
 
 
+def check(config: ExportConfig) -> None:
+    """Raise a `UserError` for a task that int8 cannot be scored on, before minutes of work."""
+    if config.int8 is not None:
+        try:
+            read_pairs(config.int8, REPORTED)
+        except UserError as error:
+            raise UserError(f"int8={str(error).removeprefix('data=')}") from None
+
+
 def write(checkpoint: Checkpoint, config: ExportConfig, folder: Path) -> None:
     """The graphs with config.json and the tokenizer's files, and no weights beside them."""
-    if config.int8 is not None:
-        read_pairs(config.int8, REPORTED, 0)  # before minutes of work
+    if config.int8 is not None and checkpoint.mask_id is None:
+        raise UserError(f"{checkpoint.folder}: its tokenizer has no mask, which int8 is scored with; leave int8 out")
     model = masked_lm(checkpoint)
     if hasattr(model.config, "auto_map"):
         del model.config.auto_map  # the graphs need no code
@@ -125,7 +134,7 @@ def minimal_pairs(exported: Exported, data: str, file: str) -> float:
     checkpoint, hardware = exported.checkpoint, find_hardware("cpu", "fp32", ranks=1)
     model, collator = MaskedLM(session(exported.folder / file)), ExampleCollator(AT_A_TIME, checkpoint.pad_id)
     scores = []
-    for paradigm in read_pairs(data, REPORTED, 0):
+    for paradigm in read_pairs(data, REPORTED):
         sentences = [sentence for pair in paradigm.pairs for sentence in pair]
         copies, which = mask_each(checkpoint.tokenizer, sentences, checkpoint.mask_id)
         good, bad = pseudo_log_likelihoods(model, copies, collator, hardware)[which.reshape(-1, 2)].T
