@@ -19,9 +19,9 @@ setup: .venv/.installed
 	$(BIN)/python $(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# What the tests and the linter need beside it.
-.venv/.installed-dev: .venv/.installed requirements-dev.txt
-	$(BIN)/python $(PIP) --no-deps -r requirements-dev.txt
+# What the tests and the linter need beside it, and what is exported is verified with.
+.venv/.installed-dev: .venv/.installed requirements-dev.txt requirements-export.txt
+	$(BIN)/python $(PIP) --no-deps -r requirements-dev.txt -r requirements-export.txt
 	@touch $@
 
 demo: setup
@@ -57,14 +57,17 @@ test-kernels-latest:
 OVER = $(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 	>$$(echo $(1)/lib/python3*/site-packages)/locked.pth
 
-# The newest transformers beside everything else of the lock: it must not take this project's `kernels` for Hugging Face's.
+# The newest transformers and sentence-transformers beside everything else of the lock: exported folders must load there too, and
+# this project's `kernels` must not be taken for Hugging Face's.
 test-transformers-latest: .venv/.installed-dev
 	rm -rf $(LATEST)
 	$(PYTHON) -m venv $(LATEST)
 	$(call OVER,$(LATEST))
-	$(LATEST)/bin/python $(PIP) --upgrade transformers
-	@$(LATEST)/bin/python -c 'import transformers; print(f"transformers {transformers.__version__}")'
+	$(LATEST)/bin/python $(PIP) --upgrade transformers sentence-transformers
+	@$(LATEST)/bin/python -c 'import transformers, sentence_transformers as sentence; \
+		print(f"transformers {transformers.__version__}, sentence-transformers {sentence.__version__}")'
 	$(LATEST)/bin/python -m pytest -q tests/test_packaging.py -k transformers
+	OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest -q tests/export
 
 # Weights & Biases and MLflow, through Composer's loggers.
 test-loggers: .venv/.installed-dev
@@ -82,7 +85,9 @@ lock: setup
 	$(BIN)/python $(PIP) uv
 	$(COMPILE) requirements.in -o requirements.txt
 	$(COMPILE) requirements-dev.in -c requirements.txt -o requirements-dev.txt
-	$(COMPILE) requirements-loggers.in -c requirements.txt -c requirements-dev.txt -o requirements-loggers.txt
+	$(COMPILE) requirements-export.in -c requirements.txt -c requirements-dev.txt -o requirements-export.txt
+	$(COMPILE) requirements-loggers.in -c requirements.txt -c requirements-dev.txt -c requirements-export.txt \
+		-o requirements-loggers.txt
 
 clean:
 	rm -rf .venv $(LATEST) $(LOGGERS) demo runs

@@ -14,6 +14,7 @@ COMMANDS = (
     "recipe.pairs",
     "recipe.pareto",
     "recipe.plan",
+    "recipe.export",
     "benchmarks.demo",
     "benchmarks.profile",
     "benchmarks.throughput",

@@ -54,6 +54,17 @@ def from_mosaicml_name(name: str) -> str | None:
     raise UserError(f"`{name}` is not a parameter of the reference MosaicBERT's masked-language model")
 
 
+def to_mosaicml_name(name: str) -> str:
+    """The reference's name of one of this project's parameters of a masked-language model; the inverse of the above."""
+    for pattern, replacement in _MOSAICML_NAMES:
+        ours = re.escape(replacement).replace(r"\\1", r"(\d+)")
+        theirs = pattern.replace(r"\.", ".").replace(r"(\d+)", r"\1")
+        renamed, hits = re.subn("^" + ours, theirs, name)
+        if hits:
+            return renamed
+    raise UserError(f"`{name}` is not a parameter of MosaicBERT's masked-language model")
+
+
 def load_mosaicml(path: str | Path, backends: Backends | None = None) -> MosaicBertForMaskedLM:
     """The model whose reference-named weights a safetensors file holds, its sizes in the metadata under `config`.
 

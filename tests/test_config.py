@@ -292,14 +292,15 @@ def test_the_commands_are_listed_a_line_each():
     assert [line.split()[0] for line in lines] == list(COMMANDS)
     for line in lines:
         module, text = line.split(maxsplit=1)
-        file = ROOT / f"{module.replace('.', '/')}.py"
+        place = ROOT / module.replace(".", "/")
+        file = place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
         assert '__name__ == "__main__"' in file.read_text() and len(text) > 20
     entry_points = {
         f"{file.parent.name}.{file.stem}"
         for folder in ("recipe", "benchmarks", "kernels")
         for file in (ROOT / folder).glob("*.py")
         if '__name__ == "__main__"' in file.read_text() and file.stem != "__main__"
-    }
+    } | {f"recipe.{file.parent.name}" for file in ROOT.glob("recipe/*/__main__.py")}
     assert set(COMMANDS) <= entry_points
     assert {name for name in entry_points if name.startswith("recipe.")} <= set(COMMANDS)
 

@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from recipe import shipped
-from recipe.config import GlueConfig, PairsConfig, PrepareConfig, SweepConfig, TrainConfig, load
+from recipe.config import ExportConfig, GlueConfig, PairsConfig, PrepareConfig, SweepConfig, TrainConfig, load
+from recipe.config.loading import load_words
 from recipe.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -182,6 +183,9 @@ def test_printed_commands_are_understood(page, words):
     assert all((ROOT / word).is_file() for word in files)
     if module in SCHEMAS and files:
         load(SCHEMAS[module], str(ROOT / files[0]), [word for word in rest if "=" in word])
+        return
+    if module == "recipe.export":
+        load_words(ExportConfig, rest, "checkpoint")
         return
     if module == "recipe.prepare":
         assert rest[0] == "inspect"

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The only places of these packages; a path that ends in / stands for all below it.
 ONLY_IN = {
     "triton": ["kernels/triton/"],
-    "flash_attn": ["kernels/attention_backends.py"],
+    "flash_attn": ["kernels/attention_backends.py", "recipe/export/modeling_mosaic_bert.py"],
     "xformers": ["kernels/attention_backends.py"],
     "composer": [
         "recipe/training/",
@@ -44,8 +44,12 @@ ONLY_IN = {
         "recipe/data/tokenizer.py",
         "recipe/model/huggingface.py",
         "recipe/model/hf_bert.py",
+        "recipe/export/",
         "benchmarks/",
     ],
+    "onnx": ["recipe/export/"],
+    "onnxruntime": ["recipe/export/"],
+    "sentence_transformers": ["recipe/export/"],
     "omegaconf": ["recipe/config/loading.py"],
     "filelock": ["recipe/system/files.py"],
     "fcntl": ["recipe/corpus/ownership.py"],  # a lock that several share
@@ -55,7 +59,7 @@ ONLY_IN = {
     "mlflow": ["recipe/training/loggers.py"],
     "matplotlib": ["recipe/report/", "benchmarks/", "recipe/corpus/histogram.py"],
     "plotly": ["recipe/report/"],
-    "jinja2": ["recipe/report/"],
+    "jinja2": ["recipe/report/", "recipe/export/card.py"],
 }
 # The names of rows, which the tables alone know.
 ROWS = {*ARCHITECTURES, *OBJECTIVES, *OPTIMIZERS, *SCHEDULES, *PARALLEL, *KINDS}
@@ -75,8 +79,10 @@ NEVER = {
     ],
     "recipe/corpus/": ["recipe.model", "recipe.training", "composer"],
     "recipe/data/": ["recipe.corpus", "recipe.model", "recipe.training", "recipe.finetune"],
-    "recipe/training/": ["recipe.corpus", "recipe.finetune", "recipe.report"],
-    "recipe/finetune/": ["recipe.report"],
+    "recipe/training/": ["recipe.corpus", "recipe.finetune", "recipe.report", "recipe.export"],
+    "recipe/finetune/": ["recipe.report", "recipe.export"],
+    "recipe/export/modeling_mosaic_bert.py": ["recipe", "kernels"],  # it leaves the house
+    "recipe/export/": ["recipe.report", "recipe.corpus"],
     "recipe/cost/": ["torch", "composer", "streaming", "transformers", "kernels", "recipe.model", "recipe.training"],
     "recipe/records.py": [
         "torch",

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 from tests.test_imports import ROOT, relative, sources
 
-LOCKED = ("requirements", "requirements-dev", "requirements-loggers")  # an .in and a .txt each
+LOCKED = ("requirements", "requirements-dev", "requirements-export", "requirements-loggers")  # an .in and a .txt each
 OWN = {"recipe", "kernels", "benchmarks", "tests"}
 # Other projects' checkouts, which the user names and which no index has: benchmarks/peers.py.
 CHECKOUTS = {"bert_layers", "configuration_bert", "src"}
@@ -70,14 +70,14 @@ def versions(name: str, python: str) -> dict[str, set[str]]:
 
 
 def test_what_a_run_imports_is_declared():
-    known = declared("requirements.in", "requirements-loggers.in", "requirements-gpu.txt")
+    known = declared("requirements.in", "requirements-export.in", "requirements-loggers.in", "requirements-gpu.txt")
     assert undeclared(sources(), known) == []
     assert "recipe/training/composer_model.py: torchmetrics" in undeclared(sources(), known - {"torchmetrics"})
 
 
 def test_what_the_tests_import_is_declared():
     """What a run needs too need not be named twice; tests/loggers has an environment of its own."""
-    known = declared("requirements.in", "requirements-dev.in")
+    known = declared("requirements.in", "requirements-dev.in", "requirements-export.in")
     files = sorted((ROOT / "tests").rglob("*.py"))
     loggers = [file for file in files if relative(file).startswith("tests/loggers/")]
     assert undeclared([file for file in files if file not in loggers], known) == []

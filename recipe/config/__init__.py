@@ -5,6 +5,7 @@
 """
 
 from recipe.config.cost import Cost
+from recipe.config.export import ExportConfig
 from recipe.config.loading import load, run_main, to_dict
 from recipe.config.prepare import PrepareConfig, Source, Tokenizer
 from recipe.config.score import GlueConfig, PairsConfig
@@ -14,6 +15,7 @@ from recipe.config.train import Data, Model, Optimizer, Schedule, TrainConfig
 __all__ = [
     "Cost",
     "Data",
+    "ExportConfig",
     "GlueConfig",
     "Model",
     "Optimizer",

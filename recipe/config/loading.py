@@ -16,6 +16,7 @@ from recipe.errors import UserError, exit_status, one_line
 from recipe.settings import check_values, describe
 
 C = TypeVar("C")
+WORDS = "command line"  # where a word comes from, in messages
 
 
 def load(schema: type[C], path: str, overrides: Sequence[str] = ()) -> C:
@@ -35,15 +36,30 @@ def load(schema: type[C], path: str, overrides: Sequence[str] = ()) -> C:
         raise UserError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(from_file, DictConfig):
         raise UserError(f"{path}: expected `key: value` lines at the top level")
+    return _merged(schema, (from_file, path), overrides)
+
+
+def load_words(schema: type[C], words: Sequence[str], subject: str) -> C:
+    """The same of a command without a YAML file, whose first word is the value of the key `subject`.
+
+    Raises:
+        UserError: as `load`.
+    """
+    return _merged(schema, (DictConfig({subject: words[0]}), WORDS), words[1:])
+
+
+def _merged(schema: type[C], file: tuple[DictConfig, str], overrides: Sequence[str]) -> C:
+    """A file, with its name for messages, and words over it as a checked instance."""
+    path = file[1]
     for word in overrides:
         if "=" not in word.lstrip("="):
             raise UserError(f"`{word}`: settings on the command line have the form key=value")
     try:
         words = OmegaConf.from_dotlist(list(overrides))
     except Exception as error:
-        raise UserError(f"command line: {one_line(error)}") from None
+        raise UserError(f"{WORDS}: {one_line(error)}") from None
     merged = OmegaConf.structured(schema)
-    for layer, where in ((from_file, path), (words, "command line")):
+    for layer, where in (file, (words, WORDS)):
         _check_shape(OmegaConf.to_container(layer), schema, "", where)
         try:
             merged = OmegaConf.merge(merged, layer)
@@ -52,7 +68,8 @@ def load(schema: type[C], path: str, overrides: Sequence[str] = ()) -> C:
     try:
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
-            raise UserError(f"{path}: `{missing[0]}` has no value; add it to the file or say {missing[0]}=...")
+            remedy = "" if path == WORDS else "add it to the file or "
+            raise UserError(f"{path}: `{missing[0]}` has no value; {remedy}say {missing[0]}=...")
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise _refused(error, path) from None
@@ -101,10 +118,15 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def run_main(schema: type[C], main: Callable[[C], object], argv: Sequence[str] | None = None) -> int:
-    """The command line of an entry point: `YAML [key=value ...]`. Returns the exit status, 2 for a user's mistake."""
+def run_main(
+    schema: type[C], main: Callable[[C], object], argv: Sequence[str] | None = None, subject: str | None = None
+) -> int:
+    """The command line of an entry point: `YAML [key=value ...]`, or, where a `subject` is named, the value of that key and
+    `[key=value ...]`. Returns the exit status, 2 for a user's mistake."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
-        print(f"usage: YAML [key=value ...]\n\n{schema.__doc__}\n\n{describe(schema)}")
+        print(f"usage: {(subject or 'YAML').upper()} [key=value ...]\n\n{schema.__doc__}\n\n{describe(schema)}")
         return 0 if words else 2
-    return exit_status(lambda: main(load(schema, words[0], words[1:])))
+    return exit_status(
+        lambda: main(load_words(schema, words, subject) if subject else load(schema, words[0], words[1:]))
+    )

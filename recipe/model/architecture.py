@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from torch import Tensor, nn
 
     from kernels.backends import Requirements
@@ -16,6 +18,17 @@ if TYPE_CHECKING:
 
 # The forms of a batch (`recipe.data.batch`): what a model takes.
 STREAM, PADDED = "stream", "padded"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an architecture's models are to Hugging Face's transformers; `recipe.export` writes them so."""
+
+    classes: str  # what the names of its classes there begin with, as in `BertModel`, `BertForMaskedLM`
+    settings: Callable[[EncoderConfig], dict[str, Any]]  # what config.json says of a model
+    name: Callable[[str], str]  # a parameter of `masked_lm` -> its name there
+    # The module of these classes where transformers has none: one file that imports nothing of ours and goes along.
+    code: Callable[[], ModuleType] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,7 @@ class Architecture:
     # (K, D) at the places `keep` (K,) int64 of the stream, or of the flattened padded rows; of every real token, in order,
     # where `keep` is None. Absent where the row's folders are Hugging Face's own, whose classes come with heads.
     encoder: Callable[[EncoderConfig, Backends], nn.Module] | None = None
+    export: Export | None = None  # absent where the row's folders are Hugging Face's own
 
     def predicted(self, tokens: float, masked: float) -> float:
         """Of how many positions the head computes logits."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from types import ModuleType
 
 from torch import nn
 
 from kernels.backends import Requirements, resolve
 from recipe import convert
-from recipe.model.architecture import STREAM, Architecture
+from recipe.model.architecture import STREAM, Architecture, Export
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends, Encoder
 from recipe.model.examples import full_stream
@@ -27,6 +29,12 @@ def _save(model: nn.Module, folder: Path) -> None:
     convert.save_encoder(model, model.config, folder)
 
 
+def _exported_code() -> ModuleType:
+    from recipe.export import modeling_mosaic_bert
+
+    return modeling_mosaic_bert
+
+
 MOSAIC_BERT = Architecture(
     name="mosaic_bert",
     form=STREAM,
@@ -39,4 +47,5 @@ MOSAIC_BERT = Architecture(
     save_sizes=lambda model, folder: model.config.save(folder),
     read=convert.read_encoder,
     encoder=Encoder,
+    export=Export("MosaicBert", dataclasses.asdict, convert.to_mosaicml_name, _exported_code),
 )

@@ -1,0 +1,82 @@
+"""Verification in a process of its own: started and read here; what it compares is `recipe.export.checks`.
+
+The process loads the draft as a stranger would, with transformers' caches in an empty folder and the network off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from recipe import records
+from recipe.config import ExportConfig, to_dict
+from recipe.errors import UserError
+from recipe.export.formats import FORMATS
+from recipe.system.files import digest, write_whole
+from recipe.training.checkpoint import Checkpoint
+
+FILE_NAME = "export.json"
+FORMAT = 1
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+CACHES = ("HF_HOME", "HF_MODULES_CACHE")
+
+
+def verify(checkpoint: Checkpoint, config: ExportConfig, draft: Path) -> dict[str, Any]:
+    """The record of a draft that is the run's encoder, as it now stands in it.
+
+    Raises:
+        UserError: it is not, or it could not be compared.
+    """
+    found = compared(config, draft)
+    if found["different"]:
+        raise UserError(f"the export is not the run's encoder, so nothing was written: {found['different']}")
+    record = {
+        "format": FORMAT,
+        "kind": config.format,
+        "model": checkpoint.model,
+        "name": checkpoint.name,
+        "batch": checkpoint.batch,
+        "weights_sha256": digest(checkpoint.files),
+        "provenance": records.provenance(),
+        "packages": {name: metadata.version(name) for name in FORMATS[config.format].packages},
+        "verified": found["verified"],
+        "facts": found["facts"],
+    }
+    write_whole(draft / FILE_NAME, json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def compared(config: ExportConfig, draft: Path) -> dict[str, Any]:
+    """What the verifying process answers: `verified` and `facts` of `checks.Exported`, and what is `different`, or None."""
+    with tempfile.TemporaryDirectory() as scratch:
+        request = Path(scratch, "request.json")
+        request.write_text(json.dumps({"config": to_dict(config), "folder": str(draft)}), "utf-8")
+        environment = os.environ | OFFLINE | dict.fromkeys(CACHES, scratch)
+        command = [sys.executable, "-m", "recipe.export.verifier", str(request)]
+        nobody = subprocess.DEVNULL  # to ask whether code may run
+        done = subprocess.run(command, env=environment, stdin=nobody, capture_output=True, text=True)
+        answer = Path(scratch, "answer.json")
+        if not answer.is_file():
+            last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+            raise UserError(f"the export could not be verified, so nothing was written: {last.removeprefix('error: ')}")
+        return json.loads(answer.read_text("utf-8"))
+
+
+def in_words(record: dict[str, Any]) -> Iterator[str]:
+    """The comparisons in short: of those of one kind the largest difference. All of them stand in the record."""
+    kinds: dict[str, list[float]] = {}
+    for what, row in record["verified"].items():
+        kind = what.split(",")[0] + (" in bf16, from float32" if "bf16" in what else "")
+        kinds.setdefault(kind, []).append(row["difference"])
+    for kind, differences in kinds.items():
+        count = f", in {len(differences)} comparisons" if len(differences) > 1 else ""
+        yield f"{kind}: at most {max(differences):.1e} apart{count}"
+    for what, value in record["facts"].items():
+        yield f"{what}: {value if isinstance(value, str) else format(value, ',.4g')}"
