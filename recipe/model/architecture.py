@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from kernels.backends import Requirements
     from recipe.model.config import EncoderConfig
     from recipe.model.encoder import Backends
+
+Shapes = Callable[[], Mapping[str, tuple[int, ...]]]  # read when it is called
 
 # The forms of a batch (`recipe.data.batch`): what a model takes.
 STREAM, PADDED = "stream", "padded"
@@ -34,12 +36,17 @@ class Architecture:
     largest_batch: Callable[[int, int, float], dict[str, Any]]
     save: Callable[[nn.Module, Path], None]  # sizes and weights, as the ecosystem names them or as we do
     save_sizes: Callable[[nn.Module, Path], None]  # sizes alone
-    # Sizes and weights in a folder that another run wrote, for this one to start from. UserError: it cannot start so.
-    read: Callable[[Path], tuple[EncoderConfig, dict[str, Tensor]]]
+    # (config.json, its tensors' shapes by name) of a folder -> its model's sizes; None: another architecture's. ValueError: none.
+    recognise: Callable[[Mapping[str, Any], Shapes], EncoderConfig | None]
+    # (tensors of such a folder, where they are from) -> the same under the names of `masked_lm`'s parameters, and the names of
+    # those that masked-language modelling has no use for. UserError: they cannot be brought under them.
+    named: Callable[[dict[str, Tensor], str], tuple[dict[str, Tensor], list[str]]]
     # (sizes, backends) -> the module `encoder` of `masked_lm` alone, for other heads: `forward(batch, keep)` gives hidden states
     # (K, D) at the places `keep` (K,) int64 of the stream, or of the flattened padded rows; of every real token, in order,
     # where `keep` is None. Absent where the row's folders are Hugging Face's own, whose classes come with heads.
     encoder: Callable[[EncoderConfig, Backends], nn.Module] | None = None
+    # Parameters of `masked_lm` that have a row per entry of the vocabulary, the word embeddings first.
+    vocabulary_rows: tuple[str, ...] = ()
 
     def predicted(self, tokens: float, masked: float) -> float:
         """Of how many positions the head computes logits."""
