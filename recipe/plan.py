@@ -28,9 +28,11 @@ from recipe.objectives import objective, objective_of
 from recipe.objectives.objective import Counts
 from recipe.system.files import write_whole
 from recipe.system.hardware import data_sheet_flops
+from recipe.training.checkpoint import find_checkpoint
 from recipe.training.memory import GIB, Need, check_fits, choose_microbatch, need_of_batch, traced
 from recipe.training.optimizers import OPTIMIZERS
 from recipe.training.parallel import PARALLEL
+from recipe.training.start import adopt
 
 MODELS = {
     "base": "yamls/pretrain/mosaic-bert-base.yaml",
@@ -273,6 +275,9 @@ def plan(words: argparse.Namespace) -> None:
     """What the command line asks for, printed and, if wanted, written."""
     row = prices.row_named(words.gpu, words.prices)
     config = load(TrainConfig, MODELS.get(words.model, words.model))
+    if config.init_from:  # whose sizes the run will have
+        source = find_checkpoint(config.init_from, "init_from")
+        config = adopt(config, source.trained_as().name, source.sizes)
     runs = recorded(words.runs)
     if words.record:
         speed = measured_speed(records.read_record(words.record), words.record)

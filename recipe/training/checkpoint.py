@@ -102,17 +102,25 @@ class Checkpoint(ABC):
             UserError: a weight is missing, as the head's are in an encoder that was trained for something else.
         """
 
-    def pretrained(self) -> Pretrained:
-        """Sizes and weights for `recipe.train`.
+    def trained_as(self) -> Architecture:
+        """The row of the table of architectures that it is of.
 
         Raises:
-            UserError: a model that is no row of the table of architectures, or weights that cannot be brought into its form.
+            UserError: none is.
         """
         if self.sizes is None:
             raise UserError(
                 f"{self.folder}: a `{self.model}`, which recipe.train cannot go on with; it trains {', '.join(ARCHITECTURES)}"
             )
-        row = architecture(self.model)
+        return architecture(self.model)
+
+    def pretrained(self) -> Pretrained:
+        """Sizes and weights for `recipe.train`.
+
+        Raises:
+            UserError: as `trained_as`, or weights that cannot be brought into the row's form.
+        """
+        row = self.trained_as()
         if self.weights is not None:
             return Pretrained(row, self.sizes, self.weights, [])
         return Pretrained(row, self.sizes, *row.named(convert.read_weights(self.files), str(self.folder)))

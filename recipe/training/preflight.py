@@ -85,7 +85,7 @@ def make_plan(config: TrainConfig) -> Plan:
     check_vocabulary(folder, info)
     start = find_start(config, info, folder)
     if start:
-        config = adopt(config, start)
+        config = adopt(config, start.model, start.sizes)
     kind, learns = architecture(config.model.name), objective(config.objective)
     batching = resolve_batching(config.data.batching, kind)
     check_numbers(config, info, ranks, batching)

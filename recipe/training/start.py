@@ -64,13 +64,13 @@ def find_start(config: TrainConfig, info: DatasetInfo, dataset: Path) -> Start |
     return Start(source.architecture.name, sizes, weights, found.max_length, lines)
 
 
-def adopt(config: TrainConfig, start: Start) -> TrainConfig:
-    """The config with the source's sizes in `model`.
+def adopt(config: TrainConfig, model: str, sizes: EncoderConfig) -> TrainConfig:
+    """The config with the source's architecture and sizes in `model`.
 
     Raises:
         UserError: a key of `model` that is neither at its default nor the source's value.
     """
-    theirs: dict[str, Any] = {"name": start.model, **dataclasses.asdict(start.sizes)}
+    theirs: dict[str, Any] = {"name": model, **dataclasses.asdict(sizes)}
     adopted = {}
     for field in dataclasses.fields(Model):
         if field.name in _OWN or field.name == "vocab_size" or field.name not in theirs:
