@@ -95,18 +95,23 @@ def _apart(pre_tokenizer: PreTokenizer | None, parts: dict[str, Any], folder: Pa
     model = parts["model"]
     apart = np.zeros((len(_KINDS),) * 2, bool)
     if not (model.get("continuing_subword_prefix") or model.get("end_of_word_suffix") or model["type"] == "WordLevel"):
-        around = json.dumps([parts[name] for name in ("normalizer", "pre_tokenizer", "decoder")], ensure_ascii=False)
-        if _METASPACE not in around and not _is_byte_level(parts):
+        if pre_tokenizer and pre_tokenizer.pre_tokenize_str("a a")[-1][0] == "a":
             raise UserError(
                 f"data.masking=word: the tokenizer in {folder} drops spaces and marks no piece, so its ids do not tell where "
                 "words begin; set data.masking=token or span"
             )
         for i, before in enumerate(_CHARACTERS.values()):
             for j, after in enumerate(_CHARACTERS.values()):
-                apart[i, j] = len(pre_tokenizer.pre_tokenize_str(before + after)) > 1 if pre_tokenizer else after == " "
+                apart[i, j] = _parts(pre_tokenizer, before, after) if pre_tokenizer else after == " "
     apart[_BEGINS, :] = apart[:, _BEGINS] = True
     apart[:, _CONTINUES] = False
     return apart
+
+
+def _parts(pre_tokenizer: PreTokenizer, before: str, after: str) -> bool:
+    """Whether a word ends between two characters; a letter follows, as a space belongs to what is behind it."""
+    pieces = pre_tokenizer.pre_tokenize_str(f"{before}{after}a")
+    return len(pieces) > 1 and any(1 in span for _, span in pieces)
 
 
 def _is_byte_level(parts: dict[str, Any]) -> bool:

@@ -21,7 +21,7 @@ TEXTS = [*TRAINED_ON[:20], "Why (cats) sat, 123 dogs... it's rained\nunder  the-
 @pytest.mark.parametrize("kind", [*TOKENIZERS, "ours"])
 def test_words_are_the_pre_tokenizer_s(tmp_path, kind):
     if kind == "ours":
-        tokenizer.save(tokenizer.train(TRAINED_ON, Settings(vocab_size=300)), tmp_path)
+        tokenizer.save(tokenizer.train(TRAINED_ON, Settings(vocab_size=256)), tmp_path)
     else:
         write_other_tokenizer(tmp_path, kind)
     encode, words = tokenizer.encoder(tmp_path), words_of(tmp_path)
@@ -32,7 +32,7 @@ def test_words_are_the_pre_tokenizer_s(tmp_path, kind):
         begins = np.concatenate([[True], own[1:] != own[:-1]])
         assert words.begins(np.array(encoding.ids)).tolist() == begins.tolist(), encoding.tokens
         several += int((~begins).sum())
-    assert several > 20, "every token is a word, so nothing was tested"
+    assert several > 10, "every token is a word, so nothing was tested"
 
 
 def test_a_suffix_or_a_prefix_of_the_vocabulary_s_own_marks_words(tmp_path):
@@ -41,7 +41,7 @@ def test_a_suffix_or_a_prefix_of_the_vocabulary_s_own_marks_words(tmp_path):
         bpe.pre_tokenizer = pre_tokenizers.Whitespace()
         bpe.train_from_iterator(TRAINED_ON, trainers.BpeTrainer(vocab_size=120, show_progress=False, **settings))
         bpe.save(str(tmp_path / "tokenizer.json"))
-        encoding = bpe.encode("why birds rained, cat")
+        encoding = bpe.encode("whybirds catsrained, treecat")
         own = np.array(encoding.word_ids)
         begins = words_of(tmp_path).begins(np.array(encoding.ids))
         assert begins.tolist() == [True, *(own[1:] != own[:-1]).tolist()]

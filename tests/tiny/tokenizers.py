@@ -48,7 +48,7 @@ def other_word_piece(folder: Path) -> None:
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.train_from_iterator(
-        TRAINED_ON, trainers.WordPieceTrainer(vocab_size=280, special_tokens=["{huh}"], show_progress=False)
+        TRAINED_ON, trainers.WordPieceTrainer(vocab_size=130, special_tokens=["{huh}"], show_progress=False)
     )
     tokenizer.add_special_tokens(["{go}", "{end}", "{blank}", "{gap}"])
     go, end = (tokenizer.token_to_id(token) for token in ("{go}", "{end}"))
