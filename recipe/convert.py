@@ -207,11 +207,12 @@ def _opened(path: Path) -> safe_open:
 
 
 def load_encoder_weights(encoder: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """The encoder of a masked-language model's `weights` into an encoder alone.
+    """The encoder of a masked-language model's `weights` into an encoder alone; heads are left, and a pooler, which is one.
 
     Raises:
         UserError: as `load_weights`.
     """
-    load_weights(
-        encoder, {n.removeprefix("encoder."): t for n, t in weights.items() if n.startswith("encoder.")}, where
-    )
+    inner = {
+        n: t for n, t in weights.items() if n.startswith(("encoder.", "bert.")) and not n.startswith("bert.pooler.")
+    }
+    load_weights(encoder, {n.removeprefix("encoder."): tensor for n, tensor in inner.items()}, where)

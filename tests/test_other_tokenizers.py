@@ -31,13 +31,18 @@ def dataset_of(folder: Path, kind: str) -> DatasetInfo:
     write_text(folder / "text.jsonl", make_text(300, 7))
     found = Tokenizer(name=str(write_other_tokenizer(folder / "tokenizer", kind)))
     source = Source(files=[str(folder / "text.jsonl")])
-    return prepare(PrepareConfig(out=str(folder / "dataset"), train=source, validation_fraction=0.1, tokenizer=found, processes=1))
+    return prepare(
+        PrepareConfig(out=str(folder / "dataset"), train=source, validation_fraction=0.1, tokenizer=found, processes=1)
+    )
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_ids_are_the_tokenizer_s_own_and_special_tokens_go_by_their_role(tmp_path, kind, capsys):
     info = dataset_of(tmp_path, kind)
-    vocabulary, data = info.vocabulary, Data(path=str(tmp_path / "dataset"), sequence_length=48, masking="word", mask_rate=0.3)
+    vocabulary, data = (
+        info.vocabulary,
+        Data(path=str(tmp_path / "dataset"), sequence_length=48, masking="word", mask_rate=0.3),
+    )
     saved = tokenizer.encoder(tmp_path / "dataset" / "tokenizer")
     roles = {"unigram": ("<s>", "</s>", "<pad>", "<mask>"), "word-piece": ("{go}", "{end}", "{blank}", "{gap}")}
     names = roles.get(kind, ("<s>", "</s>", "<pad>", "<mask>"))
@@ -65,7 +70,8 @@ def test_ids_are_the_tokenizer_s_own_and_special_tokens_go_by_their_role(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("kind", "model"), [*((kind, "mosaic_bert") for kind in TOKENIZERS), ("unigram", "hf_bert"), ("word-piece", "hf_bert")]
+    ("kind", "model"),
+    [*((kind, "mosaic_bert") for kind in TOKENIZERS), ("unigram", "hf_bert"), ("word-piece", "hf_bert")],
 )
 def test_an_encoder_with_such_a_tokenizer_is_trained_resumed_and_scored(tmp_path, kind, model):
     info = dataset_of(tmp_path, kind)

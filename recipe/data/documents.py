@@ -124,7 +124,9 @@ class Documents:
         ends = np.frombuffer(buffer, np.uint32, shard["samples"] + 1, 4).astype(
             np.int64
         )  # behind the number of samples
-        bytes_of_tokens = self._dtype.itemsize * self.lengths[self._first[number] :][: shard["samples"]].astype(np.int64)
+        bytes_of_tokens = self._dtype.itemsize * self.lengths[self._first[number] :][: shard["samples"]].astype(
+            np.int64
+        )
         header = np.diff(ends) - bytes_of_tokens  # the column's size (4), the shape's type (1), the shape (1 or 2)
         if ((header < 6) | (header > 7)).any():
             raise UserError(

@@ -32,7 +32,13 @@ FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens
 ROLES = ("pad", "unk", "cls", "sep", "mask")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # of a tokenizer made here, by role
 _INSTEAD = {"cls": "bos_token", "sep": "eos_token"}  # what may stand for a role that has no token of its own
-_OTHERS = {"pad": "<pad>", "unk": "<unk>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"}  # usual names beside SPECIAL's
+_OTHERS = {
+    "pad": "<pad>",
+    "unk": "<unk>",
+    "cls": "<s>",
+    "sep": "</s>",
+    "mask": "<mask>",
+}  # usual names beside SPECIAL's
 
 
 def check(settings: Settings) -> None:

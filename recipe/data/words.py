@@ -61,7 +61,9 @@ def continuations(continues: NDArray[np.bool_]) -> Words:
     """Of a table (ids,) of those that go on with the word before them."""
     apart = np.ones((len(_KINDS),) * 2, bool)
     apart[:, _CONTINUES] = False
-    return Words(np.where(continues, _CONTINUES, _BEGINS).astype(np.uint8), np.full(len(continues), _BEGINS, np.uint8), apart)
+    return Words(
+        np.where(continues, _CONTINUES, _BEGINS).astype(np.uint8), np.full(len(continues), _BEGINS, np.uint8), apart
+    )
 
 
 def _ends(token: str, parts: dict[str, Any]) -> tuple[int, int]:

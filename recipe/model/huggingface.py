@@ -29,7 +29,10 @@ from recipe.errors import UserError, class_and_line
 POOLER = "pooler."  # of an encoder; masked-language models have none
 # What is fetched of a repository on the hub, weights without pickle if it has them; its code never is.
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model")
-_SAFE, _PICKLED = ("model*.safetensors", "model.safetensors.index.json"), ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+_SAFE, _PICKLED = (
+    ("model*.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model*.bin", "pytorch_model.bin.index.json"),
+)
 # The published MosaicBERTs bring no tokenizer: "simply the Hugging Face bert-base-uncased tokenizer" (their model cards).
 _WITHOUT_TOKENIZER, _THEIR_TOKENIZER = "mosaicml/mosaic-bert", "bert-base-uncased"
 
@@ -192,7 +195,9 @@ def download(name: str, said: str) -> Path:
     Raises:
         UserError: no such model, or the hub cannot be reached; `said` is what the user asked for.
     """
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every attempt; the last one is told below
+    logging.getLogger("huggingface_hub").setLevel(
+        logging.ERROR
+    )  # it tells of every attempt; the last one is told below
     try:
         folder = Path(snapshot_download(name, allow_patterns=["config.json", *_TOKENIZER, *_SAFE]))
         if not any(folder.glob(_SAFE[0])):

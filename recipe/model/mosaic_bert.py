@@ -17,7 +17,10 @@ from recipe.model.encoder import Backends, Encoder
 from recipe.model.examples import full_stream
 from recipe.model.heads import MosaicBertForMaskedLM
 
-TYPE, PUBLISHED_TYPE = "mosaic_bert", "bert"  # model_type in config.json: ours, and in the published repositories, beside code
+TYPE, PUBLISHED_TYPE = (
+    "mosaic_bert",
+    "bert",
+)  # model_type in config.json: ours, and in the published repositories, beside code
 WORD = "encoder.embeddings.word.weight"
 _PUBLISHED_WORD, _PUBLISHED_ATTENTION = "bert.embeddings.word_embeddings.weight", "attention.self.Wqkv.weight"
 

@@ -45,7 +45,9 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     """
     found = read_pickle(file, "file of weights")
     if not isinstance(found, dict):
-        raise UserError(f"{file}: holds a {type(found).__name__}, and not tensors by name; save the model's state_dict alone")
+        raise UserError(
+            f"{file}: holds a {type(found).__name__}, and not tensors by name; save the model's state_dict alone"
+        )
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise UserError(
@@ -63,6 +65,4 @@ def refusal(file: str | Path, what: str, error: Exception) -> UserError:
 
 
 def dangerous(file: str | Path, what: str, name: str) -> UserError:
-    return UserError(
-        f"{file}: names `{name}`, which no {what} needs; refused, because reading it could execute code"
-    )
+    return UserError(f"{file}: names `{name}`, which no {what} needs; refused, because reading it could execute code")

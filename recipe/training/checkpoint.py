@@ -123,7 +123,7 @@ class Checkpoint(ABC):
         row = self.trained_as()
         if self.weights is not None:
             return Pretrained(row, self.sizes, self.weights, [])
-        return Pretrained(row, self.sizes, *row.named(convert.read_weights(self.files), str(self.folder)))
+        return Pretrained(row, self.sizes, *row.weights_of(convert.read_weights(self.files), str(self.folder)))
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,12 @@ def find_checkpoint(path: str, key: str = "checkpoint") -> Checkpoint:
 
 
 def _from_folder(
-    folder: Path, run: Path | None, batch: int | None = None, weights: Any = None, file: Path | None = None, name: str = ""
+    folder: Path,
+    run: Path | None,
+    batch: int | None = None,
+    weights: Any = None,
+    file: Path | None = None,
+    name: str = "",
 ) -> Checkpoint:
     """An encoder's folder; its weights are those of `file`, where that is given."""
     of_folder = (tuple(sorted(folder.glob(pattern))) for pattern in WEIGHTS)
@@ -266,7 +271,7 @@ def _recognised(file: Path, shapes: Shapes) -> tuple[Architecture, EncoderConfig
             raise ValueError("model_type is no name")
         for name in ARCHITECTURES:
             row = architecture(name)
-            if sizes := row.recognise(values, shapes):
+            if sizes := row.sizes_of(values, shapes):
                 return row, sizes
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: not the configuration of an encoder ({error!r})") from None

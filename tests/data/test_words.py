@@ -15,7 +15,12 @@ from recipe.data.words import words_of
 from tests.mistakes import refused
 from tests.tiny.tokenizers import TOKENIZERS, TRAINED_ON, write_other_tokenizer
 
-TEXTS = [*TRAINED_ON[:20], "Why (cats) sat, 123 dogs... it's rained\nunder  the-tree 7th", "naïveté; 東京 x2y", "unbelievable!?"]
+TEXTS = [
+    *TRAINED_ON[:20],
+    "Why (cats) sat, 123 dogs... it's rained\nunder  the-tree 7th",
+    "naïveté; 東京 x2y",
+    "unbelievable!?",
+]
 
 
 @pytest.mark.parametrize("kind", [*TOKENIZERS, "ours"])

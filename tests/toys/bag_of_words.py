@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 
 from kernels.backends import Requirements, Resolved
 from recipe import convert
-from recipe.model.architecture import PADDED, Architecture, Shapes
+from recipe.model.architecture import PADDED, Architecture
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
 from recipe.model.examples import full_rows
@@ -55,13 +53,8 @@ def save(model: nn.Module, folder: Path) -> None:
     convert.save_encoder(model, model.config, folder, "bag_of_words")
 
 
-def recognise(values: Mapping[str, Any], shapes: Shapes) -> EncoderConfig | None:
-    return EncoderConfig.from_dict(dict(values)) if values.get("model_type") == "bag_of_words" else None
-
-
 BAG_OF_WORDS = Architecture(
     "bag_of_words", PADDED, gated=False, predicts_all=True, backends=backends,
     masked_lm=lambda sizes, length, chosen: BagOfWords(sizes, chosen), largest_batch=full_rows, save=save,
-    save_sizes=lambda model, folder: model.config.save(folder, "bag_of_words"), recognise=recognise,
-    named=lambda tensors, where: (tensors, []), encoder=Words, vocabulary_rows=("encoder.word.weight", "out.weight", "out.bias"),
+    save_sizes=lambda model, folder: model.config.save(folder, "bag_of_words"), encoder=Words,
 )  # fmt: skip

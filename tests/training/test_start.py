@@ -77,7 +77,13 @@ def published(folder: Path, dataset: Path) -> Path:
         sizes = json.loads(file.metadata()["config"])
         weights = {name[len("weight.") :]: file.get_tensor(name) for name in file.keys() if name.startswith("weight.")}
     code = {"AutoConfig": "configuration_bert.BertConfig", "AutoModelForMaskedLM": "bert_layers.BertForMaskedLM"}
-    config = {**sizes, "model_type": "bert", "vocab_size": ENTRIES, "auto_map": code, "architectures": ["BertForMaskedLM"]}
+    config = {
+        **sizes,
+        "model_type": "bert",
+        "vocab_size": ENTRIES,
+        "auto_map": code,
+        "architectures": ["BertForMaskedLM"],
+    }
     with_tokenizer(dataset, folder)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "bert_layers.py").write_text("raise SystemExit('code of a repository was run')\n")
@@ -106,14 +112,24 @@ def first_batch(plan: Plan) -> dict:
 @pytest.mark.parametrize("form", [published, exported])
 def test_mosaic_bert_s_loss_is_the_reference_s_own(yaml, tmp_path, dataset, form):
     plan = planned(yaml, form(tmp_path / "source", dataset))
-    assert (plan.config.model.name, plan.encoder.num_attention_heads, plan.encoder.vocab_size) == ("mosaic_bert", 4, 512)
+    assert (plan.config.model.name, plan.encoder.num_attention_heads, plan.encoder.vocab_size) == (
+        "mosaic_bert",
+        4,
+        512,
+    )
     model = build_model(plan)
     with safe_open(GOLDEN, framework="pt") as file:
         golden = {name: file.get_tensor(name) for name in file.keys() if not name.startswith("grad.")}
     ids, places, cu_seqlens, longest = kernels.unpad(golden["input.input_ids"], golden["input.attention_mask"])
     labels = golden["input.labels"].flatten()[places]
     masked = (labels != -100).nonzero().flatten()
-    batch = {"input_ids": ids, "cu_seqlens": cu_seqlens, "max_seqlen": longest, "masked_indices": masked, "labels": labels[masked]}
+    batch = {
+        "input_ids": ids,
+        "cu_seqlens": cu_seqlens,
+        "max_seqlen": longest,
+        "masked_indices": masked,
+        "labels": labels[masked],
+    }
     batch["token_type_ids"] = golden["input.token_type_ids"].flatten()[places]
     torch.testing.assert_close(model(batch)["loss"], golden["output.loss"], rtol=0, atol=1e-5)
     for name in golden:
@@ -184,10 +200,17 @@ def test_a_vocabulary_file_alone_is_the_same_tokenizer(yaml, tmp_path, dataset):
 
 @pytest.mark.parametrize("model", ["mosaic_bert", "hf_bert"])
 def test_a_run_and_its_checkpoint_are_gone_on_with(yaml, tmp_path, dataset, model):
-    sizes = ("model.hidden_size=16", "model.num_hidden_layers=1", "model.num_attention_heads=2", "model.intermediate_size=24")
+    sizes = (
+        "model.hidden_size=16",
+        "model.num_hidden_layers=1",
+        "model.num_attention_heads=2",
+        "model.intermediate_size=24",
+    )
     run(yaml, f"model.name={model}", *sizes, "duration=4ba", "checkpoint_every=2ba")
     finished, early = tmp_path / "run", tmp_path / "run" / "checkpoints" / "ba2-rank0.pt"
-    weights = [build_model(planned(yaml, source, f"out={tmp_path / 'next'}")).state_dict() for source in (finished, early)]
+    weights = [
+        build_model(planned(yaml, source, f"out={tmp_path / 'next'}")).state_dict() for source in (finished, early)
+    ]
     assert any(not torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
     record = run(yaml, f"init_from={finished}", f"out={tmp_path / 'next'}", "duration=4ba", "checkpoint_every=2ba")
     assert record["model"] == model and record["config"]["model"]["hidden_size"] == 16
@@ -215,7 +238,9 @@ def test_another_tokenizer_is_refused_with_the_remedy(yaml, tmp_path, dataset):
     source = bert(tmp_path / "source", dataset)
     file = source / "tokenizer.json"
     parts = json.loads(file.read_text("utf-8"))
-    parts["model"]["vocab"]["cat"], parts["model"]["vocab"]["dog"] = (parts["model"]["vocab"][w] for w in ("dog", "cat"))
+    parts["model"]["vocab"]["cat"], parts["model"]["vocab"]["dog"] = (
+        parts["model"]["vocab"][w] for w in ("dog", "cat")
+    )
     file.write_text(json.dumps(parts))
     said = refused(planned, yaml, source)
     assert "trained with another tokenizer" in said and "(another vocabulary)" in said
@@ -242,7 +267,9 @@ def test_weights_that_do_not_fit_are_counted_and_nothing_is_written(yaml, tmp_pa
     source = bert(tmp_path / "source", dataset)
     weights = load_file(source / "model.safetensors")
     if "cls.predictions.bias` (" not in says and "1 missing" in says:
-        weights["cls.predictions.decoder.bias"] = weights["cls.predictions.bias"]  # the same parameter under its other name
+        weights["cls.predictions.decoder.bias"] = weights[
+            "cls.predictions.bias"
+        ]  # the same parameter under its other name
     change(weights)
     (source / "model.safetensors").unlink()
     torch.save(weights, source / "pytorch_model.bin")
@@ -289,10 +316,14 @@ def test_what_is_not_there_and_a_hub_that_cannot_be_reached_are_one_line(yaml, t
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "no such file or folder; give a run's folder" in refused(planned, yaml, tmp_path / "nowhere")
     said = refused(planned, yaml, "some-owner/some-encoder")
-    assert said.startswith("init_from=some-owner/some-encoder: no such file or folder here") and "can be reached" in said
+    assert (
+        said.startswith("init_from=some-owner/some-encoder: no such file or folder here") and "can be reached" in said
+    )
 
 
-def test_a_hub_name_is_a_folder_and_the_published_ones_get_bert_s_tokenizer(yaml, tmp_path, dataset, monkeypatch, capsys):
+def test_a_hub_name_is_a_folder_and_the_published_ones_get_bert_s_tokenizer(
+    yaml, tmp_path, dataset, monkeypatch, capsys
+):
     """The hub is played: which files are asked for, and what comes of it."""
     hub = {"bert-base-uncased": bert(tmp_path / "hub" / "bert" / "snapshots" / "1", dataset)}
     if GOLDEN.is_file():
