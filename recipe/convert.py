@@ -1,7 +1,7 @@
 """Weights in and out: files of tensors, the published MosaicBERT's names, and this project's own encoder folders.
 
-An encoder folder holds `config.json`, `model.safetensors` and the tokenizer's files; no pickle, so it can be passed on. Pickles of
-others (`pytorch_model.bin`) are read without executing what they name.
+An encoder folder holds `config.json`, `model.safetensors` and the tokenizer's files; no pickle, so it can be passed on. Others'
+pickles (`pytorch_model.bin`) are read without executing what they name.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def load_mosaicml(path: str | Path, backends: Backends | None = None) -> MosaicB
 
 
 def named_by_mosaicml(tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Tensors under this project's names; one that the reference does not have keeps its own, for `load_weights` to count. Those of
-    an encoder without head may lack the prefix `bert.`.
+    """Tensors under this project's names; one that the reference does not have keeps its own, for `load_weights` to count. Those
+    of an encoder without head may lack the prefix `bert.`.
 
     Raises:
         UserError: a decoder that is not tied to the word embeddings.

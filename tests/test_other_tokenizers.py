@@ -1,4 +1,4 @@
-"""Tokenizers of other kinds than BERT's, all the way: prepared, trained on, resumed, scored, and handed over in the encoder's folder."""
+"""Tokenizers of other kinds than BERT's, all the way: prepared, trained on, resumed, scored, and in the encoder's folder."""
 
 from __future__ import annotations
 

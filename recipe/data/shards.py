@@ -35,8 +35,8 @@ _QUANTILES = (5, 25, 50, 75, 95, 99)
 
 @dataclass
 class Vocabulary:
-    """`size` is the number of ids in use; a model may pad its embedding beyond it. Special tokens stand by their role: what begins
-    a text is `cls`, as [CLS] or <s>, what ends it `sep`."""
+    """`size` is the number of ids in use; a model may pad its embedding beyond it. Special tokens stand by their role: what
+    begins a text is `cls`, as [CLS] or <s>, what ends it `sep`."""
 
     size: int
     lowercase: bool

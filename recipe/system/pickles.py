@@ -1,7 +1,7 @@
 """Torch's own files, read without executing anything.
 
-Such a file is a pickle, and unpickling calls what the file names. Here that is limited to tensors, plain containers and the classes
-that the caller lists; a file that names anything else is refused.
+Such a file is a pickle, and unpickling calls what the file names. Here that is limited to tensors, plain containers and the
+classes that the caller lists; a file that names anything else is refused.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise UserError(
-                f"{file}: holds more than tensors (`{name}` is a {type(value).__name__}); refused, save the model's state_dict alone"
+                f"{file}: holds more than tensors (`{name}` is a {type(value).__name__}); save the model's state_dict alone"
             )
     return found
 

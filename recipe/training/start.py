@@ -78,7 +78,7 @@ def adopt(config: TrainConfig, model: str, sizes: EncoderConfig) -> TrainConfig:
         here, there = getattr(config.model, field.name), theirs[field.name]
         if here not in (there, default(field)):
             raise UserError(
-                f"model.{field.name}={here}, but init_from={config.init_from} has {there}; leave the key out, sizes follow the source"
+                f"model.{field.name}={here}, but init_from={config.init_from} has {there}; leave it out to follow the source"
             )
         adopted[field.name] = there
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **adopted))

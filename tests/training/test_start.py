@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertTokenizer
@@ -17,7 +16,6 @@ from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, Bert
 import kernels
 from recipe.config import TrainConfig, load, run_main
 from recipe.convert import from_mosaicml_name
-from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.model import huggingface
 from recipe.system.hardware import find_hardware
 from recipe.train import build_model, main
@@ -75,7 +73,8 @@ def published(folder: Path, dataset: Path) -> Path:
     """The golden file's weights as the published repositories have them: a pickle, code, the wrong number of rows, no class."""
     with safe_open(GOLDEN, framework="pt") as file:
         sizes = json.loads(file.metadata()["config"])
-        weights = {name[len("weight.") :]: file.get_tensor(name) for name in file.keys() if name.startswith("weight.")}
+        names = [name for name in list(file.keys()) if name.startswith("weight.")]  # the file object is no mapping
+        weights = {name.removeprefix("weight."): file.get_tensor(name) for name in names}
     code = {"AutoConfig": "configuration_bert.BertConfig", "AutoModelForMaskedLM": "bert_layers.BertForMaskedLM"}
     config = {
         **sizes,
@@ -119,7 +118,7 @@ def test_mosaic_bert_s_loss_is_the_reference_s_own(yaml, tmp_path, dataset, form
     )
     model = build_model(plan)
     with safe_open(GOLDEN, framework="pt") as file:
-        golden = {name: file.get_tensor(name) for name in file.keys() if not name.startswith("grad.")}
+        golden = {name: file.get_tensor(name) for name in list(file.keys()) if not name.startswith("grad.")}
     ids, places, cu_seqlens, longest = kernels.unpad(golden["input.input_ids"], golden["input.attention_mask"])
     labels = golden["input.labels"].flatten()[places]
     masked = (labels != -100).nonzero().flatten()
@@ -175,7 +174,7 @@ def test_bert_s_first_loss_is_the_source_s_own(yaml, tmp_path, dataset, rows, ca
 
 
 def test_what_pretraining_has_more_is_left_out_and_said(yaml, tmp_path, dataset, capsys):
-    """Names of TensorFlow's LayerNorm, a pooler, next-sentence prediction and stored positions, as `bert-base-uncased` has them."""
+    """TensorFlow's names in LayerNorm, a pooler, next-sentence prediction and stored positions, as BERT's own files have them."""
     source = bert(tmp_path / "source", dataset)
     plain = run(yaml, f"init_from={source}", f"out={tmp_path / 'plain'}")
     weights = load_file(source / "model.safetensors")
@@ -229,7 +228,7 @@ def test_sizes_follow_the_source_and_a_stated_one_must_be_its(yaml, tmp_path, da
     assert (plan.encoder.hidden_size, plan.encoder.hidden_act, plan.encoder.layer_norm_eps) == (32, "relu", 1e-7)
     assert plan.encoder.hidden_dropout_prob == 0 and plan.batching == "padded"
     said = refused(planned, yaml, source, "model.hidden_size=64")
-    assert said.startswith("model.hidden_size=64, but init_from=") and "has 32; leave the key out" in said
+    assert said.startswith("model.hidden_size=64, but init_from=") and "has 32; leave it out" in said
     write_encoder(tmp_path / "ours")
     assert "trained with another tokenizer" in refused(planned, yaml, tmp_path / "ours", "model.name=hf_bert")
 
