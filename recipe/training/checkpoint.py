@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 Loaded = TypeVar("Loaded", HFForMaskedLM, HFFineTuned)
 
-FORMS = "give a run's folder, an encoder's folder (config.json, model.safetensors, tokenizer), RUN/checkpoints/*.pt, or a hub name"
+FORMS = "give a run's folder, an encoder's folder (config.json, model.safetensors, tokenizer), RUN/checkpoints/*.pt or a hub name"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 HF_MODEL = "bert."  # of BertForMaskedLM inside `recipe.model.huggingface.HFBertForMaskedLM`, and
 HF_PREFIX = "bert.bert."  # of its encoder
