@@ -112,9 +112,9 @@ def test_a_tokenizer_that_cannot_be_masked_with_is_refused(tmp_path):
 def test_a_sentence_stays_between_the_tokenizer_s_own_ends(tmp_path, capsys):
     """One that is saved with nothing around a text is given what training puts there, and that is said."""
     loaded = tokenizer.load(Tokenizer(name=str(write_other_tokenizer(tmp_path / "a", "byte-level"))))
-    assert "puts a text not between <s> and </s>" in capsys.readouterr().out
+    assert "does not put a text between <s> and </s>" in capsys.readouterr().out
     assert loaded("red", "tree")["input_ids"][0] == loaded.cls_token_id
     assert loaded("red", "tree").token_type_ids[-1] == 1
     other = tokenizer.load(Tokenizer(name=str(write_other_tokenizer(tmp_path / "b", "word-piece"))))
     assert other("red", "tree")["input_ids"].count(other.sep_token_id) == 3  # its own form of a pair
-    assert "puts a text" not in capsys.readouterr().out
+    assert "does not put" not in capsys.readouterr().out

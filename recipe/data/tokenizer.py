@@ -266,7 +266,7 @@ def _frame(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
     if framed == [ids[0], *inner, ids[1]]:
         return
     cls, sep = tokenizer.cls_token, tokenizer.sep_token
-    print(f"`tokenizer.name: {name}`: puts a text not between {cls} and {sep}; the one that is saved does", flush=True)
+    print(f"`tokenizer.name: {name}`: does not put a text between {cls} and {sep}; the saved one does", flush=True)
     backend.post_processor = processors.TemplateProcessing(
         single=[cls, "$A", sep],
         pair=[cls, "$A", sep, "$B:1", f"{sep}:1"],
