@@ -108,11 +108,14 @@ def fit_rows(weights: dict[str, Tensor], names: Sequence[str], rows: int) -> tup
     """The parameters `names`, which have a row per entry of the vocabulary, with so many rows; and how many they had.
 
     Rows that are added are no token's: their embedding is 0 and their bias keeps them out of the softmax, so the loss stays as it
-    was. Those behind the last are taken away, which are no token's either.
+    was. Those behind the last are taken away, which are no token's either. One with other rows than the embedding is left, for
+    `load_weights` to refuse.
     """
     before = weights[names[0]].shape[0] if names and names[0] in weights else rows
     fitted = {}
     for name in set(names) & weights.keys():
+        if weights[name].shape[0] != before:
+            continue
         tensor = weights[name][:rows]
         more = tensor.new_full((rows - len(tensor), *tensor.shape[1:]), _OUT_OF_REACH if tensor.dim() == 1 else 0.0)
         fitted[name] = torch.cat([tensor, more])

@@ -54,6 +54,11 @@ def find_start(config: TrainConfig, info: DatasetInfo, dataset: Path) -> Start |
         )
     rows = padded_vocab_size(info.vocabulary.size)
     weights, before = convert.fit_rows(source.weights, source.architecture.vocabulary_rows, rows)
+    if before < info.vocabulary.size:
+        raise UserError(
+            f"{said}: its embedding has {before:,} rows and its tokenizer {info.vocabulary.size:,} entries; they are not of one "
+            "model, copy both again"
+        )
     lines = [f"start: the weights of {config.init_from}"]
     if before != rows:
         how = f"padded from {before:,} rows" if before < rows else f"trimmed from {before:,} rows"

@@ -17,6 +17,7 @@ import kernels
 from recipe.config import TrainConfig, load, run_main
 from recipe.convert import from_mosaicml_name
 from recipe.model import huggingface
+from recipe.plan import main as plan_main
 from recipe.system.hardware import find_hardware
 from recipe.train import build_model, main
 from recipe.training.checkpoint import find_checkpoint
@@ -258,6 +259,8 @@ def test_another_tokenizer_is_refused_with_the_remedy(yaml, tmp_path, dataset):
         (lambda w: w.update({"bert.encoder.layer.2.output.dense.bias": torch.ones(32), "extra.weight": torch.ones(1)}),
          "the model has no `bert.bert.encoder.layer.2.output.dense.bias` (0 missing, 2 unknown)"),
         (lambda w: w.update({"bert.encoder.layer.0.output.dense.bias": torch.ones(31)}), "is (31,); the model has (32,)"),
+        (lambda w: w.update({"bert.embeddings.word_embeddings.weight": torch.ones(400, 32)}), "400 rows and its tokenizer 480"),
+        (lambda w: w.update({"cls.predictions.bias": torch.ones(400)}), "is (400,); the model has (512,)"),
         (lambda w: [w.pop(name) for name in list(w) if name.startswith("cls.")], "no weights for `bert.cls.predictions.bias`"),
         (lambda w: w.update({"cls.predictions.decoder.weight": torch.ones(ENTRIES, 32)}), "is not the word embeddings' matrix"),
     ],
@@ -345,3 +348,10 @@ def test_a_hub_name_is_a_folder_and_the_published_ones_get_bert_s_tokenizer(
             plan = planned(yaml, "mosaicml/mosaic-bert-base")
         assert plan.start.model == "mosaic_bert" and "bert-base-uncased's is taken" in capsys.readouterr().out
         assert "pytorch_model*.bin" in asked[2][1]
+
+
+def test_a_budget_is_planned_for_the_source_s_sizes(yaml, tmp_path, dataset, capsys):
+    settings = yaml.read_text() + f"init_from: {bert(tmp_path / 'source', dataset)}\n"
+    yaml.write_text(settings)
+    assert plan_main(["--gpu", "h100", "--budget-usd", "0.01", "--model", str(yaml)]) == 0
+    assert capsys.readouterr().out.startswith("hf_bert on 1 GPUs")
