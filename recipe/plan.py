@@ -30,9 +30,11 @@ from recipe.objectives.objective import Counts
 from recipe.report.published import published_score
 from recipe.system.files import write_whole
 from recipe.system.hardware import data_sheet_flops, find_hardware
+from recipe.training.checkpoint import find_checkpoint
 from recipe.training.memory import GIB, Need, check_fits, choose_microbatch, need_of_batch, traced
 from recipe.training.optimizers import OPTIMIZERS
 from recipe.training.parallel import PARALLEL
+from recipe.training.start import adopt
 
 MODELS = {
     "base": "yamls/pretrain/mosaic-bert-base.yaml",
@@ -304,6 +306,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def plan(words: argparse.Namespace) -> None:
     """What the command line asks for, printed and, if wanted, written."""
     config = load(TrainConfig, MODELS.get(words.model, words.model))
+    if config.init_from:  # whose sizes the run will have
+        source = find_checkpoint(config.init_from, "init_from")
+        config = adopt(config, source.trained_as().name, source.sizes)
     row, count = where(words.gpu, words.count, words.prices, config)
     runs = recorded(words.runs)
     if words.record:

@@ -37,7 +37,7 @@ from recipe.system.processes import resolve
 from recipe.system.progress import ProgressLine
 
 if TYPE_CHECKING:
-    from transformers import BertTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
 TRAIN, VALIDATION = "train", "validation"
 
@@ -78,7 +78,7 @@ def prepare(config: PrepareConfig) -> DatasetInfo | None:
 
 def _make(
     config: PrepareConfig,
-    existing_tokenizer: BertTokenizerFast | None,
+    existing_tokenizer: PreTrainedTokenizerFast | None,
     all_parts: dict[str, list[Part]],
     origins: dict[str, Any],
     mirror: Mirror,
@@ -159,7 +159,7 @@ def _check(config: PrepareConfig) -> None:
             raise UserError(f"{min(both)}: is in `train.files` and in `validation.files`; narrow one of the globs")
 
 
-def _train_tokenizer(config: PrepareConfig, train: list[Part]) -> BertTokenizerFast:
+def _train_tokenizer(config: PrepareConfig, train: list[Part]) -> PreTrainedTokenizerFast:
     texts: list[str] = []
     line = ProgressLine(sys.stderr, lambda: f"sample for the tokenizer: {len(texts):,} documents")
     try:
@@ -194,36 +194,23 @@ def _sample(config: PrepareConfig, train: list[Part]) -> Iterator[str]:
 
 
 def _vocabulary(
-    config: PrepareConfig, existing: BertTokenizerFast | None, train: list[Part], mirror: Mirror
+    config: PrepareConfig, existing: PreTrainedTokenizerFast | None, train: list[Part], mirror: Mirror
 ) -> Vocabulary:
     """Save the tokenizer and say what it is, unless a run before this one has done so."""
-    local, name, files = (
-        mirror.local,
-        f"{parts.STATE}/vocabulary.json",
-        [f"tokenizer/{file}" for file in tokenizer.FILES],
-    )
-    if mirror.pull(name):
+    local, files = mirror.local, [f"tokenizer/{file}" for file in tokenizer.FILES]
+    if mirror.pull(parts.VOCABULARY):
         mirror.pull_all(files)
-        return Vocabulary(**json.loads((local / name).read_text("utf-8")))
+        return parts.read_vocabulary(local)
     used = existing or _train_tokenizer(config, train)
     draft = local / parts.STATE / f"tokenizer.{os.getpid()}"
     tokenizer.save(used, draft)
     with locked(local / parts.STATE / "tokenizer.lock"):
         if not (local / "tokenizer").exists():  # another machine's is the same, byte for byte
             draft.rename(local / "tokenizer")
-    vocabulary = Vocabulary(
-        size=max(used.get_vocab().values()) + 1,
-        lowercase=bool(used.do_lower_case),
-        sha256=hashlib.sha256((local / "tokenizer" / "vocab.txt").read_bytes()).hexdigest(),
-        pad_id=used.pad_token_id,
-        unk_id=used.unk_token_id,
-        cls_id=used.cls_token_id,
-        sep_id=used.sep_token_id,
-        mask_id=used.mask_token_id,
-    )
-    mirror.push(*files)
-    write_whole(local / name, json.dumps(dataclasses.asdict(vocabulary)))
-    mirror.push(name)
+    vocabulary = tokenizer.describe(used, local / "tokenizer")
+    mirror.push(*(name for name in files if (local / name).is_file()))
+    write_whole(local / parts.VOCABULARY, json.dumps(dataclasses.asdict(vocabulary)))
+    mirror.push(parts.VOCABULARY)
     return vocabulary
 
 
@@ -260,6 +247,7 @@ def _finish(
         sources={key: SourceInfo(origins[key], dict(r.counts), r.examples) for key, r in rejected.items()},
         config=to_dict(config),
         packages=ownership.packages(),
+        dtype=vocabulary.dtype,
     )
     histogram.draw(lengths, local / histogram.NAME)
     shards.write_info(info, local)

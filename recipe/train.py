@@ -95,9 +95,9 @@ def agreed(plan: Plan) -> Plan:
 
 
 def build_model(plan: Plan) -> nn.Module:
-    model = plan.objective.model(plan.architecture, plan.encoder, plan.config.data.sequence_length, plan.backends)
-    if plan.weights is not None:
-        convert.load_weights(plan.objective.kept(model), plan.weights, str(plan.config.init_from))
+    model = plan.objective.model(plan.architecture, plan.encoder, plan.positions, plan.backends)
+    if plan.start:
+        convert.load_weights(plan.objective.kept(model), plan.start.weights, f"init_from={plan.config.init_from}")
     return model
 
 
@@ -293,6 +293,8 @@ def say_start(plan: Plan, record: dict[str, Any], hardware: Hardware) -> None:
         f"peak {hardware.peak_flops / 1e12:.3g} TFLOP/s ({source})" if hardware.peak_flops else "peak unknown, no MFU"
     )
     say(f"{plan.architecture.name}, {record['parameters'] / 1e6:.1f} M parameters -> {plan.out}")
+    for line in plan.start.said if plan.start else ():
+        say(f"  {line}")
     say(f"  on {hardware.devices}, {record['precision']}, {peak}")
     say(f"  {plan.backends.in_short}")
     if config.model.compile:

@@ -17,7 +17,7 @@ from recipe.training.memory import GIB, MARGIN, choose_microbatch, training_need
 from recipe.training.preflight import resolve_batching
 
 FOLDER = Path(__file__).resolve().parents[1] / "yamls" / "pretrain"
-GPU_FILES = sorted(file.stem for file in FOLDER.glob("*.yaml") if file.stem != "small")
+GPU_FILES = sorted(file.stem for file in FOLDER.glob("*.yaml") if file.stem not in ("small", "continue"))
 PAPER = {"lr": 5e-4, "betas": [0.9, 0.98], "eps": 1e-6, "weight_decay": 1e-5}
 
 

@@ -33,7 +33,7 @@ class Tokenizer:
     """An existing vocabulary (`vocab_file`), a hub name or folder (`name`), or one trained here on the training split."""
 
     vocab_file: Optional[str] = setting(None, "a WordPiece vocabulary, one entry a line")
-    name: Optional[str] = setting(None, "a tokenizer's name on the Hugging Face hub, or its folder")
+    name: Optional[str] = setting(None, "any fast tokenizer's name on the Hugging Face hub, or its folder")
     vocab_size: int = setting(30522, "entries of a vocabulary that is trained here", least=256, most=2**16)
     lowercase: bool = setting(
         True, "of a vocabulary file or one that is trained here: text is lowercased, accents removed"

@@ -102,7 +102,9 @@ class TrainConfig:
 
     out: str = setting(MISSING, "the run's folder: encoder/, checkpoints/, run.json", result=False)
     init_from: Optional[str] = setting(
-        None, "start from the encoder of this finished run of the same model, or encoder folder"
+        None,
+        "start from this encoder: a run, one of its checkpoints, a folder or hub name of BERT or MosaicBERT; `model` then "
+        "follows it",
     )
     data: Data = setting(Data, "the shards, and how batches are made of them")
     model: Model = setting(Model, "the encoder")

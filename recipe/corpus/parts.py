@@ -32,7 +32,7 @@ from recipe.corpus import sources
 from recipe.corpus.progress import PartsProgress, Tally
 from recipe.corpus.sources import Part, Position, Rejected, Unreadable
 from recipe.data import shards, tokenizer
-from recipe.data.shards import Lengths, ShardWriter
+from recipe.data.shards import Lengths, ShardWriter, Vocabulary
 from recipe.data.storage import Mirror
 from recipe.errors import UserError
 from recipe.system.files import DISK_FULL, locked, write_whole
@@ -41,6 +41,7 @@ from recipe.system.processes import WorkerPool, end_if_stopped
 _CHUNK_DOCUMENTS = 256  # tokenized at a time
 _MOST_FAILURES = 20  # parts that cannot be read; beyond, it is not the files
 STATE = "state"  # the folder of the records
+VOCABULARY = f"{STATE}/vocabulary.json"  # what the tokenizer is, once there is one
 DUPLICATE = "duplicate"  # why a document was left out
 
 
@@ -120,6 +121,11 @@ def _is_of(job: Job, size: int | None) -> bool:
     return json.loads(job.file("json").read_text("utf-8"))["part"] == _identity(job, size)
 
 
+def read_vocabulary(local: Path) -> Vocabulary:
+    """That of the preparation at work in this folder."""
+    return Vocabulary(**json.loads((local / VOCABULARY).read_text("utf-8")))
+
+
 def write_part(job: Job) -> None:
     """Tokenize one part and write its shards, one folder a split, unless that has been done."""
     try:
@@ -142,12 +148,14 @@ def disk_full(error: OSError, folder: Path) -> UserError | None:
 def _write(job: Job) -> None:
     config, rejected, size = job.config, Rejected(), sources.size(job.part)
     encoder = tokenizer.encoder(job.mirror.local / "tokenizer")
-    unk_id, windows = encoder.token_to_id("[UNK]"), config.long_documents == "split"
+    vocabulary, windows = read_vocabulary(job.mirror.local), config.long_documents == "split"
     writers, position = {}, Position()
     for split in job.splits:
         folder = shards.part_folder(job.mirror.local, split, job.index)
         shutil.rmtree(folder, ignore_errors=True)  # a killed run's
-        writers[split] = ShardWriter(folder, config.max_tokens, unk_id, config.shard_mib, windows)
+        writers[split] = ShardWriter(
+            folder, config.max_tokens, vocabulary.unk_id, config.shard_mib, windows, vocabulary.dtype
+        )
     documents, tally = kept_documents(job, rejected, position), Tally(job.part, rejected, position)
     while texts := list(itertools.islice(documents, _CHUNK_DOCUMENTS)):
         encodings = encoder.encode_batch_fast(texts, add_special_tokens=False)

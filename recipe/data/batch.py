@@ -25,7 +25,7 @@ Batch = dict[str, Tensor | int | NDArray[np.int64]]
 class Samples:
     """One rank's documents of a batch, as they are stored; number -1 is filling, in which nothing is predicted."""
 
-    pieces: list[NDArray[np.uint16]]  # tokens of each
+    pieces: list[NDArray[np.unsignedinteger]]  # tokens of each
     numbers: NDArray[np.int64]  # in the split
     epoch: int
     seen: int  # documents that the run saw before this batch

@@ -44,7 +44,7 @@ def open_dataset(data: Data, splits: Sequence[str]) -> DatasetInfo:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / "description.lock"):  # of ranks, and runs, that start together
             _fetch_info(data.path, folder)
-            for name in tokenizer.FILES:
+            for name in tokenizer.files(read_info(folder).vocabulary):
                 storage.fetch(data.path, f"tokenizer/{name}", folder)
     info = read_info(folder)
     for split in splits:

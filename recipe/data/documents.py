@@ -24,7 +24,7 @@ from streaming.base.hashing import get_hash
 from recipe.data import storage
 from recipe.data.sampler import Block
 from recipe.data.shard_files import CHANGED, check_lengths, fault, read_index
-from recipe.data.shards import HASH
+from recipe.data.shards import DTYPE, HASH
 from recipe.errors import UserError
 from recipe.system.files import locked
 
@@ -40,7 +40,9 @@ class _Shard:
 class Documents:
     """The documents of one split. Every process opens shards by itself, and one at a time fetches and unpacks each."""
 
-    def __init__(self, folder: Path, split: str, remote: str | None = None, keep_gib: float = 0.0) -> None:
+    def __init__(
+        self, folder: Path, split: str, remote: str | None = None, keep_gib: float = 0.0, dtype: str = DTYPE
+    ) -> None:
         """`folder` holds the split's index and lengths; shards that are not there come from `remote`, the same folder in an
         object store, and with `keep_gib` those that were read longest ago are removed beyond so many GiB.
 
@@ -48,7 +50,8 @@ class Documents:
             UserError: an index or lengths that cannot be used.
         """
         self._folder = folder / split
-        self._index = read_index(self._folder)
+        self._dtype = np.dtype(dtype)  # of ids
+        self._index = read_index(self._folder, dtype)
         self.sizes = np.array([shard["samples"] for shard in self._index], np.int64)  # documents of each shard
         self.lengths = check_lengths(self._folder, int(self.sizes.sum()))  # (documents,) uint16
         self._first = np.cumsum(self.sizes) - self.sizes
@@ -77,7 +80,7 @@ class Documents:
             self._shard(shard)
         self._entered = block.shards.tolist()
 
-    def read(self, numbers: NDArray[np.int64], most: int) -> list[NDArray[np.uint16]]:
+    def read(self, numbers: NDArray[np.int64], most: int) -> list[NDArray[np.unsignedinteger]]:
         """The first `most` tokens of each document.
 
         Raises:
@@ -91,7 +94,7 @@ class Documents:
             shard = self._shard(number).result()
             starts = shard.starts[numbers[at] - self._first[number]]
             for i, start, count in zip(at.tolist(), starts.tolist(), counts[at].tolist(), strict=True):
-                pieces[i] = np.frombuffer(shard.buffer, np.uint16, count, start)
+                pieces[i] = np.frombuffer(shard.buffer, self._dtype, count, start)
         return pieces
 
     def close(self) -> None:
@@ -121,7 +124,9 @@ class Documents:
         ends = np.frombuffer(buffer, np.uint32, shard["samples"] + 1, 4).astype(
             np.int64
         )  # behind the number of samples
-        bytes_of_tokens = 2 * self.lengths[self._first[number] :][: shard["samples"]].astype(np.int64)
+        bytes_of_tokens = self._dtype.itemsize * self.lengths[self._first[number] :][: shard["samples"]].astype(
+            np.int64
+        )
         header = np.diff(ends) - bytes_of_tokens  # the column's size (4), the shape's type (1), the shape (1 or 2)
         if ((header < 6) | (header > 7)).any():
             raise UserError(

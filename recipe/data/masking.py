@@ -5,7 +5,7 @@ batch it is in, on the worker that reads it, or on how many ranks there are. At 
 it chooses at a higher one.
 
     token  every token by itself, as the paper
-    word   a word's tokens together
+    word   a word's tokens together (`recipe.data.words`)
     span   runs of 1 to 10 tokens, geometric lengths (SpanBERT, arXiv 1907.10529: p = 0.2)
 """
 
@@ -16,6 +16,8 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from recipe.data.words import Words
 
 MASK_SHARE, RANDOM_SHARE = 0.8, 0.1  # of the chosen tokens; the rest stay as they are
 
@@ -47,12 +49,13 @@ class Masker:
     ordinary_ids: NDArray[np.int64]  # the vocabulary without its special tokens: what a replacement is drawn from
     seed: int
     kind: str = "token"  # token, word or span
-    continues: NDArray[np.bool_] | None = None  # (65536,) by token id, for words: joined to the token before it
+    words: Words | None = None  # for words
+    ids: int = 2**16  # every token id is below it
 
     @cached_property
     def is_special(self) -> NDArray[np.bool_]:
-        """(65536,) by token id: [CLS], [SEP] and the other special tokens, [UNK] too, which is nothing to learn to predict."""
-        table = np.ones(2**16, dtype=bool)  # token ids are uint16
+        """(ids,) by token id: [CLS], [SEP] and the other special tokens, [UNK] too, which is nothing to learn to predict."""
+        table = np.ones(self.ids, dtype=bool)
         table[self.ordinary_ids] = False
         return table
 
@@ -84,7 +87,7 @@ class Masker:
         if self.kind == "span":
             candidates = _in_span(of_document, positions, _uniform(key, 1), rate)
         elif self.kind == "word":
-            begins = special | ~self.continues[input_ids]
+            begins = special | self.words.begins(input_ids)
             first = np.maximum.accumulate(np.where(begins, np.arange(len(key)), 0))
             candidates = _uniform(key, 1)[first] < rate
         else:

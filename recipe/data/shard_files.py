@@ -18,7 +18,7 @@ _REMEDY = "copy the file again, or prepare the dataset again"
 CHANGED = "{file}: its hash or its size is not the one in the index, so its bytes have changed; remove it, it is unpacked again"
 
 
-def check_files(folder: Path, split: str, remote: bool = False) -> None:
+def check_files(folder: Path, split: str, remote: bool = False, dtype: str = DTYPE) -> None:
     """Look at every shard's name, size and columns; reads the index alone, so a changed byte is found when the shard is opened.
 
     With `remote`, a shard that is not there is fetched when it is read.
@@ -27,7 +27,7 @@ def check_files(folder: Path, split: str, remote: bool = False) -> None:
         UserError: for the first shard that cannot be used.
     """
     folder = Path(folder) / split
-    for shard in read_index(folder):
+    for shard in read_index(folder, dtype):
         raw, packed = shard["raw_data"], shard["zip_data"]
         file = folder / raw["basename"]
         wanted = raw["bytes"]
@@ -41,8 +41,8 @@ def check_files(folder: Path, split: str, remote: bool = False) -> None:
             raise UserError(f"{file}: {file.stat().st_size:,} bytes, the index says {wanted:,}; {_REMEDY}")
 
 
-def read_index(folder: Path) -> list[dict[str, Any]]:
-    """What the index of a split says of each of its shards.
+def read_index(folder: Path, dtype: str = DTYPE) -> list[dict[str, Any]]:
+    """What the index of a split says of each of its shards, whose ids are of `dtype`.
 
     Raises:
         UserError: no index, or one of other columns than this project's; nothing of it has been opened then.
@@ -51,7 +51,7 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
     try:
         shards = [dict(shard) for shard in json.loads(file.read_text("utf-8"))["shards"]]
         for shard in shards:
-            _check_shard(file, shard)
+            _check_shard(file, shard, dtype)
         return shards
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; {_REMEDY}") from None
@@ -59,13 +59,13 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
         raise UserError(f"{file}: not an index of shards ({error!r}); {_REMEDY}") from None
 
 
-def _check_shard(index: Path, shard: dict[str, Any]) -> None:
+def _check_shard(index: Path, shard: dict[str, Any], dtype: str) -> None:
     columns = dict(zip(shard["column_names"], shard["column_encodings"], strict=True))
-    if columns != {"tokens": f"ndarray:{DTYPE}"}:
+    if columns != {"tokens": f"ndarray:{dtype}"}:
         found = ", ".join(f"{name} ({encoding})" for name, encoding in columns.items()) or "none"
         danger = "; a pickled one could execute code" if "pkl" in columns.values() else ""
         raise UserError(
-            f"{index}: columns {found}, only tokens (ndarray:{DTYPE}) is read here{danger}; "
+            f"{index}: columns {found}, only tokens (ndarray:{dtype}) is read here{danger}; "
             "prepare the text with recipe.prepare"
         )
     for file in filter(None, (shard["raw_data"], shard["zip_data"])):

@@ -7,7 +7,8 @@
     OUT/train/part-00000/shard.*.mds.zstd
     OUT/validation/...
 
-A record is one document, or a window of a long one: column `tokens`, a one-dimensional uint16 array without [CLS] and [SEP].
+A record is one document, or a window of a long one: column `tokens`, a one-dimensional array without [CLS] and [SEP], of uint16
+or, where the vocabulary has more than 65,536 ids, of uint32: `dataset.json` says which.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ import numpy as np
 from recipe.errors import UserError
 from recipe.system.files import digest
 
-FORMAT = 1  # of dataset.json
-DTYPE = "uint16"
+FORMAT = 2  # of dataset.json; 1: every vocabulary is a vocab.txt and every id uint16
+DTYPE, DTYPES = "uint16", ("uint16", "uint32")  # of ids: where nothing else is said, and all
 LENGTHS = "lengths.npy"
 HASH = "xxh64"  # of every shard, checked when it is opened
 _QUANTILES = (5, 25, 50, 75, 95, 99)
@@ -36,16 +37,30 @@ _QUANTILES = (5, 25, 50, 75, 95, 99)
 
 @dataclass
 class Vocabulary:
-    """`size` is the number of ids in use; a model may pad its embedding beyond it."""
+    """`size` is the number of ids in use; a model may pad its embedding beyond it. Special tokens stand by their role: what
+    begins a text is `cls`, as [CLS] or <s>, what ends it `sep`."""
 
     size: int
     lowercase: bool
-    sha256: str  # of tokenizer/vocab.txt
+    sha256: str  # of tokenizer/`file`
     pad_id: int
-    unk_id: int
+    unk_id: int | None  # None where there is none, as in a byte-level vocabulary
     cls_id: int
     sep_id: int
     mask_id: int
+    file: str = "vocab.txt"  # tokenizer.json of a tokenizer that has none
+    other_special_ids: list[int] = dataclasses.field(default_factory=list)
+
+    @property
+    def special_ids(self) -> list[int]:
+        """What is neither masked nor drawn as a replacement."""
+        named = (self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id)
+        return [number for number in named if number is not None] + self.other_special_ids
+
+    @property
+    def dtype(self) -> str:
+        """The smallest type that holds every id."""
+        return DTYPES[self.size > 2**16]
 
 
 @dataclass
@@ -121,7 +136,15 @@ class ShardWriter:
     A document of more than `max_tokens` is cut, or with `windows` becomes several records.
     """
 
-    def __init__(self, folder: Path, max_tokens: int, unk_id: int, shard_mib: int, windows: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        max_tokens: int,
+        unk_id: int | None,
+        shard_mib: int,
+        windows: bool = False,
+        dtype: str = DTYPE,
+    ) -> None:
         from streaming import MDSWriter  # takes seconds, so only who writes pays for it
 
         self.lengths = Lengths(max_tokens)
@@ -129,9 +152,10 @@ class ShardWriter:
         self._max_tokens = max_tokens
         self._windows = windows
         self._unk_id = unk_id
+        self._dtype = dtype
         self._writer = MDSWriter(
             out=str(folder),
-            columns={"tokens": f"ndarray:{DTYPE}"},
+            columns={"tokens": f"ndarray:{dtype}"},
             compression="zstd",
             hashes=[HASH],
             size_limit=shard_mib * 2**20,
@@ -139,11 +163,12 @@ class ShardWriter:
 
     def write(self, ids: list[int]) -> None:
         for start in range(0, len(ids) if self._windows else 1, self._max_tokens):
-            tokens = np.array(ids[start : start + self._max_tokens], DTYPE)
+            tokens = np.array(ids[start : start + self._max_tokens], self._dtype)
             self._writer.write({"tokens": tokens})
             self.of_records.append(len(tokens))
             self.lengths.histogram[len(tokens)] += 1
-            self.lengths.unknown_tokens += int((tokens == self._unk_id).sum())
+            if self._unk_id is not None:
+                self.lengths.unknown_tokens += int((tokens == self._unk_id).sum())
         self.lengths.read_tokens += len(ids)
 
     def finish(self) -> None:
@@ -174,7 +199,7 @@ def merge_parts(out: Path, split: str, count: int) -> None:
 
 
 def some_records(path: Path, split: str, count: int) -> list[tuple[int, np.ndarray]]:
-    """(number, tokens (length,) uint16) of `count` records, evenly spaced over the first shard of a split."""
+    """(number, tokens (length,)) of `count` records, evenly spaced over the first shard of a split."""
     from streaming.base.compression import decompress
     from streaming.base.format import reader_from_json
 
@@ -217,6 +242,8 @@ def read_info(path: str | Path) -> DatasetInfo:
                 f"{file}: format {raw['format']}, written by a newer version; this one reads {FORMAT}: update it, or prepare the "
                 "text again"
             )
+        if raw.get("dtype", DTYPE) not in DTYPES:
+            raise ValueError(f"dtype {raw['dtype']}")
         raw["vocabulary"] = Vocabulary(**raw["vocabulary"])
         raw["splits"] = {name: SplitInfo(**split) for name, split in raw["splits"].items()}
         raw["sources"] = {name: SourceInfo(**source) for name, source in raw["sources"].items()}

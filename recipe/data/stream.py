@@ -22,6 +22,7 @@ from recipe.data.masking import Masker, RateSchedule
 from recipe.data.packing import PackedBatchSampler, PackedCollator
 from recipe.data.sampler import BatchSampler, EpochSampler, GlobalBatch
 from recipe.data.shards import DatasetInfo
+from recipe.data.words import words_of
 from recipe.errors import UserError
 
 
@@ -119,7 +120,7 @@ class Loader(DataLoader):
 
 def check_vocabulary(folder: Path, info: DatasetInfo) -> None:
     """Raise a `UserError` if the tokenizer beside the shards is not the one that they were made with."""
-    file = folder / "tokenizer" / "vocab.txt"
+    file = folder / "tokenizer" / info.vocabulary.file
     if not file.is_file():
         raise UserError(f"{file}: no such file, so the shards' tokens have no meaning; prepare the dataset again")
     if hashlib.sha256(file.read_bytes()).hexdigest() != info.vocabulary.sha256:
@@ -151,7 +152,7 @@ def open_loader(
     """
     split = data.train_split if train else data.eval_split
     remote = data.path if storage.is_remote(data.path) else None
-    documents = Documents(local_folder(data), split, remote, data.cache_gib)
+    documents = Documents(local_folder(data), split, remote, data.cache_gib, info.dtype)
     masking, length = _masking(data, info, train, seed, run_documents), data.sequence_length
     collate = collator(masking) if collator else masking
     ranks = World.detect().num_ranks
@@ -177,17 +178,17 @@ def open_loader(
 
 def _masking(data: Data, info: DatasetInfo, train: bool, seed: int, run_documents: int | None) -> Collator:
     vocabulary = info.vocabulary
-    special = [vocabulary.pad_id, vocabulary.unk_id, vocabulary.cls_id, vocabulary.sep_id, vocabulary.mask_id]
     schedule = None
     if train and data.mask_rate_end is not None:
         schedule = RateSchedule(data.mask_rate, data.mask_rate_end, run_documents)
     masker = Masker(
         rate=data.mask_rate if train else data.eval_mask_rate,
         mask_id=vocabulary.mask_id,
-        ordinary_ids=np.setdiff1d(np.arange(vocabulary.size), special),
+        ordinary_ids=np.setdiff1d(np.arange(vocabulary.size), vocabulary.special_ids),
         seed=seed if train else 0,
         kind=data.masking if train else "token",
-        continues=_continuations(local_folder(data)) if train and data.masking == "word" else None,
+        words=words_of(local_folder(data) / "tokenizer") if train and data.masking == "word" else None,
+        ids=max(vocabulary.size, 2**16),
     )
     return Collator(data.sequence_length, masker, vocabulary.cls_id, vocabulary.sep_id, schedule)
 
@@ -200,14 +201,6 @@ def _check_filled(batches: Batches, data: Data) -> None:
             f"{sampler.documents:,} documents"
         )  # fmt: skip
         raise UserError(f"{data.path}/{data.train_split}: not one batch of {what} in it; lower batch_size")
-
-
-def _continuations(folder: Path) -> NDArray[np.bool_]:
-    """(65536,) by token id: whether it goes on with the word before it."""
-    tokens = (folder / "tokenizer" / "vocab.txt").read_text("utf-8").split("\n")
-    table = np.zeros(2**16, bool)
-    table[: len(tokens)] = [token.startswith("##") for token in tokens]
-    return table
 
 
 def _ignore_interrupts(_: int) -> None:

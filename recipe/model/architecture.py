@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from kernels.backends import Requirements
     from recipe.model.config import EncoderConfig
     from recipe.model.encoder import Backends
+
+Shapes = Callable[[], Mapping[str, tuple[int, ...]]]  # read when it is called
 
 # The forms of a batch (`recipe.data.batch`): what a model takes.
 STREAM, PADDED = "stream", "padded"
@@ -47,14 +49,32 @@ class Architecture:
     largest_batch: Callable[[int, int, float], dict[str, Any]]
     save: Callable[[nn.Module, Path], None]  # sizes and weights, as the ecosystem names them or as we do
     save_sizes: Callable[[nn.Module, Path], None]  # sizes alone
-    # Sizes and weights in a folder that another run wrote, for this one to start from. UserError: it cannot start so.
-    read: Callable[[Path], tuple[EncoderConfig, dict[str, Tensor]]]
     # (sizes, backends) -> the module `encoder` of `masked_lm` alone, for other heads: `forward(batch, keep)` gives hidden states
     # (K, D) at the places `keep` (K,) int64 of the stream, or of the flattened padded rows; of every real token, in order,
     # where `keep` is None. Absent where the row's folders are Hugging Face's own, whose classes come with heads.
     encoder: Callable[[EncoderConfig, Backends], nn.Module] | None = None
     export: Export | None = None  # absent where the row's folders are Hugging Face's own
+    # Parameters of `masked_lm` that have a row per entry of the vocabulary, the word embeddings first.
+    vocabulary_rows: tuple[str, ...] = ()
+    # Of folders that others wrote too: (config.json, its tensors' shapes by name) -> the model's sizes; None: another
+    # architecture's. ValueError: no encoder's. Absent: only what `save` wrote.
+    recognise: Callable[[Mapping[str, Any], Shapes], EncoderConfig | None] | None = None
+    # (tensors of such a folder, where they are from) -> the same under the names of `masked_lm`'s parameters, and the names of
+    # those that masked-language modelling has no use for. UserError: they cannot be brought under them. Absent: they are.
+    named: Callable[[dict[str, Tensor], str], tuple[dict[str, Tensor], list[str]]] | None = None
 
     def predicted(self, tokens: float, masked: float) -> float:
         """Of how many positions the head computes logits."""
         return tokens if self.predicts_all else masked
+
+    def sizes_of(self, values: Mapping[str, Any], shapes: Shapes) -> EncoderConfig | None:
+        """The sizes of a folder's model, None if it is of another architecture; as `recognise`."""
+        from recipe.model.config import EncoderConfig  # brings torch, which the table does without
+
+        if self.recognise:
+            return self.recognise(values, shapes)
+        return EncoderConfig.from_dict(dict(values)) if values.get("model_type") == self.name else None
+
+    def weights_of(self, tensors: dict[str, Tensor], where: str) -> tuple[dict[str, Tensor], list[str]]:
+        """As `named`."""
+        return self.named(tensors, where) if self.named else (tensors, [])

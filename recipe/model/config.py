@@ -39,6 +39,7 @@ class EncoderConfig:
     attention_probs_dropout_prob: float = 0.0
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
+    pad_token_id: int = 0  # Hugging Face's BERT keeps this row of its word embeddings at zero
 
     def __post_init__(self) -> None:
         for name in SIZES:
@@ -69,6 +70,8 @@ class EncoderConfig:
     def from_dict(cls, values: dict) -> EncoderConfig:
         """From a dictionary that may hold more, as a Hugging Face config does."""
         names = {f.name for f in dataclasses.fields(cls)}
+        if values.get("pad_token_id", 0) is None:  # Hugging Face's word for none
+            names.remove("pad_token_id")
         return cls(**{name: value for name, value in values.items() if name in names})
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -10,11 +11,17 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM
 
 from kernels.backends import Requirements, Resolved
-from recipe.errors import UserError
-from recipe.model.architecture import PADDED, Architecture
+from recipe import convert
+from recipe.model.architecture import PADDED, Architecture, Shapes
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
 from recipe.model.examples import full_rows
+
+# Of others' BERT: what only next-sentence prediction needs, and a buffer that older versions stored.
+_LEFT_OUT = re.compile(r"bert\.pooler\.|cls\.seq_relationship\.|bert\.embeddings\.position_ids$")
+_OLD_NAMES = {"gamma": "weight", "beta": "bias"}  # of LayerNorm's parameters, in what was converted from TensorFlow
+WORD, _DECODER = "bert.bert.embeddings.word_embeddings.weight", "bert.cls.predictions.decoder.weight"
+_BIASES = ("bert.cls.predictions.bias", "bert.cls.predictions.decoder.bias")  # one parameter
 
 
 class HFBertForMaskedLM(nn.Module):
@@ -30,6 +37,9 @@ class HFBertForMaskedLM(nn.Module):
                 num_hidden_layers=config.num_hidden_layers,
                 num_attention_heads=config.num_attention_heads,
                 intermediate_size=config.intermediate_size,
+                hidden_act=config.hidden_act,
+                type_vocab_size=config.type_vocab_size,
+                pad_token_id=config.pad_token_id,
                 hidden_dropout_prob=config.hidden_dropout_prob,
                 attention_probs_dropout_prob=config.attention_probs_dropout_prob,
                 layer_norm_eps=config.layer_norm_eps,
@@ -68,10 +78,32 @@ def _largest_batch(sequences: int, length: int, mask_rate: float) -> dict[str, A
     return {**batch, "attention_mask": batch["attention_mask"].unsqueeze(1)}
 
 
-def _read(folder: Path) -> tuple[EncoderConfig, dict[str, Tensor]]:
-    raise UserError(
-        "init_from: hf_bert's positions are made for one length, so it starts from no other run; leave the key out"
-    )
+def _recognise(values: Mapping[str, Any], shapes: Shapes) -> EncoderConfig | None:
+    if values.get("model_type") != "bert" or values.get("is_decoder"):
+        return None
+    if any("Wqkv" in name for name in shapes()):  # MosaicBERT's own classes, under BERT's name
+        return None
+    return EncoderConfig.from_dict(dict(values))
+
+
+def _named(tensors: dict[str, Tensor], where: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Names of `BertForMaskedLM`, of `BertForPreTraining` with what it has more, or of `BertModel`, which has no prefix."""
+    prefix = "" if any(name.startswith("bert.") for name in tensors) else "bert."
+    found, left_out = {}, []
+    for given, tensor in tensors.items():
+        name = prefix + given
+        stem, _, last = name.rpartition(".")
+        if _LEFT_OUT.match(name):
+            left_out.append(given)
+        elif stem.endswith("LayerNorm"):
+            found[f"bert.{stem}.{_OLD_NAMES.get(last, last)}"] = tensor
+        else:
+            found[f"bert.{name}"] = tensor
+    convert.check_tied(_DECODER.removeprefix("bert."), found.get(_DECODER), found.get(WORD), where)
+    for one, other in ((WORD, _DECODER), _BIASES, _BIASES[::-1]):
+        if one in found:
+            found[other] = found[one]
+    return found, left_out
 
 
 HF_BERT = Architecture(
@@ -84,5 +116,7 @@ HF_BERT = Architecture(
     largest_batch=_largest_batch,
     save=lambda model, folder: model.bert.save_pretrained(folder),
     save_sizes=lambda model, folder: model.bert.config.save_pretrained(folder),
-    read=_read,
+    recognise=_recognise,
+    named=_named,
+    vocabulary_rows=(WORD, _DECODER, *_BIASES),
 )

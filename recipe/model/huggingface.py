@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +22,19 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
+from transformers.utils.hub import snapshot_download  # huggingface_hub's, which transformers itself calls
+
+from recipe.errors import UserError, class_and_line
 
 POOLER = "pooler."  # of an encoder; masked-language models have none
+# What is fetched of a repository on the hub, weights without pickle if it has them; its code never is.
+_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model")
+_SAFE, _PICKLED = (
+    ("model*.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model*.bin", "pytorch_model.bin.index.json"),
+)
+# The published MosaicBERTs bring no tokenizer: "simply the Hugging Face bert-base-uncased tokenizer" (their model cards).
+_WITHOUT_TOKENIZER, _THEIR_TOKENIZER = "mosaicml/mosaic-bert", "bert-base-uncased"
 
 
 class HFFineTuned(nn.Module):
@@ -174,3 +187,37 @@ def load_tokenizer(folder: Path) -> tuple[Tokenizer, int, int | None]:
     backend.no_padding()
     backend.encode_special_tokens = True
     return backend, found.pad_token_id, found.mask_token_id
+
+
+def download(name: str, said: str) -> Path:
+    """The folder, in Hugging Face's cache, of what the hub has under a name: sizes, weights and tokenizer, and no code.
+
+    Raises:
+        UserError: no such model, or the hub cannot be reached; `said` is what the user asked for.
+    """
+    logging.getLogger("huggingface_hub").setLevel(
+        logging.ERROR
+    )  # it tells of every attempt; the last one is told below
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=["config.json", *_TOKENIZER, *_SAFE]))
+        if not any(folder.glob(_SAFE[0])):
+            snapshot_download(name, allow_patterns=list(_PICKLED))
+        if name.startswith(_WITHOUT_TOKENIZER) and not any(folder.glob("tokenizer*")):
+            print(f"{said}: brings no tokenizer; {_THEIR_TOKENIZER}'s is taken, which it was trained with", flush=True)
+            return _joined(folder, Path(snapshot_download(_THEIR_TOKENIZER, allow_patterns=list(_TOKENIZER))))
+    except Exception as error:  # the library raises its own kinds, the network's and the system's
+        raise UserError(
+            f"{said}: no such file or folder here, and the Hugging Face hub does not give it ({class_and_line(error)}); give a "
+            "folder, or check the name and that the hub can be reached"
+        ) from None
+    return folder
+
+
+def _joined(folder: Path, tokenizer: Path) -> Path:
+    """A folder of links, in the cache, to a model's files and to those of another's tokenizer."""
+    both = folder.parents[1] / "with-tokenizer" / folder.name
+    both.mkdir(parents=True, exist_ok=True)
+    for file in [*folder.iterdir(), *(file for pattern in _TOKENIZER for file in tokenizer.glob(pattern))]:
+        with suppress(FileExistsError):  # of an earlier time
+            (both / file.name).symlink_to(file.resolve())
+    return both

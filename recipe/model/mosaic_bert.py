@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from kernels.backends import Requirements, resolve
 from recipe import convert
-from recipe.model.architecture import STREAM, Architecture, Export
-from recipe.model.config import EncoderConfig
+from recipe.model.architecture import STREAM, Architecture, Export, Shapes
+from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends, Encoder
 from recipe.model.examples import full_stream
 from recipe.model.heads import MosaicBertForMaskedLM
+
+TYPE, PUBLISHED_TYPE = (
+    "mosaic_bert",
+    "bert",
+)  # model_type in config.json: ours, and in the published repositories, beside code
+WORD = "encoder.embeddings.word.weight"
+_PUBLISHED_WORD, _PUBLISHED_ATTENTION = "bert.embeddings.word_embeddings.weight", "attention.self.Wqkv.weight"
 
 
 def _backends(attention: str, kernels: str, needs: Requirements) -> Backends:
@@ -35,6 +44,24 @@ def _exported_code() -> ModuleType:
     return modeling_mosaic_bert
 
 
+def _recognise(values: Mapping[str, Any], shapes: Shapes) -> EncoderConfig | None:
+    """The published repositories say 30,522 in config.json and have 30,528 rows: the tensors are believed."""
+    kind = values.get("model_type")
+    if kind not in (TYPE, PUBLISHED_TYPE) or values.get("is_decoder"):
+        return None
+    found = shapes()
+    if kind == PUBLISHED_TYPE and not any(name.endswith(_PUBLISHED_ATTENTION) for name in found):
+        return None
+    sizes = EncoderConfig.from_dict(dict(values))
+    rows = next((found[name][0] for name in (WORD, _PUBLISHED_WORD) if name in found), sizes.vocab_size)
+    rounded_up = sizes.vocab_size <= rows <= padded_vocab_size(sizes.vocab_size)
+    return dataclasses.replace(sizes, vocab_size=rows) if rounded_up else sizes
+
+
+def _named(tensors: dict[str, Tensor], where: str) -> tuple[dict[str, Tensor], list[str]]:
+    return (tensors if WORD in tensors else convert.named_by_mosaicml(tensors, where)), []
+
+
 MOSAIC_BERT = Architecture(
     name="mosaic_bert",
     form=STREAM,
@@ -45,7 +72,9 @@ MOSAIC_BERT = Architecture(
     largest_batch=full_stream,
     save=_save,
     save_sizes=lambda model, folder: model.config.save(folder),
-    read=convert.read_encoder,
+    recognise=_recognise,
+    named=_named,
     encoder=Encoder,
     export=Export("MosaicBert", dataclasses.asdict, convert.to_mosaicml_name, _exported_code),
+    vocabulary_rows=(WORD, "head.bias"),
 )

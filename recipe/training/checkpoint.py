@@ -1,13 +1,15 @@
-"""From a path to an encoder that can be fine-tuned: a run's folder, one checkpoint of a run, or an encoder's folder, which may be
-any BERT-family model's in Hugging Face's form."""
+"""From a path to an encoder that can be fine-tuned, or trained on: a run's folder, one checkpoint of a run, an encoder's folder,
+which may be any BERT-family model's in Hugging Face's form, or such a model's name on the hub."""
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,12 +21,12 @@ from recipe import convert, records
 from recipe.config import Tokenizer as TokenizerSettings
 from recipe.data import tokenizer
 from recipe.errors import UserError, class_and_line
-from recipe.model.architecture import PADDED, Architecture
+from recipe.model.architecture import PADDED, Architecture, Shapes
 from recipe.model.architectures import ARCHITECTURES, architecture
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends
 from recipe.model.heads import FineTuned
-from recipe.model.huggingface import POOLER, HFFineTuned, HFForMaskedLM, load_tokenizer, read_family
+from recipe.model.huggingface import POOLER, HFFineTuned, HFForMaskedLM, download, load_tokenizer, read_family
 from recipe.objectives import objective_of
 from recipe.system.hardware import Hardware
 from recipe.training.checkpoint_files import model_of
@@ -34,11 +36,23 @@ if TYPE_CHECKING:
 
 Loaded = TypeVar("Loaded", HFForMaskedLM, HFFineTuned)
 
-FORMS = "give a run's folder, an encoder's folder (config.json, model.safetensors, tokenizer), or RUN/checkpoints/*.pt"
+FORMS = "give a run's folder, an encoder's folder (config.json, model.safetensors, tokenizer), RUN/checkpoints/*.pt or a hub name"
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 HF_MODEL = "bert."  # of BertForMaskedLM inside `recipe.model.huggingface.HFBertForMaskedLM`, and
 HF_PREFIX = "bert.bert."  # of its encoder
-WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin")  # the first that is there
+# The first that is there.
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "pytorch_model.bin", "pytorch_model-*-of-*.bin")
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "spm.model")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What training goes on from, in the form of a row of the table of architectures."""
+
+    architecture: Architecture
+    sizes: EncoderConfig
+    weights: dict[str, Tensor]  # under the names of the row's `masked_lm`
+    left_out: list[str]  # tensors that masked-language modelling has no use for
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,7 @@ class Checkpoint(ABC):
     pad_id: int
     mask_id: int | None  # None for a tokenizer that has no mask
     max_length: int | None  # the longest input that the model can take; None where it is not limited
+    sizes: EncoderConfig | None  # None for a model that is no row of the table of architectures
 
     @property
     @abstractmethod
@@ -87,12 +102,33 @@ class Checkpoint(ABC):
             UserError: a weight is missing, as the head's are in an encoder that was trained for something else.
         """
 
+    def trained_as(self) -> Architecture:
+        """The row of the table of architectures that it is of.
+
+        Raises:
+            UserError: none is.
+        """
+        if self.sizes is None:
+            raise UserError(
+                f"{self.folder}: a `{self.model}`, which recipe.train cannot go on with; it trains {', '.join(ARCHITECTURES)}"
+            )
+        return architecture(self.model)
+
+    def pretrained(self) -> Pretrained:
+        """Sizes and weights for `recipe.train`.
+
+        Raises:
+            UserError: as `trained_as`, or weights that cannot be brought into the row's form.
+        """
+        row = self.trained_as()
+        if self.weights is not None:
+            return Pretrained(row, self.sizes, self.weights, [])
+        return Pretrained(row, self.sizes, *row.weights_of(convert.read_weights(self.files), str(self.folder)))
+
 
 @dataclass(frozen=True)
 class OwnCheckpoint(Checkpoint):
-    """In this project's own form: `model` is a row of the table of architectures."""
-
-    sizes: EncoderConfig
+    """In this project's own form."""
 
     @property
     def padding(self) -> int | None:
@@ -124,7 +160,7 @@ class OwnCheckpoint(Checkpoint):
         return model
 
     def _weights(self) -> dict[str, Tensor]:
-        return convert.read_encoder(self.folder)[1] if self.weights is None else self.weights
+        return self.pretrained().weights
 
 
 @dataclass(frozen=True)
@@ -173,61 +209,82 @@ class FamilyCheckpoint(Checkpoint):
         return model
 
 
-def find_checkpoint(path: str) -> Checkpoint:
-    """What `path` holds.
+def find_checkpoint(path: str, key: str = "checkpoint") -> Checkpoint:
+    """What `path` holds; `key` is the setting that gave it.
 
     Raises:
         UserError: nothing there, no encoder in it, no tokenizer beside it, or a tokenizer that does not fit.
     """
-    place = Path(path)
+    place, said = Path(path), f"{key}={path}"
     if not place.exists():
-        raise UserError(f"checkpoint={path}: no such file or folder; {FORMS}")
+        if not HUB_NAME.fullmatch(path):
+            raise UserError(f"{said}: no such file or folder; {FORMS}")
+        return _from_folder(download(path, said), None, name=path.rpartition("/")[2])
     if place.is_file():
-        return _from_file(place)
+        return _from_file(place, said)
     if (place / records.FILE_NAME).is_file():
         record = records.read_record(place)
         if record["kind"] != "pretrain":
-            raise UserError(f"checkpoint={path}: a run of kind `{record['kind']}`, which has no encoder; {FORMS}")
+            raise UserError(f"{said}: a run of kind `{record['kind']}`, which has no encoder; {FORMS}")
         if not (place / "encoder" / "model.safetensors").is_file():
             raise UserError(
-                f"checkpoint={path}: no finished encoder in it, the run is `{record['status']}`; finish it with "
+                f"{said}: no finished encoder in it, the run is `{record['status']}`; finish it with "
                 "autoresume=true, or give one of its checkpoints/*.pt"
             )
         return _from_folder(place / "encoder", place)
     if not (place / "config.json").is_file():
-        raise UserError(f"checkpoint={path}: neither {records.FILE_NAME} nor config.json in it; {FORMS}")
+        raise UserError(f"{said}: neither {records.FILE_NAME} nor config.json in it; {FORMS}")
     above = place.resolve().parent
     in_run = place.resolve().name == "encoder" and (above / records.FILE_NAME).is_file()
     return _from_folder(place, above if in_run else None)
 
 
 def _from_folder(
-    folder: Path, run: Path | None, batch: int | None = None, weights: Any = None, file: Path | None = None
+    folder: Path,
+    run: Path | None,
+    batch: int | None = None,
+    weights: Any = None,
+    file: Path | None = None,
+    name: str = "",
 ) -> Checkpoint:
     """An encoder's folder; its weights are those of `file`, where that is given."""
     of_folder = (tuple(sorted(folder.glob(pattern))) for pattern in WEIGHTS)
     files = (file,) if file else next(filter(None, of_folder), ())
     if not files:
         raise UserError(f"{folder}: no {WEIGHTS[0]}; {FORMS}")
-    try:
-        values = json.loads((folder / "config.json").read_text("utf-8"))
-        opener = _own if values["model_type"] in ARCHITECTURES else _family
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / 'config.json'}: not the configuration of an encoder ({error!r})") from None
-    if not any((folder / name).is_file() for name in TOKENIZERS):
+    if not any((folder / known).is_file() for known in TOKENIZERS):
         raise UserError(f"{folder}: no tokenizer in it (tokenizer.json or vocab.txt); copy the one it was trained with")
-    name = (run or folder).resolve().name + (f"-ba{batch}" if batch is not None else "")
+    shapes = cache(lambda: convert.read_shapes(files) if weights is None else _shapes_of(weights))
+    name = name or (run or folder).resolve().name + (f"-ba{batch}" if batch is not None else "")
     found = {"name": name, "folder": folder, "run": run, "batch": batch, "files": files, "weights": weights}
-    return opener(values, found)
+    row, sizes = _recognised(folder / "config.json", shapes)
+    if row and row.encoder:
+        return _own(found | {"model": row.name, "sizes": sizes})
+    return _family(found | {"model": row and row.name, "sizes": sizes})
 
 
-def _own(values: dict[str, Any], found: dict[str, Any]) -> Checkpoint:
-    """One in this project's form, from its config.json and what is known of its files."""
-    folder = found["folder"]
+def _recognised(file: Path, shapes: Shapes) -> tuple[Architecture, EncoderConfig] | tuple[None, None]:
+    """The row that a folder is of by its config.json and the shapes of its tensors, and its model's sizes."""
     try:
-        sizes = EncoderConfig.from_dict(values)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{folder / 'config.json'}: not the configuration of an encoder ({error!r})") from None
+        values = json.loads(file.read_text("utf-8"))
+        if not isinstance(values["model_type"], str):
+            raise ValueError("model_type is no name")
+        for name in ARCHITECTURES:
+            row = architecture(name)
+            if sizes := row.sizes_of(values, shapes):
+                return row, sizes
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: not the configuration of an encoder ({error!r})") from None
+    return None, None
+
+
+def _shapes_of(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
+
+
+def _own(found: dict[str, Any]) -> Checkpoint:
+    """One in this project's form."""
+    folder, sizes = found["folder"], found["sizes"]
     if sizes.type_vocab_size < 2:
         raise UserError(f"{folder}: type_vocab_size={sizes.type_vocab_size}; pairs of sentences need 2")
     try:
@@ -236,19 +293,21 @@ def _own(values: dict[str, Any], found: dict[str, Any]) -> Checkpoint:
         else:
             encoder = tokenizer.load(TokenizerSettings(name=str(folder))).backend_tokenizer
             encoder.encode_special_tokens = True  # a literal `[MASK]` in a text is plain text
+        special = tokenizer.special_ids(folder, encoder)
     except UserError:
         raise
     except Exception as error:  # the library raises bare exceptions
         raise UserError(f"{folder / 'tokenizer.json'}: not a tokenizer ({class_and_line(error)})") from None
-    # The embedding has the vocabulary's size, rounded up; any other tokenizer is another model's.
-    if padded_vocab_size(encoder.get_vocab_size()) != sizes.vocab_size:
+    # The embedding has the vocabulary's size, or that rounded up; any other tokenizer is another model's.
+    entries = max(encoder.get_vocab().values()) + 1
+    if not entries <= sizes.vocab_size <= padded_vocab_size(entries):
         raise _mismatch(folder, encoder, sizes.vocab_size)
-    ids = {"pad_id": encoder.token_to_id("[PAD]"), "mask_id": encoder.token_to_id("[MASK]")}
-    return OwnCheckpoint(model=values["model_type"], sizes=sizes, max_length=None, tokenizer=encoder, **ids, **found)
+    ids = {name: special[name] for name in ("pad_id", "mask_id")}
+    return OwnCheckpoint(max_length=None, tokenizer=encoder, **ids, **found)
 
 
-def _family(values: dict[str, Any], found: dict[str, Any]) -> Checkpoint:
-    """The same for one of Hugging Face's."""
+def _family(found: dict[str, Any]) -> Checkpoint:
+    """One in Hugging Face's."""
     folder = found["folder"]
     try:
         family = read_family(folder)
@@ -267,13 +326,9 @@ def _family(values: dict[str, Any], found: dict[str, Any]) -> Checkpoint:
             f"{folder}: the tokenizer pads with {pad_id}, config.json with {family.pad_id}; they are not of one model, copy the "
             "tokenizer that it was trained with"
         )
-    model = NAMES.get(family.model_type, family.model_type)
     ids = {"pad_id": pad_id, "mask_id": mask_id}
-    return FamilyCheckpoint(model=model, max_length=family.longest, tokenizer=encoder, **ids, **found)
-
-
-# What a record calls one of Hugging Face's, by the model_type in config.json, where that is another name.
-NAMES = {"bert": "hf_bert"}
+    found["model"] = found["model"] or family.model_type
+    return FamilyCheckpoint(max_length=family.longest, tokenizer=encoder, **ids, **found)
 
 
 def _mismatch(folder: Path, found: Tokenizer, rows: int) -> UserError:
@@ -283,12 +338,12 @@ def _mismatch(folder: Path, found: Tokenizer, rows: int) -> UserError:
     )
 
 
-def _from_file(file: Path) -> Checkpoint:
+def _from_file(file: Path, said: str) -> Checkpoint:
     run = file.resolve().parent.parent
     if file.suffix != ".pt" or not (run / records.FILE_NAME).is_file():
-        raise UserError(f"checkpoint={file}: not a checkpoint in a run's folder; {FORMS}")
+        raise UserError(f"{said}: not a checkpoint in a run's folder; {FORMS}")
     if not (run / "encoder" / "config.json").is_file():
-        raise UserError(f"checkpoint={file}: {run / 'encoder'} does not hold the run's sizes and tokenizer any more")
+        raise UserError(f"{said}: {run / 'encoder'} does not hold the run's sizes and tokenizer any more")
     batch, named = model_of(file)
     kept = objective_of(records.read_record(run)["config"]).encoder
     if kept:

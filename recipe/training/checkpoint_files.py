@@ -1,15 +1,13 @@
 """Composer's checkpoints: their names, what is in them, a run's fork at one, and reading them without executing anything. This
 is the one place that opens a `.pt` file.
 
-A checkpoint is a pickle, and unpickling calls what the file names. Here that is limited to tensors, plain containers and the few
-classes that hold clocks, versions and random states; a file that names anything else is refused.
+Beside tensors and plain containers a checkpoint may name the few classes that hold clocks, versions and random states; one that
+names anything else is refused (`recipe.system.pickles`).
 """
 
 from __future__ import annotations
 
 import datetime
-import pickle
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +16,11 @@ from typing import Any
 
 import composer.utils.checkpoint
 import numpy as np
-import torch
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+from torch.serialization import get_unsafe_globals_in_checkpoint
 from torch.torch_version import TorchVersion
 
 from recipe.errors import UserError, class_and_line
+from recipe.system.pickles import dangerous, read_pickle, refusal
 
 # What Composer 0.32 writes beside tensors, numbers and text. None of them does anything but hold its arguments.
 CLASSES = (
@@ -35,7 +33,7 @@ CLASSES = (
 )
 FOLDER = "checkpoints"  # of a run
 SAVED, LATEST = "ba{batch}-rank{rank}.pt", "latest-rank{rank}.pt"  # a file a rank; the latest are links
-_NAMED = re.compile(r"GLOBAL ([\w.]+)|`?([\w.]+)`? was not an allowed global|Unsupported class ([\w.]+)")
+_WHAT = "Composer checkpoint"
 
 
 def read_checkpoint(file: str | Path, map_location: str = "cpu") -> dict[str, Any]:
@@ -44,13 +42,7 @@ def read_checkpoint(file: str | Path, map_location: str = "cpu") -> dict[str, An
     Raises:
         UserError: no checkpoint, a damaged one, or one that names a function or class which is not in `CLASSES`.
     """
-    try:
-        with safe_globals(list(CLASSES)):
-            return torch.load(file, map_location=map_location, weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # torch raises whatever the bytes lead it to
-        raise _refusal(file, error) from None
+    return read_pickle(file, _WHAT, CLASSES, map_location)
 
 
 def model_of(file: Path) -> tuple[int, dict[str, Any]]:
@@ -102,9 +94,9 @@ def check(file: Path) -> None:
     try:
         named = sorted(set(get_unsafe_globals_in_checkpoint(file)) - known)
     except Exception as error:
-        raise _refusal(file, error) from None
+        raise refusal(file, _WHAT, error) from None
     if named:
-        raise _dangerous(file, named[0])
+        raise dangerous(file, _WHAT, named[0])
 
 
 @contextmanager
@@ -117,16 +109,3 @@ def composer_reads_safely() -> Iterator[None]:
         yield
     finally:
         setattr(module, name, before)
-
-
-def _refusal(file: str | Path, error: Exception) -> UserError:
-    named = isinstance(error, pickle.UnpicklingError) and _NAMED.search(str(error))
-    if named:
-        return _dangerous(file, next(filter(None, named.groups())))
-    return UserError(f"{file}: not a Composer checkpoint, or damaged ({class_and_line(error)})")
-
-
-def _dangerous(file: str | Path, name: str) -> UserError:
-    return UserError(
-        f"{file}: names `{name}`, which no checkpoint of this project needs; refused, because reading it could execute code"
-    )

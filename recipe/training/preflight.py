@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 
 import torch
 from composer.utils import dist
-from torch import Tensor
 
 from kernels import backends
 from recipe import records
@@ -35,8 +33,7 @@ from recipe.training.compiled import check_compiles
 from recipe.training.loggers import check_loggers
 from recipe.training.optimizers import OPTIMIZERS
 from recipe.training.parallel import PARALLEL
-
-SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+from recipe.training.start import Start, adopt, find_start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Plan:
     encoder: EncoderConfig
     backends: Backends
     microbatch: memory.Microbatch
-    weights: dict[str, Tensor] | None  # to start from
+    start: Start | None  # what `init_from` gives
     ranks: int
     resumes: bool  # from a checkpoint in the output folder
     folder: Path  # of the dataset on this machine
@@ -63,6 +60,11 @@ class Plan:
     @property
     def out(self) -> Path:
         return Path(self.config.out)
+
+    @property
+    def positions(self) -> int:
+        """The longest input that the model is made for: with `init_from`, the source's."""
+        return (self.start and self.start.longest) or self.config.data.sequence_length
 
     @property
     def packed(self) -> bool:
@@ -79,17 +81,19 @@ def make_plan(config: TrainConfig) -> Plan:
     splits = (config.data.train_split, config.data.eval_split)
     info, folder = open_dataset(config.data, splits), local_folder(config.data)
     for split in splits:
-        check_files(folder, split, storage.is_remote(config.data.path))
+        check_files(folder, split, storage.is_remote(config.data.path), info.dtype)
     check_vocabulary(folder, info)
+    start = find_start(config, info, folder)
+    if start:
+        config = adopt(config, start.model, start.sizes)
     kind, learns = architecture(config.model.name), objective(config.objective)
     batching = resolve_batching(config.data.batching, kind)
     check_numbers(config, info, ranks, batching)
     check_loggers(config.loggers)
-    encoder = encoder_config(config, info)
+    encoder = encoder_config(config, info, start and start.sizes)
     chosen = resolve_backends(config, kind, encoder, hardware)
     price = prices.price_of(hardware.name, hardware.kind, config.cost.prices, config.cost.usd_per_hour)
     microbatch = choose_microbatch(config, learns, kind, encoder, hardware, chosen, ranks, batching)
-    weights = initial_weights(config, kind, encoder, info)
     if config.model.compile:
         check_compiles(chosen.attention, hardware.device)
     return Plan(
@@ -102,7 +106,7 @@ def make_plan(config: TrainConfig) -> Plan:
         encoder=encoder,
         backends=chosen,
         microbatch=microbatch,
-        weights=weights,
+        start=start,
         ranks=ranks,
         resumes=resumes(config),
         folder=folder,
@@ -158,7 +162,8 @@ def choose_microbatch(
     return choose(memory.need_of_batch(*of_step, in_pieces=lambda need: choose(need).size < share))
 
 
-def encoder_config(config: TrainConfig, info: DatasetInfo) -> EncoderConfig:
+def encoder_config(config: TrainConfig, info: DatasetInfo, source: EncoderConfig | None = None) -> EncoderConfig:
+    """The encoder's sizes; what no key states is `source`'s, where there is one."""
     model = config.model
     if model.vocab_size is not None and model.vocab_size != info.vocabulary.size:
         raise UserError(
@@ -167,31 +172,11 @@ def encoder_config(config: TrainConfig, info: DatasetInfo) -> EncoderConfig:
         )
     shared = {f.name for f in dataclasses.fields(EncoderConfig)} & {f.name for f in dataclasses.fields(model)}
     values = {name: getattr(model, name) for name in shared}
+    values |= {"vocab_size": padded_vocab_size(info.vocabulary.size), "pad_token_id": info.vocabulary.pad_id}
     try:
-        return EncoderConfig(**{**values, "vocab_size": padded_vocab_size(info.vocabulary.size)})
+        return dataclasses.replace(source or EncoderConfig(), **values)
     except ValueError as error:
         raise UserError(f"model: {error}") from None
-
-
-def initial_weights(
-    config: TrainConfig, kind: Architecture, encoder: EncoderConfig, info: DatasetInfo
-) -> dict[str, Tensor] | None:
-    """The weights of `init_from`, of this model's sizes and these shards' vocabulary."""
-    if config.init_from is None:
-        return None
-    folder = Path(config.init_from)
-    folder = folder / "encoder" if (folder / "encoder").is_dir() else folder
-    sizes, weights = kind.read(folder)
-    for name in SIZES:
-        there, here = getattr(sizes, name), getattr(encoder, name)
-        if there != here:
-            raise UserError(f"init_from={config.init_from} has {name}={there}, and this run {here}; they must be equal")
-    vocabulary = folder / "vocab.txt"
-    if not vocabulary.is_file() or hashlib.sha256(vocabulary.read_bytes()).hexdigest() != info.vocabulary.sha256:
-        raise UserError(
-            f"init_from={config.init_from} was trained with another vocabulary than that of {config.data.path}"
-        )
-    return weights
 
 
 def resolve_backends(config: TrainConfig, kind: Architecture, encoder: EncoderConfig, hardware: Hardware) -> Backends:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from recipe.config import Data, Tokenizer
 from recipe.corpus import inspection, ownership, parts
 from recipe.data import storage
 from recipe.errors import UserError
@@ -14,7 +15,8 @@ from recipe.prepare import prepare
 from tests.object_store import BUCKET
 from tests.preparing import command, config_of
 from tests.processes import group_members, own_group, wait_for
-from tests.tiny.texts import write_text, write_vocabulary
+from tests.tiny.texts import open_batches, write_text, write_vocabulary
+from tests.tiny.tokenizers import write_other_tokenizer
 
 OUT = f"s3://{BUCKET}/sets/new"
 
@@ -184,3 +186,15 @@ def test_where_the_work_lies(tmp_path):
         )
     ]  # fmt: skip
     assert folders == ["data/c4.partial", "new.partial", "new.partial-2-of-4", "/big-2-of-4"]
+
+
+def test_a_tokenizer_without_a_vocabulary_file_is_shared_and_read_from_a_store(tmp_path, corpus, object_store):
+    settings = {"tokenizer": Tokenizer(name=str(write_other_tokenizer(tmp_path / "tokenizer", "unigram")))}
+    for share in ("1/2", "2/2"):
+        assert prepare(remote(tmp_path, shard_of=share, **settings)) is None
+    info = prepare(remote(tmp_path, **settings))
+    assert info.vocabulary.file == "tokenizer.json"
+    assert not any(name.endswith("vocab.txt") for name in object_store.names("sets/new/"))
+    data = Data(path=OUT, cache=str(tmp_path / "cache"), sequence_length=48, masking="word")
+    batch = next(iter(open_batches(data, batch_size=8)))
+    assert batch["input_ids"][0] == info.vocabulary.cls_id

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from recipe.data.masking import Masker, RateSchedule, _uniform
+from recipe.data.words import Words, continuations
 
 VOCABULARY, MASK_ID, SPECIALS = 30_522, 103, [0, 100, 101, 102, 103]
 ORDINARY = np.setdiff1d(np.arange(VOCABULARY), SPECIALS)
@@ -175,19 +176,19 @@ def test_counters_become_uniform_numbers(start):
         assert stats.chisquare(cells).pvalue > 1e-4
 
 
-def words_of(stream: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """A table in which ids from 20,000 on continue a word, and the number of the word that each token belongs to."""
+def words_of(stream: dict[str, np.ndarray]) -> tuple[Words, np.ndarray]:
+    """Of ids that continue a word from 20,000 on, and the number of the word that each token belongs to."""
     continues = np.zeros(2**16, dtype=bool)
     continues[20_000:] = True
     begins = stream["special"] | ~continues[stream["input_ids"]]
-    return continues, np.cumsum(begins)
+    return continuations(continues), np.cumsum(begins)
 
 
 @pytest.mark.parametrize("rate", [0.15, 0.30, 0.6])
 def test_words_are_masked_whole(rate):
     stream = a_stream(8_000)
-    continues, word = words_of(stream)
-    masker = Masker(rate, MASK_ID, ORDINARY, 17, "word", continues)
+    words, word = words_of(stream)
+    masker = Masker(rate, MASK_ID, ORDINARY, 17, "word", words)
     _, chosen, labels = masker(**stream, epoch=0)
     np.testing.assert_array_equal(labels, stream["input_ids"][chosen])
     assert not stream["special"][chosen].any()

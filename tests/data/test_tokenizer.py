@@ -140,7 +140,6 @@ def test_bert_vocabulary(tmp_path):
         (["a", "b"], r"lacks \[PAD\] \[UNK\] \[CLS\] \[SEP\] \[MASK\]"),
         ([*MINIMAL, "cat"], r"vocab.txt:14: `cat` stands already in line 7"),
         ([*MINIMAL, "Cat"], "holds capitals .*lowercase=false"),
-        ([*MINIMAL, *(str(i) for i in range(70_000))], "at most 65,536"),
     ],
 )
 def test_unusable_vocabularies(tmp_path, entries, message):
@@ -163,10 +162,15 @@ def test_contradictory_settings(settings, message, monkeypatch):
     assert "\n" not in str(error.value)
 
 
-def test_a_tokenizer_of_another_kind(tmp_path):
+def test_a_tokenizer_without_a_fast_form(tmp_path, monkeypatch):
+    """And one without a mask: neither can be prepared with."""
     from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
+    from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE())).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="only BERT's WordPiece"):
+    with pytest.raises(UserError, match="has no pad_token and no cls_token and no sep_token and no mask_token; add it"):
+        tokenizer.load(Settings(name=str(tmp_path)))
+    slow = BertTokenizer(vocabulary_file(tmp_path, MINIMAL))
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: slow)
+    with pytest.raises(UserError, match="is a BertTokenizer, which has no fast form"):
         tokenizer.load(Settings(name=str(tmp_path)))

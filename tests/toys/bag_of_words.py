@@ -56,5 +56,5 @@ def save(model: nn.Module, folder: Path) -> None:
 BAG_OF_WORDS = Architecture(
     "bag_of_words", PADDED, gated=False, predicts_all=True, backends=backends,
     masked_lm=lambda sizes, length, chosen: BagOfWords(sizes, chosen), largest_batch=full_rows, save=save,
-    save_sizes=lambda model, folder: model.config.save(folder, "bag_of_words"), read=convert.read_encoder, encoder=Words,
+    save_sizes=lambda model, folder: model.config.save(folder, "bag_of_words"), encoder=Words,
 )  # fmt: skip

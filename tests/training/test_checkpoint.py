@@ -161,7 +161,7 @@ def test_a_run_without_an_encoder_and_a_file_that_is_no_checkpoint(tmp_path):
 def test_weights_under_other_names_are_never_left_random(tmp_path):
     write_encoder(tmp_path / "hf", "hf_bert")
     file = tmp_path / "hf" / "model.safetensors"
-    renamed = {name.replace("attention.self.query", "attention.self.Wqkv"): t for name, t in load_file(file).items()}
+    renamed = {name.replace("attention.self.query", "attention.self.q"): t for name, t in load_file(file).items()}
     save_file(renamed, file, metadata={"format": "pt"})
     checkpoint = find_checkpoint(str(tmp_path / "hf"))
     with pytest.raises(

@@ -118,18 +118,17 @@ def test_a_run_starts_from_another_s_encoder_at_longer_sequences(yaml, tmp_path)
     cold = run(yaml, *words, f"out={tmp_path / 'cold'}")
     assert longer["loss_curve"][0]["loss"] < cold["loss_curve"][0]["loss"] - 0.3
     assert longer["config"]["init_from"] == str(tmp_path / "run") and first["status"] == "finished"
-    vocabulary = tmp_path / "run" / "encoder" / "vocab.txt"
-    vocabulary.write_text(vocabulary.read_text().replace("the", "teh"))
-    with pytest.raises(UserError, match="trained with another vocabulary"):
+    vocabulary = tmp_path / "run" / "encoder" / "tokenizer.json"
+    vocabulary.write_text(vocabulary.read_text().replace('"the"', '"teh"'))
+    with pytest.raises(UserError, match="trained with another tokenizer"):
         run(yaml, f"out={tmp_path / 'other'}", f"init_from={tmp_path / 'run'}")
 
 
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("model.vocab_size=1024", "has vocab_size=128, and this run 1024"),
-        ("model.name=hf_bert", "starts from no other run"),
-        ("init_from=nowhere", "no such file"),
+        ("model.vocab_size=1024", "trained with another tokenizer"),
+        ("init_from=./nowhere", "no such file"),
     ],
 )
 def test_what_a_run_cannot_start_from_is_refused(yaml, tmp_path, word, says):
