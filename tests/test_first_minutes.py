@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from recipe import shipped
-from recipe.config import GlueConfig, PairsConfig, PrepareConfig, SweepConfig, TrainConfig, load
+from recipe.config import FinetuneConfig, GlueConfig, PairsConfig, PrepareConfig, SweepConfig, TrainConfig, load
 from recipe.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +26,7 @@ SCHEMAS = {
     "recipe.prepare": PrepareConfig,
     "recipe.train": TrainConfig,
     "recipe.glue": GlueConfig,
+    "recipe.finetune": FinetuneConfig,
     "recipe.pairs": PairsConfig,
     "recipe.pareto": SweepConfig,
 }
@@ -122,7 +123,8 @@ def written_by_an_earlier_row() -> set[str]:
 YAMLS = {
     file: schema
     for folder, schema in (
-        ("data", PrepareConfig), ("pretrain", TrainConfig), ("demo", TrainConfig), ("glue", GlueConfig), ("pairs", PairsConfig)
+        ("data", PrepareConfig), ("pretrain", TrainConfig), ("demo", TrainConfig), ("glue", GlueConfig), ("pairs", PairsConfig),
+        ("finetune", FinetuneConfig),
     )
     for file in sorted((ROOT / "yamls" / folder).glob("*.yaml"))
 }  # fmt: skip

@@ -10,11 +10,20 @@ from typing import Any
 
 import pytest
 
-from recipe.config import GlueConfig, PairsConfig, PrepareConfig, SweepConfig, TrainConfig, to_dict
+from recipe.config import (
+    FinetuneConfig,
+    GlueConfig,
+    PairsConfig,
+    PredictConfig,
+    PrepareConfig,
+    SweepConfig,
+    TrainConfig,
+    to_dict,
+)
 from recipe.settings import MISSING, check_values, default, describe, leaves, of, what_changed
 from tests.mistakes import refused
 
-SCHEMAS = (PrepareConfig, TrainConfig, GlueConfig, PairsConfig, SweepConfig)
+SCHEMAS = (PrepareConfig, TrainConfig, GlueConfig, FinetuneConfig, PredictConfig, PairsConfig, SweepConfig)
 FIELDS = [
     pytest.param(schema, key, field, id=f"{schema.__name__}.{key}")
     for schema in SCHEMAS

@@ -5,19 +5,23 @@
 """
 
 from recipe.config.cost import Cost
+from recipe.config.finetune import FinetuneConfig, PredictConfig
 from recipe.config.loading import load, run_main, to_dict
 from recipe.config.prepare import PrepareConfig, Source, Tokenizer
-from recipe.config.score import GlueConfig, PairsConfig
+from recipe.config.score import GlueConfig, Jobs, PairsConfig
 from recipe.config.sweep import SweepConfig
 from recipe.config.train import Data, Model, Optimizer, Schedule, TrainConfig
 
 __all__ = [
     "Cost",
     "Data",
+    "FinetuneConfig",
     "GlueConfig",
+    "Jobs",
     "Model",
     "Optimizer",
     "PairsConfig",
+    "PredictConfig",
     "PrepareConfig",
     "Schedule",
     "Source",

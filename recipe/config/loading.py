@@ -35,6 +35,11 @@ def load(schema: type[C], path: str, overrides: Sequence[str] = ()) -> C:
         raise UserError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(from_file, DictConfig):
         raise UserError(f"{path}: expected `key: value` lines at the top level")
+    return _checked(schema, from_file, path, overrides)
+
+
+def _checked(schema: type[C], given: DictConfig, path: str, overrides: Sequence[str]) -> C:
+    """What is `given` at `path`, with `key=value` words over it, as an instance of `schema`."""
     for word in overrides:
         if "=" not in word.lstrip("="):
             raise UserError(f"`{word}`: settings on the command line have the form key=value")
@@ -43,7 +48,7 @@ def load(schema: type[C], path: str, overrides: Sequence[str] = ()) -> C:
     except Exception as error:
         raise UserError(f"command line: {one_line(error)}") from None
     merged = OmegaConf.structured(schema)
-    for layer, where in ((from_file, path), (words, "command line")):
+    for layer, where in ((given, path), (words, "command line")):
         _check_shape(OmegaConf.to_container(layer), schema, "", where)
         try:
             merged = OmegaConf.merge(merged, layer)
@@ -101,10 +106,21 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def run_main(schema: type[C], main: Callable[[C], object], argv: Sequence[str] | None = None) -> int:
-    """The command line of an entry point: `YAML [key=value ...]`. Returns the exit status, 2 for a user's mistake."""
+def run_main(
+    schema: type[C], main: Callable[[C], object], argv: Sequence[str] | None = None, first: Sequence[str] = ()
+) -> int:
+    """The command line of an entry point: `YAML [key=value ...]`. Returns the exit status, 2 for a user's mistake.
+
+    Args:
+        first: the keys whose values are the first words, instead of a YAML file: `MODEL FILE [key=value ...]`.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
-        print(f"usage: YAML [key=value ...]\n\n{schema.__doc__}\n\n{describe(schema)}")
-        return 0 if words else 2
-    return exit_status(lambda: main(load(schema, words[0], words[1:])))
+    asked = bool(words) and words[0] in ("-h", "--help")
+    if asked or len(words) < max(len(first), 1):
+        usage = " ".join(key.upper() for key in first) or "YAML"
+        print(f"usage: {usage} [key=value ...]\n\n{schema.__doc__}\n\n{describe(schema)}")
+        return 0 if asked else 2
+    if not first:
+        return exit_status(lambda: main(load(schema, words[0], words[1:])))
+    given = OmegaConf.create(dict(zip(first, words, strict=False)))
+    return exit_status(lambda: main(_checked(schema, given, "command line", words[len(first) :])))

@@ -4,12 +4,13 @@ What runs at a time is bounded in tokens, not in examples, so that neither memor
 batch keeps its number of examples, the one that a protocol states, and is cut into microbatches whose gradients add up to its
 own; what is only predicted is sorted by length first.
 
-Shapes: N examples, S sequences of a batch, T real tokens, L the longest sequence, R labels, one for each row of a head's outputs.
+Shapes: N examples, S sequences of a batch, T real tokens, L the longest sequence, R labels, one for each row of a head's outputs,
+C numbers of such a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,9 +31,14 @@ class EncodedExamples:
     ids: np.ndarray  # int32, all tokens
     types: np.ndarray  # int8, 0 in the first text and 1 in the second
     offsets: np.ndarray  # (N + 1,) int64, where each example begins, and the end
-    labels: np.ndarray  # (R,), int64 ids or float32 numbers
+    labels: np.ndarray  # (R,), int64 ids or float32 numbers; of several labels (R, C) float32, 0 or 1
     truncated: int  # examples that were longer
     label_offsets: np.ndarray | None = None  # (N + 1,) int64, where each example's labels begin; absent: it has one
+    first_truncated: int | None = None  # the first of those that were longer
+    # Where outputs stand for words, and a text too long is several of the N: of each row the word that it speaks for, counted
+    # over all texts, or -1; and where each text's words begin, and the end.
+    words: np.ndarray | None = None  # (R,) int64
+    word_offsets: np.ndarray | None = None  # int64
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -107,13 +113,17 @@ def encodings(
 
 def joined(found: Iterable[Encoding], labels: np.ndarray, label_offsets: np.ndarray | None = None) -> EncodedExamples:
     """Encodings with their labels (R,)."""
-    ids, types, truncated = [], [], 0
-    for encoding in found:
+    ids, types, cut = [], [], []
+    for number, encoding in enumerate(found):
         ids.append(np.array(encoding.ids, dtype=np.int32))
         types.append(np.array(encoding.type_ids, dtype=np.int8))
-        truncated += bool(encoding.overflowing)
+        if encoding.overflowing:
+            cut.append(number)
     offsets = np.concatenate([[0], np.cumsum([len(one) for one in ids])])
-    return EncodedExamples(np.concatenate(ids), np.concatenate(types), offsets, labels, truncated, label_offsets)
+    first = cut[0] if cut else None
+    return EncodedExamples(
+        np.concatenate(ids), np.concatenate(types), offsets, labels, len(cut), label_offsets, first_truncated=first
+    )
 
 
 @dataclass(frozen=True)
@@ -146,3 +156,19 @@ class ExampleCollator:
     def microbatches(self, examples: EncodedExamples, indices: Sequence[int]) -> list[Batch]:
         """One batch in as many pieces as its tokens need."""
         return [self.batch(examples, part) for part in self.parts(examples, indices)]
+
+
+@torch.no_grad()
+def outputs_of(
+    forward: Callable[[Batch], Tensor], examples: EncodedExamples, collator: ExampleCollator, device: str | torch.device
+) -> np.ndarray:
+    """(R, C) float32, in the order of the examples' labels; `forward` is a model that is in evaluation."""
+    outputs, parts = None, collator.parts(examples, range(len(examples)))
+    for part in parts:
+        batch = collator.batch(examples, part)
+        batch = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+        found = forward(batch).float().cpu().numpy()
+        if outputs is None:
+            outputs = np.empty((len(examples.labels), found.shape[1]), np.float32)
+        outputs[examples.rows(part)] = found
+    return outputs

@@ -6,7 +6,7 @@ the head is given, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,8 @@ class Kind:
     keep: Callable[[Batch], Tensor | None]
     # (D, C, probability of dropout) -> a module that makes (R, C) of (K, D)
     head: Callable[[int, int, float], nn.Module]
-    loss: Callable[[Tensor, Tensor], Tensor]  # (R, C), labels (R,) -> the mean over the rows that have a label
+    # (R, C), labels (R,) or (R, C) -> the mean over the rows that have a label; a kind with `balance` takes its weights (C,) too
+    loss: Callable[..., Tensor]
     decode: Callable[[EncodedExamples, np.ndarray], Sequence]  # outputs (R, C) -> N predictions, each as a label is
     constant: Callable[
         [Sequence, Sequence], Sequence
@@ -45,6 +46,19 @@ class Kind:
     word: Callable[[Any, Labels], str]  # a label or a prediction, as files have it
     # by name: (N labels, N predictions, the task's labels) -> at most 1, for a perfect answer
     metrics: Mapping[str, Callable[[Sequence, Sequence, Labels], float]]
+    # What stands behind is for tasks and files of the user's own (`recipe.finetune.own`), and for `recipe.predict`.
+    # (outputs (R, C) of examples, the task's labels) -> of each example what is written: `prediction`, `probability`, and with
+    # `all_labels` (the last argument) `probabilities` by label
+    answers: Callable[[EncodedExamples, np.ndarray, Labels, bool], Iterator[dict[str, Any]]] | None = None
+    words: Callable[[Any], Sequence[str]] = lambda label: (label,)  # the labels in what a file has; none in a number
+    separator: str | None = None  # between several labels in one cell; None: an example has one
+    texts: int = 2  # that an example may have
+    word_per_line: bool = False  # whether an example's one text is words, with a label each
+    # (labels as `encode` gives them, C) -> weights (C,) float32 with which rare classes count as much as others
+    balance: Callable[[np.ndarray, int], np.ndarray] | None = None
+    # (N labels, N predictions, the task's labels) -> more numbers of a set, which are no part of its score
+    details: Callable[[Sequence, Sequence, Labels], dict[str, Any]] = lambda gold, predicted, labels: {}
+    problem_type: str | None = None  # what transformers calls it in a model's config.json
 
     def measure(
         self, names: Sequence[str], gold: Sequence, predicted: Sequence, labels: Labels = ()
