@@ -63,7 +63,9 @@ class FinetuneConfig(Jobs, Files):
         special="empty for the kind's: comma or space",
     )
     bad_rows: int = setting(
-        0, "rows without a text or label that can be read, per set, that are left out; one more, and the run does not begin", least=0
+        0,
+        "rows without a text or label that can be read, per set, that are left out; one more, and the run does not begin",
+        least=0,
     )
     metrics: list[str] = setting([], "names of metrics, whose mean is the score; none: the kind's first")
     seeds: list[int] = setting([19, 8364, 717], "a fine-tuning for each", least=0, most=2**32 - 1)

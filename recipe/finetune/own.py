@@ -158,7 +158,9 @@ class OwnTask:
 
     @staticmethod
     def _left_out(bad: Sequence[str]) -> str:
-        return f", the {len(bad) + 1}th of these; bad_rows={len(bad)} leaves out that many" if bad else ", or set bad_rows"
+        return (
+            f", the {len(bad) + 1}th of these; bad_rows={len(bad)} leaves out that many" if bad else ", or set bad_rows"
+        )
 
     def _split_label(self, label: str | list[str], text: tuple[str, ...]) -> tuple[str | list[str] | None, str | None]:
         """A cell as the kind reads it, or what is wrong with it."""
