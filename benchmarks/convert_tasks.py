@@ -3,8 +3,8 @@
     clinc150 DATA_FULL.JSON[.gz] OUT                clinc150-{train,dev,test}.jsonl, with `text` and `intent`
     cranfield CRAN.ALL.1400 CRAN.QRY CRANQREL OUT   cranfield-{documents,queries,judgements}.jsonl
 
-CLINC150's out-of-scope queries become the label `oos` in the split that they belong to. Cranfield's queries are numbered 1 to 225 in
-their order, as its judgements number them, whatever their own `.I` says.
+CLINC150's out-of-scope queries become the label `oos` in the split that they belong to. Cranfield's queries are numbered 1 to
+225 in their order, as its judgements number them, whatever their own `.I` says.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ SPLITS = {"train": "train", "val": "dev", "test": "test"}
 
 def clinc150(source: Path, out: Path) -> list[Path]:
     """The distribution's lists of [text, intent], by split."""
-    opened = gzip.open(source, "rt", encoding="utf-8") if source.suffix == ".gz" else source.open(encoding="utf-8")
-    with opened as stream:
-        found = json.load(stream)
+    packed = source.read_bytes()
+    found = json.loads(gzip.decompress(packed) if source.suffix == ".gz" else packed)
     if missing := [name for name in SPLITS if name not in found or f"oos_{name}" not in found]:
         raise UserError(
             f"{source}: no `{missing[0]}`, or no `oos_{missing[0]}` in it; give the full distribution's file"
@@ -54,7 +53,7 @@ def cranfield(documents: Path, queries: Path, judgements: Path, out: Path) -> li
 
 
 def smart(file: Path) -> Iterator[dict[str, str]]:
-    """Records of `.I NUMBER` and fields that begin with `.LETTER` on a line of its own; lines of a field are joined by a space."""
+    """Records of `.I NUMBER` and fields that begin with `.LETTER` on a line of its own, their lines joined by spaces."""
     record: dict[str, list[str]] = {}
     field: list[str] = []
     for line in file.read_text("utf-8", errors="replace").splitlines():

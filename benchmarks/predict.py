@@ -1,9 +1,9 @@
-"""`python -m benchmarks.predict MODEL FILE [--rows N] [--rounds N] [--out RESULT.json]`: recipe.predict beside transformers' pipeline.
+"""`python -m benchmarks.predict MODEL FILE [--rows N] [--rounds N] [--out FILE]`: recipe.predict beside transformers' pipeline.
 
-MODEL is what recipe.finetune leaves of a Hugging Face encoder, which both load; FILE's texts are predicted in the order in which they
-stand. Two processes, one with each, predict the same texts in turns. The pipeline runs with batches of 1, 8, 32 and 64, texts as they
-come and sorted by length, float32 and, where the machine has it, bfloat16; it keeps freed memory, as recipe.predict does. What counts
-is its fastest setting. Reading the file is part of neither.
+MODEL is what recipe.finetune leaves of a Hugging Face encoder, which both load. Two processes, one with each, predict the same
+texts of FILE in turns. The pipeline runs with batches of 1, 8, 32 and 64, texts as they come and sorted by length, float32 and,
+where the machine has it, bfloat16; it keeps freed memory, as recipe.predict does. What counts is its fastest setting. Reading the
+file is part of neither.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`python -m recipe.predict MODEL FILE [key=value ...]`: predictions of a fine-tuned model for every row of a file.
 
-The rows are read, predicted and written a few thousand at a time, in the file's order, so that memory does not grow with the file.
-A row that cannot be read keeps its place and says why. The predictions appear under their name when they are complete.
+The rows are read, predicted and written a few thousand at a time, in the file's order, so memory does not grow with the file. A
+row that cannot be read keeps its place and says why. The predictions appear under their name when they are complete.
 """
 
 from __future__ import annotations

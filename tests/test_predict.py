@@ -1,4 +1,4 @@
-"""Predictions: those of the fine-tuning, for every format, in the file's order, with bad rows in their place, whole or not at all."""
+"""Predictions: those of the fine-tuning, for every format, in the file's order, bad rows in their place, whole or not at all."""
 
 from __future__ import annotations
 

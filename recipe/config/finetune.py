@@ -64,7 +64,7 @@ class FinetuneConfig(Jobs, Files):
     )
     bad_rows: int = setting(
         0,
-        "rows without a text or label that can be read, per set, that are left out; one more, and the run does not begin",
+        "rows per set that cannot be used and are left out; one more, and the run does not begin",
         least=0,
     )
     metrics: list[str] = setting([], "names of metrics, whose mean is the score; none: the kind's first")

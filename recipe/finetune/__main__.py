@@ -1,8 +1,8 @@
 """`python -m recipe.finetune YAML checkpoint=... [key=value ...]`: an encoder, fine-tuned on a task of your own.
 
-The YAML names the files, their columns, the kind of label, metrics and seeds. Each seed is a job with a record of its own; a run that
-was killed continues with the jobs that are missing. At the end stand scores with their spread, a bill, and the folder `model`, which
-`recipe.predict` takes.
+The YAML names the files, their columns, the kind of label, metrics and seeds. Each seed is a job with a record of its own; a run
+that was killed continues with the jobs that are missing. At the end stand scores with their spread, a bill, and the folder `model`,
+which `recipe.predict` takes.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ def too_long(max_length: int, data: TaskData, name: str, examples: EncodedExampl
         return []
     where = data.places[name][examples.first_truncated]
     return [
-        f"  note: {name}: {examples.truncated:,} of {len(examples):,} rows are longer than max_length={max_length} tokens and are "
-        f"cut, the first at {where}"
+        f"  note: {name}: {examples.truncated:,} of {len(examples):,} rows are longer than max_length={max_length} tokens and "
+        f"are cut, the first at {where}"
     ]
 
 

@@ -154,10 +154,10 @@ def fine_tune(
 ) -> Outcome:
     """Fit `model` in place and predict other sets, once, at the end.
 
-    AdamW as in pretraining, 6 % warm-up, then linear to 0, unless `fit.fitting` has other numbers; shuffled anew each epoch, in an
-    order that the seed decides; the last, shorter batch is used. A batch has `fit.batch_size` examples whatever their lengths;
-    `collator.max_tokens` bounds only what runs at a time, and the gradient is the whole batch's. With `judge` the model is that of
-    the best epoch.
+    AdamW as in pretraining, 6 % warm-up, then linear to 0, unless `fit.fitting` has other numbers; shuffled anew each epoch, in
+    an order that the seed decides; the last, shorter batch is used. A batch has `fit.batch_size` examples whatever their lengths;
+    `collator.max_tokens` bounds only what runs at a time, and the gradient is the whole batch's. With `judge` the model is that
+    of the best epoch.
 
     Raises:
         UserError: the loss ran away, so that the predictions are no numbers; or the GPU's memory was not enough.

@@ -1,6 +1,6 @@
 """A fine-tuned model as a folder: encoder and head, their labels, what they were trained to do, and the tokenizer.
 
-    config.json, model.safetensors   the encoder's own form: this project's names, or Hugging Face's, whose classes load it as it is
+    config.json, model.safetensors   in the encoder's form: this project's names, or Hugging Face's, whose classes load it
     task.json                        kind, labels, columns, length, scores
     tokenizer.json, ...              of the encoder
 

@@ -1,4 +1,4 @@
-"""How deep a parameter lies in an encoder, by its name alone, for any architecture: what is frozen, and what learns more slowly."""
+"""How deep a parameter lies in an encoder, by its name, for any architecture: what is frozen, and what learns more slowly."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""All jobs of a fine-tuning, from a plan to a record with scores and a bill; whose tasks they are, GLUE's or the user's own, gives
-the plan.
+"""All jobs of a fine-tuning, from a plan to a record with scores and a bill, whether their tasks are GLUE's or the user's own.
 
 A job is one task with one seed, with a record of its own; a run that was killed continues with the jobs that are missing.
 """
@@ -98,8 +97,8 @@ def start_record(
     about: dict[str, Any],
     say_start: Callable[[Plan, dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """The record as it is now, `about` being what its section says beside the scores; the model is built once before, so that what does not
-    fit fails first."""
+    """The record as it is now. `about` is what its section says beside the scores. The model is built once before, so that what
+    does not fit fails first."""
     config, hardware, worker = plan.config, plan.hardware, plan.worker
     first = next(task for task in plan.tasks if task.name in sizes)
     kind = KINDS[first.kind]

@@ -1,4 +1,4 @@
-"""A text or a pair of texts has a class, any number of labels, or a number. BERT's pooler and a linear layer read the first token.
+"""A text or a pair of texts has a class, any number of labels, or a number. BERT's pooler and a linear layer read token 0.
 
 Shapes: N examples, S sequences, as many, C labels.
 """

@@ -1,7 +1,7 @@
 """A label for each word of a text that was split into words beforehand; a linear layer reads the first sub-word of each.
 
-The words are joined by spaces and tokenised as running text, because what a byte-level or Unigram vocabulary learnt of a word is the
-word with the space before it. A text that is too long becomes overlapping windows, and a word is read where the nearer of the
+The words are joined by spaces and tokenised as running text, because what a byte-level or Unigram vocabulary learnt of a word is
+the word with the space before it. A text that is too long becomes overlapping windows, and a word is read where the nearer of the
 window's ends is farthest.
 
 Shapes: N texts, R tokens of all their windows, C labels.
@@ -39,8 +39,8 @@ class TokenHead(nn.Module):
 
 
 def token_loss(logits_TC: Tensor, labels_T: Tensor, weights_C: Tensor | None = None) -> Tensor:
-    """The mean cross-entropy over the tokens that have a label, a float32 scalar, 0 where none has; labels are int64 ids, -100 for
-    none."""
+    """The mean cross-entropy over the tokens that have a label, a float32 scalar, 0 where none has; labels are int64 ids, -100
+    for none."""
     total = F.cross_entropy(logits_TC.float(), labels_T, weights_C, ignore_index=IGNORED_LABEL, reduction="sum")
     return total / (labels_T != IGNORED_LABEL).sum().clamp(min=1)
 
