@@ -78,10 +78,11 @@ def serve(
 
 
 def measure(model: str, texts: Texts, rounds: int) -> dict[str, Any]:
-    context, pipes = multiprocessing.get_context("spawn"), {}
+    context, pipes, workers = multiprocessing.get_context("spawn"), {}, []
     for name, build in ((OURS, ours), ("pipeline", theirs)):
         pipes[name], far = context.Pipe()
-        context.Process(target=serve, args=(build, model, texts, far), daemon=True).start()
+        workers.append(context.Process(target=serve, args=(build, model, texts, far), daemon=True))
+        workers[-1].start()
     bf16 = find_hardware("cpu", "auto", 1).autocast is not None
     precisions = ["fp32", *(["amp_bf16"] if bf16 else [])]
     settings = [" ".join(map(str, one)) for one in itertools.product(precisions, ("as-it-comes", "sorted"), BATCHES)]
@@ -95,6 +96,8 @@ def measure(model: str, texts: Texts, rounds: int) -> dict[str, Any]:
     found = in_turns(calls, rounds)
     for pipe in pipes.values():
         pipe.send("")
+    for worker in workers:
+        worker.join()
     rows = [
         {"name": name, "setting": setting, "seconds": spread([one[0] for one in results]), "rows_per_s":
          len(texts) / spread([one[0] for one in results])["p50"], "peak_mem_gib": results[-1][2]}
@@ -104,19 +107,15 @@ def measure(model: str, texts: Texts, rounds: int) -> dict[str, Any]:
         setting: sum(a == b for a, b in zip(found[OURS, "fp32"][0][1], results[0][1], strict=True)) / len(texts)
         for (name, setting), results in found.items() if name != OURS
     }  # fmt: skip
-    best = {
-        name: max(
-            (row for row in rows if row["name"] == name and test(row["setting"])), key=lambda row: row["rows_per_s"]
-        )
-        for name, test in ((OURS, lambda setting: True), ("pipeline", lambda setting: True))
-    }
-    plain = max((row for row in rows if "as-it-comes" in row["setting"]), key=lambda row: row["rows_per_s"])
-    speed = best[OURS]["rows_per_s"]
+
+    def fastest(name: str, word: str = "") -> float:
+        return max(row["rows_per_s"] for row in rows if row["name"] == name and word in row["setting"])
+
     return {
         "rows": rows,
         "same_predictions": agree,
-        "times_the_fastest_pipeline": speed / best["pipeline"]["rows_per_s"],
-        "times_the_fastest_pipeline_unsorted": speed / plain["rows_per_s"],
+        "times_the_fastest_pipeline": fastest(OURS) / fastest("pipeline"),
+        "times_the_fastest_pipeline_unsorted": fastest(OURS) / fastest("pipeline", "as-it-comes"),
     }
 
 

@@ -35,6 +35,7 @@ from recipe.system.progress import ProgressLine, clock, time_left
 from recipe.system.quiet import quiet_libraries
 
 CHUNK_ROWS, CHUNK_CHARACTERS = 4096, 1 << 22  # that are in memory at a time: the first of the two that is reached
+MAX_TOKENS, MAX_TOKENS_PADDED = 8192, 1024  # that run at a time, the second for padded rows on a CPU
 NAMED = 5  # rows without a prediction that are named at the end
 COLUMNS = ("row", "prediction", "probability", "problem")
 Write = Callable[[dict[str, Any]], None]
@@ -84,11 +85,13 @@ def load_predictor(config: PredictConfig) -> Predictor:
     """
     hardware = find_hardware(config.device, config.precision, ranks=1)
     found = open_fine_tuned(config.model)
-    if config.max_tokens < (length := found.task["max_length"]):
+    length, padding = found.task["max_length"], found.checkpoint.padding
+    if 0 < config.max_tokens < length:
         raise UserError(f"max_tokens={config.max_tokens}: a text of this model has up to {length}; set at least that")
     if hardware.kind == "cpu":
         keep_freed_memory()
-    collator = ExampleCollator(config.max_tokens, found.checkpoint.padding)
+    usual = MAX_TOKENS_PADDED if hardware.kind == "cpu" and padding is not None else MAX_TOKENS
+    collator = ExampleCollator(config.max_tokens or max(usual, length), padding)
     return Predictor(found, found.model(hardware), hardware, collator, config.all_labels)
 
 

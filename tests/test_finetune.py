@@ -36,13 +36,13 @@ LEARNT = {
     "classification": {},
     "multilabel": {"lr": 2e-3, "batch_size": 8, "epochs": 8.0},
     "regression": {"lr": 1e-2, "batch_size": 8, "epochs": 8.0},
-    "tokens": {"epochs": 2.0},
+    "entities": {"epochs": 2.0},
 }
 
 
 @pytest.mark.parametrize(
     ("kind", "model"),
-    [*((kind, "mosaic_bert") for kind in LEARNT), ("classification", "hf_bert"), ("tokens", "hf_bert")],
+    [*((kind, "mosaic_bert") for kind in LEARNT), ("classification", "hf_bert"), ("entities", "hf_bert")],
 )
 def test_every_kind_is_learnt_and_leaves_a_folder(tmp_path, kind, model, capsys):
     write_run(tmp_path / "run", model)
@@ -126,7 +126,7 @@ def test_a_fine_tuned_folder_is_fine_tuned_again(tmp_path, run):
 
 def test_entity_f1_stands_by_type_too(tmp_path, run, capsys):
     write_own(tmp_path / "own", 80)
-    task = finetune(own_config(tmp_path, "tokens", max_length=8))["finetune"]["tasks"]["mine"]
+    task = finetune(own_config(tmp_path, "entities", max_length=8))["finetune"]["tasks"]["mine"]
     assert list(task["entity_f1"]) == ["ANIMAL"] and task["entity_f1"]["ANIMAL"] == pytest.approx(task["score"])
     said = capsys.readouterr().out
     assert "ANIMAL       F1" in said and "sentences beyond 8 tokens are read in" in said

@@ -25,7 +25,7 @@ def home(request, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
     write_run(folder / "run", request.param)
     write_own(folder / "own", 80)
-    for kind in ("classification", "multilabel", "regression", "tokens"):
+    for kind in ("classification", "multilabel", "regression", "entities"):
         finetune(own_config(folder, kind, epochs=2.0, dev_share=0.2, max_length=16, out=str(folder / kind)))
     return folder
 
@@ -37,17 +37,17 @@ def predicted(home: Path, kind: str, file: Path, **settings) -> list[dict]:
     return [json.loads(line) for line in predict(config).read_text("utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("kind", ["classification", "regression", "tokens"])
+@pytest.mark.parametrize("kind", ["classification", "regression", "entities"])
 def test_predictions_are_those_of_the_fine_tuning(home, kind):
     """The scored set again: what the job wrote of it, in whatever batches."""
-    name = {"classification": "test.csv", "tokens": "test.txt", "regression": "train.tsv"}[kind]
+    name = {"classification": "test.csv", "entities": "test.txt", "regression": "train.tsv"}[kind]
     found = predicted(home, kind, home / "own" / name, out=str(home / f"{kind}.jsonl"), max_tokens=64)
     if kind == "regression":
         assert len(found) == 80 and {*found[0]} == {"row", "prediction"}
         return
     said = [line.split("\t")[1] for line in (home / kind / "jobs/19/test.tsv").read_text().splitlines()[1:]]
     assert [one["prediction"] if kind == "classification" else " ".join(one["prediction"]) for one in found] == said
-    probabilities = [p for one in found for p in (one["probability"] if kind == "tokens" else [one["probability"]])]
+    probabilities = [p for one in found for p in (one["probability"] if kind == "entities" else [one["probability"]])]
     assert all(0.4 < p <= 1 for p in probabilities) and len({*probabilities}) > 5
 
 
@@ -158,6 +158,24 @@ def test_the_page_of_help(capsys):
     assert run_main(PredictConfig, main, ["--help"], first=("model", "file")) == 0
     assert capsys.readouterr().out.startswith("usage: MODEL FILE [key=value ...]")
     assert run_main(PredictConfig, main, ["one"], first=("model", "file")) == 2
+
+
+def test_transformers_pipeline_says_the_same_of_a_hugging_face_folder(home, tmp_path):
+    from transformers import pipeline
+
+    if not (home / "classification/model/config.json").read_text().count("ForSequenceClassification"):
+        return  # this project's own form
+    found = predicted(home, "classification", home / "own/test.csv", out=str(tmp_path / "x.jsonl"), all_labels=True)
+    with (home / "own/test.csv").open(newline="", encoding="utf-8") as stream:
+        texts = [row["text"] for row in csv.DictReader(stream)]
+    for kind, model in (("classification", "text-classification"), ("entities", "token-classification")):
+        pipe = pipeline(model, str(home / kind / "model"), device="cpu")
+        if kind == "classification":
+            said = pipe(texts, truncation=True, max_length=16)
+            assert [one["label"] for one in said] == [one["prediction"] for one in found]
+            assert [one["score"] for one in said] == pytest.approx([one["probability"] for one in found], abs=1e-5)
+        else:
+            assert {one["entity"] for one in pipe("the red horse", ignore_labels=[])} <= {"O", "B-ANIMAL"}
 
 
 def test_weights_that_do_not_fit_are_counted(home, tmp_path):

@@ -1,8 +1,8 @@
 """`python -m recipe.finetune YAML checkpoint=... [key=value ...]`: an encoder, fine-tuned on a task of your own.
 
-The YAML names the files, their columns, the kind of label, metrics and seeds. Each seed is a job with a record of its own; a run
-that was killed continues with the jobs that are missing. At the end stand scores with their spread, a bill, and the folder `model`,
-which `recipe.predict` takes.
+The YAML names files, columns, the kind of label, metrics and seeds. Each seed is a job with a record of its own; a run that was
+killed continues with the jobs that are missing. At the end stand scores with their spread, a bill, and the folder `model`, which
+`recipe.predict` takes.
 """
 
 from __future__ import annotations

@@ -166,33 +166,9 @@ def fine_tune(
     pieces = partial(collator.microbatches, train)
     loader = DataLoader(range(len(train)), fit.batch_size, shuffle=True, generator=order, collate_fn=pieces)
     batches = max(1, math.ceil(fit.epochs * len(loader)))
-    fitting, tuned = fit.fitting, FineTuning(model, kind, hardware, fit.weights)
-    count = Count(fit.name, batches, report)
-    best = BestEpoch(tuned, judge, collator, hardware.device, len(loader), batches, fitting.patience) if judge else None
-    settings = Optimizer(lr=fit.lr, betas=BETAS, eps=EPS, weight_decay=fit.weight_decay)
-    freeze(model, fitting.freeze_layers)
-    # The process' own GPU: jobs that run side by side have one each.
-    device = DeviceGPU(torch.cuda.current_device()) if hardware.kind == "gpu" else "cpu"
-    join_ranks(device)
-    trainer = Trainer(
-        count_tokens=weight,
-        model=tuned,
-        optimizers=slower_below(build_optimizer(model, settings), model, fitting.layer_decay),
-        schedulers=Rate(Schedule(warmup=fitting.warmup, final_lr=fitting.final_lr)),
-        train_dataloader=DataSpec(
-            loader,
-            split_batch=lambda pieces, _: pieces,
-            get_num_samples_in_batch=sequences,
-            get_num_tokens_in_batch=weight,
-        ),
-        accumulate_train_batch_on_tokens=True,
-        max_duration=f"{batches}ba",
-        device=device,
-        precision="fp32",  # Composer's own; the model brings its autocast, on a CPU too
-        seed=fit.seed,
-        callbacks=[count, best] if best else [count],
-        progress_bar=False,
-    )
+    tuned, count = FineTuning(model, kind, hardware, fit.weights), Count(fit.name, batches, report)
+    best = judge and BestEpoch(tuned, judge, collator, hardware.device, len(loader), batches, fit.fitting.patience)
+    trainer = _trainer(tuned, fit, loader, batches, [count, best] if best else [count], hardware)
     started = time.perf_counter()
     try:
         trainer.fit()
@@ -208,6 +184,36 @@ def fine_tune(
     if not all(np.isfinite(values).all() for values in outputs.values()):
         raise UserError(f"{fit.name}: the loss ran away (lr {fit.lr:g}); set a smaller {fit.lr_key}")
     return Outcome(outputs, seconds, count.tokens, count.sequences, count.done)
+
+
+def _trainer(
+    tuned: FineTuning, fit: Fit, loader: DataLoader, batches: int, callbacks: list[Callback], hardware: Hardware
+) -> Trainer:
+    fitting, model = fit.fitting, tuned.model
+    freeze(model, fitting.freeze_layers)
+    settings = Optimizer(lr=fit.lr, betas=BETAS, eps=EPS, weight_decay=fit.weight_decay)
+    # The process' own GPU: jobs that run side by side have one each.
+    device = DeviceGPU(torch.cuda.current_device()) if hardware.kind == "gpu" else "cpu"
+    join_ranks(device)
+    return Trainer(
+        count_tokens=weight,
+        model=tuned,
+        optimizers=slower_below(build_optimizer(model, settings), model, fitting.layer_decay),
+        schedulers=Rate(Schedule(warmup=fitting.warmup, final_lr=fitting.final_lr)),
+        train_dataloader=DataSpec(
+            loader,
+            split_batch=lambda pieces, _: pieces,
+            get_num_samples_in_batch=sequences,
+            get_num_tokens_in_batch=weight,
+        ),
+        accumulate_train_batch_on_tokens=True,
+        max_duration=f"{batches}ba",
+        device=device,
+        precision="fp32",  # Composer's own; the model brings its autocast, on a CPU too
+        seed=fit.seed,
+        callbacks=callbacks,
+        progress_bar=False,
+    )
 
 
 def weight(pieces: Batch | list[Batch]) -> dict[str, float]:

@@ -118,28 +118,28 @@ def test_a_class_seen_once_is_said(tmp_path):
 
 def test_tags(tmp_path):
     write_own(tmp_path / "own", 40)
-    found = OwnTask(own_config(tmp_path, "tokens")).data
+    found = OwnTask(own_config(tmp_path, "entities")).data
     assert found.labels == ("O", "B-ANIMAL") and sum(map(sum, found.train.labels)) == 40
     file = tmp_path / "own" / "train.txt"
     file.write_text("the O 0\nold B-X 0\n\nred O 0\nhorse I-ANIMAL 0\n")
     with pytest.raises(
         UserError, match=r"train.txt:5: tag `I-ANIMAL` behind `O` is no IOB2: an entity begins with `B-ANIM"
     ):
-        OwnTask(own_config(tmp_path, "tokens")).data  # noqa: B018 - the property reads
+        OwnTask(own_config(tmp_path, "entities")).data  # noqa: B018 - the property reads
     file.write_text("the O 0\nold O\n")
     assert "train.txt:1: line 2 has 2 cells instead of 3" in refused(
-        getattr, OwnTask(own_config(tmp_path, "tokens")), "data"
+        getattr, OwnTask(own_config(tmp_path, "entities")), "data"
     )
     file.write_text("the O 0\nold O 0\n")
-    assert "has the label `O`" in refused(getattr, OwnTask(own_config(tmp_path, "tokens")), "data")
+    assert "has the label `O`" in refused(getattr, OwnTask(own_config(tmp_path, "entities")), "data")
 
 
 def test_words_and_tags_in_one_cell(tmp_path):
     rows = [("the horse", "O B-A"), ("a house", "O O")]
-    found = read(tmp_path, *rows, dev=rows, kind="tokens", columns=[], format="auto", text=["text"], label="label")
+    found = read(tmp_path, *rows, dev=rows, kind="entities", columns=[], format="auto", text=["text"], label="label")
     assert found.train.labels == [[0, 1], [0, 0]]
     message = refused(
-        read, tmp_path, ("the horse", "O"), kind="tokens", columns=[], format="auto", text=["text"], label="label"
+        read, tmp_path, ("the horse", "O"), kind="entities", columns=[], format="auto", text=["text"], label="label"
     )
     assert "train.csv:2: 1 tags for 2 words" in message
 

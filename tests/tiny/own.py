@@ -16,7 +16,7 @@ KINDS = {
     "classification": {"train": ["train.csv"], "test": ["test.csv"]},
     "multilabel": {"train": ["train.jsonl"], "label": "labels"},
     "regression": {"train": ["train.tsv"], "text": ["one", "two"], "metrics": ["pearson", "spearman"]},
-    "tokens": {"train": ["train.txt"], "test": ["test.txt"], "format": "conll", "columns": ["word", "tag", "rest"],
+    "entities": {"train": ["train.txt"], "test": ["test.txt"], "format": "conll", "columns": ["word", "tag", "rest"],
                "text": ["word"], "label": "tag"},
 }  # fmt: skip
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from recipe.finetune.kinds.entities import ENTITIES
 from recipe.finetune.kinds.kind import Kind
 from recipe.finetune.kinds.sequence import CLASSIFICATION, MULTILABEL, REGRESSION
-from recipe.finetune.kinds.tokens import TOKENS
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (CLASSIFICATION, MULTILABEL, REGRESSION, TOKENS)}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (CLASSIFICATION, MULTILABEL, REGRESSION, ENTITIES)}

@@ -9,8 +9,8 @@ import torch
 from recipe.data.tokenizer import encoder
 from recipe.finetune.batches import IGNORED_LABEL, ExampleCollator
 from recipe.finetune.examples import WORD_BREAK, Examples
-from recipe.finetune.kinds import TOKENS
-from recipe.finetune.kinds.tokens import BadTag, token_loss
+from recipe.finetune.kinds import ENTITIES
+from recipe.finetune.kinds.entities import BadTag, token_loss
 from recipe.model.huggingface import load_tokenizer
 from tests.tiny.families import write_family
 from tests.tiny.models import write_tokenizer
@@ -35,7 +35,7 @@ def sentences(*texts: str) -> Examples:
 
 def test_the_first_sub_word_of_each_word_has_its_label(tokenizer):
     texts = ("the horse horsetiger , red", "snake", "redhorse greenwhale under-the")
-    found = TOKENS.encode(tokenizer, sentences(*texts), 64)
+    found = ENTITIES.encode(tokenizer, sentences(*texts), 64)
     assert len(found) == 3 and found.truncated == 0
     for number, text in enumerate(texts):
         rows = found.rows([number])
@@ -48,7 +48,7 @@ def test_the_first_sub_word_of_each_word_has_its_label(tokenizer):
 
 def test_words_are_tokenised_as_in_running_text(tokenizer):
     """A byte-level vocabulary knows a word by the space before it."""
-    found = TOKENS.encode(tokenizer, sentences("the red horse"), 64)
+    found = ENTITIES.encode(tokenizer, sentences("the red horse"), 64)
     tokenizer.no_truncation()
     assert found.ids.tolist() == tokenizer.encode("the red horse").ids
 
@@ -56,14 +56,14 @@ def test_words_are_tokenised_as_in_running_text(tokenizer):
 def test_a_long_sentence_becomes_windows_and_each_word_is_read_once(tokenizer):
     text = " ".join(["red horse under the tree"] * 9)
     examples = sentences(text, "the snake")
-    whole, cut = (TOKENS.encode(tokenizer, examples, length) for length in (200, 24))
+    whole, cut = (ENTITIES.encode(tokenizer, examples, length) for length in (200, 24))
     assert len(whole) == 2 and len(cut) == 4 and cut.lengths.max() <= 24 and cut.truncated == 0
     for found in (whole, cut):
         spoken = found.words[found.words >= 0]
         assert sorted(spoken.tolist()) == list(range(47)) and (np.diff(spoken) > 0).all()
         assert found.word_offsets.tolist() == [0, 45, 47]
     logits = np.eye(3, dtype=np.float32)[np.where(cut.labels == IGNORED_LABEL, 0, cut.labels)]
-    assert TOKENS.decode(cut, logits) == examples.labels
+    assert ENTITIES.decode(cut, logits) == examples.labels
     # away from the ends of its window, unless the sentence itself ends there
     for number in range(len(cut) - 1):
         rows = cut.rows([number])
@@ -74,19 +74,19 @@ def test_a_long_sentence_becomes_windows_and_each_word_is_read_once(tokenizer):
 
 def test_a_word_of_which_nothing_is_left_is_outside(tokenizer):
     examples = Examples([(WORD_BREAK.join(["red", "\u200b\u200b", "horse"]),)], [()])
-    found = TOKENS.encode(tokenizer, examples, 64)
-    said = next(TOKENS.answers(found, np.zeros((len(found.labels), 3), np.float32) + [0, 0, 9], LABELS, False))
+    found = ENTITIES.encode(tokenizer, examples, 64)
+    said = next(ENTITIES.answers(found, np.zeros((len(found.labels), 3), np.float32) + [0, 0, 9], LABELS, False))
     assert len(said["prediction"]) == len(said["probability"]) == 3
     assert said["prediction"][0] == said["prediction"][2] == "I-A"
 
 
 def test_tags_are_read_with_their_place():
-    assert TOKENS.read(["B-A", "I-A", "O"], LABELS) == [1, 2, 0]
+    assert ENTITIES.read(["B-A", "I-A", "O"], LABELS) == [1, 2, 0]
     for tags, place in ((["O", "I-A"], 1), (["B-A", "B-C"], 1)):
         with pytest.raises(BadTag) as caught:
-            TOKENS.read(tags, LABELS)
+            ENTITIES.read(tags, LABELS)
         assert caught.value.place == place
-    assert list(TOKENS.words(["B-A", "O", "I-A", "O"])) == ["O", "B-A", "I-A"]
+    assert list(ENTITIES.words(["B-A", "O", "I-A", "O"])) == ["O", "B-A", "I-A"]
 
 
 def test_the_loss_does_not_depend_on_how_a_batch_is_cut():
@@ -103,7 +103,7 @@ def test_the_loss_does_not_depend_on_how_a_batch_is_cut():
 
 
 def test_a_batch_of_windows(tokenizer):
-    found = TOKENS.encode(tokenizer, sentences(" ".join(["red horse"] * 20), "the snake"), 16)
+    found = ENTITIES.encode(tokenizer, sentences(" ".join(["red horse"] * 20), "the snake"), 16)
     for pad in (None, 0):
         collator = ExampleCollator(40, pad)
         for part in collator.parts(found, range(len(found))):

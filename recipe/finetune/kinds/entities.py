@@ -160,8 +160,8 @@ def _by_type(gold: Sequence[list[int]], predicted: Sequence[list[int]], labels: 
     return {"entity_f1": {kind: 100 * value for kind, value in by_type.items()}}
 
 
-TOKENS = Kind(
-    name="tokens",
+ENTITIES = Kind(
+    name="entities",
     auto_class="AutoModelForTokenClassification",
     unlabelled=(),
     read=_read,
