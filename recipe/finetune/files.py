@@ -64,7 +64,7 @@ def read_rows(file: Path, how: Files, wanted: Sequence[str], position: Position 
         raise UserError(f"{file}: no such file")
     try:
         yield from (_parquet if kind == "parquet" else _text)(file, kind, how, wanted, position or Position())
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, UnicodeError, pyarrow.ArrowException) as error:
         raise UserError(f"{file}: cannot be read: {one_line(error)}") from None
 
 
@@ -102,9 +102,17 @@ def _checked(row: Row) -> Row:
         return row
     for value in row.cells.values():
         for word in value if isinstance(value, list) else [value]:
-            if not word.isascii() and any("\ud800" <= c <= "\udfff" for c in word):
+            if not word.isascii() and not _is_unicode(word):
                 return row._replace(problem="not UTF-8 text; set encoding, perhaps to cp1252")
     return row
+
+
+def _is_unicode(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _places(file: Path, columns: Sequence[str], wanted: Sequence[str]) -> list[int]:
@@ -167,6 +175,8 @@ def _table(
         _, columns, problem = next(lines, (1, None, "no header line in it"))
         if columns is None:
             raise UserError(f"{file}:1: {problem}")
+    if len(columns) == 1 and columns[0] not in wanted and (others := [c for c in ";\t|" if c in columns[0]]):
+        raise UserError(f"{file}:1: its cells are divided by {others[0]!r}; set format=csv and that as delimiter")
     places = _places(file, columns, wanted)
     for line, cells, problem in lines:
         if cells is None:

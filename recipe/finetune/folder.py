@@ -133,7 +133,8 @@ def open_fine_tuned(path: str) -> FineTunedFolder:
     folder = given / FOLDER if (given / FOLDER / TASK).is_file() else given
     file = folder / TASK
     if not file.is_file():
-        unfinished = (given / records.FILE_NAME).is_file()
+        record = given / records.FILE_NAME
+        unfinished = record.is_file() and records.read_record(record)["kind"] == "finetune"
         why = (
             "its fine-tuning has not ended; run it again"
             if unfinished

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -78,6 +79,10 @@ class OwnTask:
         if problem := alike(kind, raw[TRAIN]):
             raise UserError(problem)
         labels = self._labels(raw[TRAIN])
+        if "f1" in config.metrics and len(labels) != 2:
+            raise UserError(
+                f"metrics: f1 is that of the second of two labels, and there are {len(labels)}; take macro_f1"
+            )
         sets = {name: self._examples(name, one, labels) for name, one in raw.items()}
         if share := self.dev_share:
             kept, drawn = split_places(sets[TRAIN], share, len(sets[TRAIN]), f"{SALT} {config.split_seed}")
@@ -181,7 +186,7 @@ class OwnTask:
                 raise UserError("labels: one of them stands there twice")
             return tuple(self.config.labels)
         found = dict.fromkeys(word for label in train.labels for word in self.kind.words(label))
-        if all(word.lstrip("-").isdecimal() for word in found):
+        if all(re.fullmatch(r"-?\d+", word) for word in found):
             return tuple(sorted(found, key=int))
         return tuple(self.kind.words(sorted(found))) if self.kind.word_per_line else tuple(sorted(found))
 
@@ -212,6 +217,8 @@ def check(config: FinetuneConfig) -> None:
     for metric in config.metrics:
         if metric not in kind.metrics:
             raise UserError(f"metrics: kind={config.kind} has no `{metric}`; {nearest(metric, list(kind.metrics))}")
+    if kind.word_per_line and config.labels and config.labels[0] != kind.words(config.labels)[0]:
+        raise UserError(f"labels: `{kind.words(config.labels)[0]}` must be the first of them")
     if not 1 <= len(config.text) <= kind.texts:
         raise UserError(f"text={config.text}: kind={config.kind} reads {' or '.join('12'[: kind.texts])} columns")
     if not config.train or not config.seeds:

@@ -88,6 +88,12 @@ def test_which_sets_there_are(tmp_path):
         ([], {"kind": "clasification"}, "kind: no kind `clasification`; did you mean `classification`?"),
         ([], {"metrics": ["acuracy"]}, "has no `acuracy`; did you mean `accuracy`?"),
         ([], {"text": ["a", "b", "c"]}, "kind=classification reads 1 or 2 columns"),
+        (
+            [("a", "x"), ("b", "y"), ("c", "z")],
+            {"metrics": ["f1"]},
+            "f1 is that of the second of two labels, and there are 3",
+        ),
+        ([], {"kind": "entities", "metrics": [], "labels": ["B-A", "O"]}, "labels: `O` must be the first of them"),
         ([], {"seeds": [1, 1]}, "one of them stands there twice"),
         ([], {"seeds": []}, "seeds: empty"),
         ([], {"train": []}, "train: empty"),
