@@ -17,6 +17,7 @@ from recipe.config import GlueConfig, run_main
 from recipe.errors import UserError
 from recipe.finetune import scores
 from recipe.finetune.jobs import ENCODER, Job, Worker, check_one_process
+from recipe.finetune.kinds.siamese import APART
 from recipe.finetune.predictions import GlueFiles, submission_name
 from recipe.finetune.results import choose_folder, find_record, of_final_encoder
 from recipe.finetune.run import (
@@ -34,6 +35,8 @@ from recipe.finetune.run import (
 from recipe.finetune.tasks import DEV, SEEDS, TASKS, Task, choose_tasks
 from recipe.settings import check_values
 from recipe.system.quiet import quiet_libraries
+
+JOINT = "joint"
 
 
 def glue(config: GlueConfig) -> dict[str, Any]:
@@ -72,12 +75,13 @@ def make_plan(config: GlueConfig) -> Plan:
 
 
 def as_configured(task: Task, config: GlueConfig) -> Task:
-    """The table's row with the config's epochs and scale of the learning rate."""
+    """The table's row with the config's epochs, scale of the learning rate and encoding of pairs."""
     return dataclasses.replace(
         task,
         lr=task.lr * config.lr_scale,
         weight_decay=task.weight_decay * config.lr_scale,
         epochs=task.epochs if config.epochs is None else config.epochs,
+        kind=APART[task.kind] if config.pair_encoding != JOINT and len(task.sentences) > 1 else task.kind,
     )
 
 
@@ -141,8 +145,9 @@ def about(plan: Plan) -> dict[str, Any]:
             "max_train_examples": config.max_train_examples,
             "lr_scale": config.lr_scale,
             "from_mnli": config.from_mnli,
-            # Absent for the development sets, as in every record from before there was a choice.
+            # Absent where they are what every record from before there was a choice has.
             **({} if config.split == DEV else {"split": config.split}),
+            **({} if config.pair_encoding == JOINT else {"pair_encoding": config.pair_encoding}),
         },
         "absent": plan.absent,
         "of": len(TASKS),

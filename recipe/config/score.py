@@ -48,6 +48,11 @@ class GlueConfig(Jobs):
     max_train_examples: int = setting(0, "training examples per task", least=0, special="0 for all")
     lr_scale: float = setting(1.0, "multiplies the table's learning rates, for encoders far smaller than Base", above=0)
     from_mnli: bool = setting(True, "RTE, MRPC and STS-B start from MNLI's encoder when MNLI was trained")
+    pair_encoding: str = setting(
+        "joint",
+        "joint: the two texts of a pair in one sequence, as BERT's; siamese: each by itself, compared by means of their tokens",
+        choices=("joint", "siamese"),
+    )
 
 
 @dataclass

@@ -34,6 +34,8 @@ class EncodedExamples:
     labels: np.ndarray  # (R,), int64 ids or float32 numbers; of several labels (R, C) float32, 0 or 1
     truncated: int  # examples that were longer
     label_offsets: np.ndarray | None = None  # (N + 1,) int64, where each example's labels begin; absent: it has one
+    # (k N + 1,) int64, where each sequence begins, of examples whose k texts are sequences of their own; absent: one is one
+    bounds: np.ndarray | None = None
     first_truncated: int | None = None  # the first of those that were longer
     # Where outputs stand for words, and a text too long is several of the N: of each row the word that it speaks for, counted
     # over all texts, or -1; and where each text's words begin, and the end.
@@ -48,15 +50,30 @@ class EncodedExamples:
         """(N,) int64, in tokens."""
         return np.diff(self.offsets)
 
+    def sequences(self, indices: np.ndarray) -> np.ndarray:
+        """The lengths of the sequences of `indices`, one example after another."""
+        return self._by_sequence[indices].ravel()
+
+    @cached_property
+    def _by_sequence(self) -> np.ndarray:
+        """(N, k) int64, in tokens."""
+        lengths = self.lengths if self.bounds is None else np.diff(self.bounds)
+        return lengths.reshape(len(self), -1)
+
+    @cached_property
+    def widths(self) -> np.ndarray:
+        """(N,) int64, the tokens that an example takes in rows of its own."""
+        return self._by_sequence.shape[1] * self._by_sequence.max(axis=1)
+
     def rows(self, indices: Sequence[int]) -> np.ndarray:
         """The places among all labels of those of `indices`, one example after another."""
         return np.asarray(indices) if self.label_offsets is None else _places(self.label_offsets, np.asarray(indices))
 
     def stream(self, indices: Sequence[int]) -> Batch:
         """input_ids (T,), token_type_ids (T,), cu_seqlens (S + 1,) int32, max_seqlen, labels (R,); on the host `counts`, as in
-        `recipe.data.batch`."""
+        `recipe.data.batch`, with examples for sequences."""
         chosen = np.asarray(indices)
-        lengths = self.lengths[chosen]
+        lengths = self.sequences(chosen)
         places, labels = _places(self.offsets, chosen), self.labels[self.rows(chosen)]
         ignored = int((labels == IGNORED_LABEL).sum()) if labels.dtype == np.int64 else 0
         return {
@@ -88,6 +105,11 @@ def _places(offsets: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     lengths = np.diff(offsets)[chosen]
     ends = lengths.cumsum()
     return np.repeat(offsets[chosen] - ends + lengths, lengths) + np.arange(ends[-1])
+
+
+def sequence_lengths(batch: Batch) -> Tensor:
+    """(S,) int64, in real tokens."""
+    return batch["cu_seqlens"].diff().long() if "cu_seqlens" in batch else batch["attention_mask"].sum(dim=1)
 
 
 def first_tokens(batch: Batch) -> Tensor:
@@ -141,7 +163,7 @@ class ExampleCollator:
 
         A single text that is longer is a part of its own.
         """
-        lengths = examples.lengths
+        lengths = examples.lengths if self.pad_id is None else examples.widths
         parts: list[list[int]] = []
         room = 0
         for index in sorted(indices, key=lambda i: -lengths[i]):

@@ -27,7 +27,8 @@ from recipe.errors import UserError, class_and_line
 from recipe.finetune.kinds import KINDS
 from recipe.finetune.kinds.kind import Kind
 from recipe.finetune.tasks import TaskData
-from recipe.model.huggingface import HFFineTuned
+from recipe.model.heads import FineTuned
+from recipe.model.huggingface import HFEncoder, HFFineTuned
 from recipe.system.hardware import Hardware
 from recipe.training.checkpoint import Checkpoint, find_checkpoint
 
@@ -35,6 +36,7 @@ FOLDER = "model"  # what it is called in a job's folder, and in the results'
 TASK = "task.json"
 FORMAT = 1
 WEIGHTS = "model.safetensors"
+HF_ENCODER = "encoder.model."  # of `recipe.model.huggingface.HFEncoder` in a fine-tuned model
 # Of a tokenizer, whichever are there.
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
              "merges.txt", "spiece.model", "sentencepiece.bpe.model", "spm.model")  # fmt: skip
@@ -67,7 +69,8 @@ class FineTunedFolder:
         model = self.checkpoint.fine_tuned(self.kind, self.kind.outputs(self.labels), backends)
         whole = _inner(model)
         try:
-            unmatched = whole.load_state_dict(load_file(self.folder / WEIGHTS), strict=False)
+            weights = {_inside(model, name): tensor for name, tensor in load_file(self.folder / WEIGHTS).items()}
+            unmatched = whole.load_state_dict(weights, strict=False)
         except Exception as error:  # safetensors' own errors, and torch's for a shape
             raise UserError(f"{self.folder / WEIGHTS}: cannot be loaded: {class_and_line(error)}") from None
         missing, unknown = unmatched.missing_keys, unmatched.unexpected_keys
@@ -98,9 +101,8 @@ def save_fine_tuned(
         whole.save_pretrained(draft, safe_serialization=True, max_shard_size="100GB")
     else:
         shutil.copyfile(checkpoint.folder / "config.json", draft / "config.json")
-        save_file(
-            {name: value.detach().cpu().contiguous() for name, value in whole.state_dict().items()}, draft / WEIGHTS
-        )
+        weights = {_outside(model, name): value for name, value in whole.state_dict().items()}
+        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, draft / WEIGHTS)
     for name in TOKENIZER:
         if (checkpoint.folder / name).is_file():
             shutil.copyfile(checkpoint.folder / name, draft / name)
@@ -152,6 +154,21 @@ def open_fine_tuned(path: str) -> FineTunedFolder:
     if task["kind"] not in KINDS:
         raise UserError(f"{file}: kind `{task['kind']}`; this version knows {', '.join(KINDS)}")
     return FineTunedFolder(folder, find_checkpoint(str(folder)), task)
+
+
+def _outside(model: nn.Module, name: str) -> str:
+    """What a folder calls a weight: of Hugging Face's encoders without a head of theirs as their own classes do."""
+    if isinstance(model, FineTuned) and isinstance(model.encoder, HFEncoder) and name.startswith(HF_ENCODER):
+        return f"{model.encoder.model.base_model_prefix}.{name.removeprefix(HF_ENCODER)}"
+    return name
+
+
+def _inside(model: nn.Module, name: str) -> str:
+    """What a module calls that weight."""
+    if isinstance(model, FineTuned) and isinstance(model.encoder, HFEncoder):
+        prefix = f"{model.encoder.model.base_model_prefix}."
+        return HF_ENCODER + name.removeprefix(prefix) if name.startswith(prefix) else name
+    return name
 
 
 def _inner(model: nn.Module) -> nn.Module:

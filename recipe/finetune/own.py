@@ -219,8 +219,9 @@ def check(config: FinetuneConfig) -> None:
             raise UserError(f"metrics: kind={config.kind} has no `{metric}`; {nearest(metric, list(kind.metrics))}")
     if kind.word_per_line and config.labels and config.labels[0] != kind.words(config.labels)[0]:
         raise UserError(f"labels: `{kind.words(config.labels)[0]}` must be the first of them")
-    if not 1 <= len(config.text) <= kind.texts:
-        raise UserError(f"text={config.text}: kind={config.kind} reads {' or '.join('12'[: kind.texts])} columns")
+    if not kind.least_texts <= len(config.text) <= kind.texts:
+        counts = " or ".join("12"[kind.least_texts - 1 : kind.texts])
+        raise UserError(f"text={config.text}: kind={config.kind} reads {counts} columns")
     if not config.train or not config.seeds:
         raise UserError(f"{'seeds' if config.train else TRAIN}: empty; give one at least")
     if len(set(config.seeds)) < len(config.seeds):

@@ -5,5 +5,7 @@ from __future__ import annotations
 from recipe.finetune.kinds.entities import ENTITIES
 from recipe.finetune.kinds.kind import Kind
 from recipe.finetune.kinds.sequence import CLASSIFICATION, MULTILABEL, REGRESSION
+from recipe.finetune.kinds.siamese import SIAMESE_CLASSIFICATION, SIAMESE_REGRESSION
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (CLASSIFICATION, MULTILABEL, REGRESSION, ENTITIES)}
+ROWS = (CLASSIFICATION, MULTILABEL, REGRESSION, SIAMESE_CLASSIFICATION, SIAMESE_REGRESSION, ENTITIES)
+KINDS: dict[str, Kind] = {kind.name: kind for kind in ROWS}

@@ -26,7 +26,8 @@ class Kind:
     """A row."""
 
     name: str
-    auto_class: str  # the class of transformers that puts such a head on Hugging Face's encoders
+    # the class of transformers that puts such a head on Hugging Face's encoders; None: they get this row's head
+    auto_class: str | None
     unlabelled: Any  # stands for the label of an example of a test set
     # (a label as a file has it, the task's) -> the label of an example. ValueError, whose message says what is wrong.
     read: Callable[[str, Labels], Any]
@@ -35,7 +36,7 @@ class Kind:
     outputs: Callable[[Labels], int]  # C
     # of a batch: the K tokens that the head looks at, as `keep` of an architecture's encoder has them; None for all
     keep: Callable[[Batch], Tensor | None]
-    # (D, C, probability of dropout) -> a module that makes (R, C) of (K, D)
+    # (D, C, probability of dropout) -> a module that makes (R, C) of (K, D), or of what `pool` makes of them
     head: Callable[[int, int, float], nn.Module]
     # (R, C), labels (R,) or (R, C) -> the mean over the rows that have a label; a kind with `balance` takes its weights (C,) too
     loss: Callable[..., Tensor]
@@ -53,6 +54,9 @@ class Kind:
     words: Callable[[Any], Sequence[str]] = lambda label: (label,)  # the labels in what a file has; none in a number
     separator: str | None = None  # between several labels in one cell; None: an example has one
     texts: int = 2  # that an example may have
+    least_texts: int = 1
+    # (hidden states (K, D), their batch) -> what the head is given, such as a mean over each sequence
+    pool: Callable[[Tensor, Batch], Tensor] = lambda hidden, batch: hidden
     word_per_line: bool = False  # whether an example's one text is words, with a label each
     # (labels as `encode` gives them, C) -> weights (C,) float32 with which rare classes count as much as others
     balance: Callable[[np.ndarray, int], np.ndarray] | None = None
