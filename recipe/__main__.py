@@ -13,6 +13,7 @@ COMMANDS = (
     "recipe.glue",
     "recipe.finetune",
     "recipe.predict",
+    "recipe.retrieve",
     "recipe.pairs",
     "recipe.pareto",
     "recipe.plan",

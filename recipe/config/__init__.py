@@ -5,7 +5,7 @@
 """
 
 from recipe.config.cost import Cost
-from recipe.config.finetune import FinetuneConfig, PredictConfig
+from recipe.config.finetune import FinetuneConfig, PredictConfig, RetrieveConfig
 from recipe.config.loading import load, run_main, to_dict
 from recipe.config.prepare import PrepareConfig, Source, Tokenizer
 from recipe.config.score import GlueConfig, Jobs, PairsConfig
@@ -22,6 +22,7 @@ __all__ = [
     "Optimizer",
     "PairsConfig",
     "PredictConfig",
+    "RetrieveConfig",
     "PrepareConfig",
     "Schedule",
     "Source",

@@ -37,7 +37,8 @@ class FinetuneConfig(Jobs, Files):
     kind: str = setting(
         "classification",
         "a row of recipe.finetune.kinds. classification: one label; multilabel: any number of labels; regression: a number; "
-        "entities: an IOB2 tag per word",
+        "siamese_classification, siamese_regression: of a pair, each text by itself; embedding: vectors of texts that belong "
+        "together; mirror: the same of texts alone; entities: an IOB2 tag per word",
     )
     data: str = setting(".", "the folder that the files' names are relative to")
     train: list[str] = setting(MISSING, "files to train on")
@@ -54,7 +55,9 @@ class FinetuneConfig(Jobs, Files):
         below=1,
     )
     split_seed: int = setting(0, "of that draw", least=0)
-    text: list[str] = setting(["text"], "the column of the text, or the two columns of a pair")
+    text: list[str] = setting(
+        ["text"], "the column of the text, or the two of a pair; embedding: also a third, which does not belong"
+    )
     label: str = setting("label", "the column of the label, labels, number or tags")
     labels: list[str] = setting([], "the labels, in the order of their ids; none: those of `train`, sorted")
     separator: str = setting(
@@ -82,6 +85,13 @@ class FinetuneConfig(Jobs, Files):
         "balanced: an example counts by examples / (classes x examples of its class); of several labels, a label's presence by "
         "absent / present",
         choices=("none", "balanced"),
+    )
+    temperature: float = setting(
+        0.05, "by which the cosines of embedding and mirror are divided before the softmax", above=0
+    )
+    positives: Optional[float] = setting(
+        None,
+        "embedding: the least number in `label` of rows of `train` whose texts belong together; none: all rows, no label",
     )
     early_stopping: int = setting(
         0,
@@ -121,5 +131,31 @@ class PredictConfig(Files):
         special="0 for 1,024 where a CPU runs padded rows, which then stay in its caches, and 8,192 elsewhere",
         result=False,
     )
+    precision: str = setting("auto", "auto: bf16 where the device computes in it", choices=("auto", "amp_bf16", "fp32"))
+    device: str = setting("auto", "auto: a GPU where there is one", choices=("auto", "gpu", "cpu"), result=False)
+
+
+@dataclass
+class RetrieveConfig(Files):
+    """`python -m recipe.retrieve`: documents ranked for queries by the cosine of their vectors, and judged."""
+
+    checkpoint: str = setting(
+        MISSING, "a run's folder, one of its checkpoints, an encoder's folder, or a model of kind embedding or mirror"
+    )
+    data: str = setting(".", "the folder that the files' names are relative to")
+    documents: list[str] = setting(MISSING, "files of documents")
+    queries: list[str] = setting(MISSING, "files of queries")
+    judgements: list[str] = setting(MISSING, "files of grades, a row for each query and document that was judged")
+    id: str = setting("id", "the column of a document's or a query's name")
+    document_text: list[str] = setting(["text"], "the columns of a document's text, joined by a space")
+    query_text: list[str] = setting(["text"], "the columns of a query's text, likewise")
+    query: str = setting("query", "the column of judgements with the query's name")
+    document: str = setting("document", "that with the document's")
+    grade: str = setting("grade", "that with the grade; above 0 is relevant, and more is better")
+    out: Optional[str] = setting(
+        None, "the results' folder; none: `retrieval` inside the checkpoint's run or folder", result=False
+    )
+    max_length: int = setting(256, "tokens of a text, beyond which it is cut", least=8)
+    max_tokens: int = setting(16_384, "tokens that run at a time", least=8, result=False)
     precision: str = setting("auto", "auto: bf16 where the device computes in it", choices=("auto", "amp_bf16", "fp32"))
     device: str = setting("auto", "auto: a GPU where there is one", choices=("auto", "gpu", "cpu"), result=False)

@@ -67,9 +67,10 @@ class Outcome:
 class FineTuning(AutocastModel):
     """A model and what its kind minimises, as the trainer wants them."""
 
-    def __init__(self, model: nn.Module, kind: Kind, hardware: Hardware, weights_C: np.ndarray | None = None) -> None:
+    def __init__(self, model: nn.Module, kind: Kind, hardware: Hardware, fit: Fit) -> None:
         super().__init__(model, hardware.device, hardware.autocast)
-        self._kind = kind
+        self._kind, weights_C = kind, fit.weights
+        self._settings = {name: getattr(fit.fitting, name) for name in kind.loss_settings}
         self._weights = () if weights_C is None else (torch.from_numpy(weights_C).to(hardware.device),)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -78,7 +79,7 @@ class FineTuning(AutocastModel):
             return self.model(batch).float()
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        return self._kind.loss(outputs, batch["labels"], *self._weights)
+        return self._kind.loss(outputs, batch["labels"], *self._weights, **self._settings)
 
 
 class Count(Callback):
@@ -166,7 +167,7 @@ def fine_tune(
     pieces = partial(collator.microbatches, train)
     loader = DataLoader(range(len(train)), fit.batch_size, shuffle=True, generator=order, collate_fn=pieces)
     batches = max(1, math.ceil(fit.epochs * len(loader)))
-    tuned, count = FineTuning(model, kind, hardware, fit.weights), Count(fit.name, batches, report)
+    tuned, count = FineTuning(model, kind, hardware, fit), Count(fit.name, batches, report)
     best = judge and BestEpoch(tuned, judge, collator, hardware.device, len(loader), batches, fit.fitting.patience)
     trainer = _trainer(tuned, fit, loader, batches, [count, best] if best else [count], hardware)
     started = time.perf_counter()

@@ -76,7 +76,7 @@ class OwnTask:
         config, kind = self.config, self.kind
         check(config)
         raw = {name: self._raw(name) for name in (TRAIN, DEV, TEST) if getattr(config, name)}
-        if problem := alike(kind, raw[TRAIN]):
+        if self._has_labels(TRAIN) and (problem := alike(kind, raw[TRAIN])):
             raise UserError(problem)
         labels = self._labels(raw[TRAIN])
         if "f1" in config.metrics and len(labels) != 2:
@@ -96,9 +96,12 @@ class OwnTask:
         choosing = sets[DEV] if scored == TEST and DEV in sets else None
         places = {name: one.where for name, one in raw.items()}
         task = self._task(labels)
+        train = kind.training(sets[TRAIN], config)
+        if not len(train):
+            raise UserError(f"positives={config.positives}: no row of train has so much in `{config.label}`; lower it")
         left_out = [f"{len(self.bad)} rows are left out, the first {self.bad[0]}"] if self.bad else []
         said = (*left_out, *notes(kind, raw[TRAIN], labels))
-        return TaskData(task, labels, sets[TRAIN], {scored: sets[scored]}, choosing=choosing, places=places, notes=said)
+        return TaskData(task, labels, train, {scored: sets[scored]}, choosing=choosing, places=places, notes=said)
 
     def _task(self, labels: Labels) -> Task:
         config = self.config
@@ -109,9 +112,10 @@ class OwnTask:
             patience=config.early_stopping,
             layer_decay=config.layer_decay,
             freeze_layers=config.freeze_layers,
+            temperature=config.temperature,
         )
         return Task(
-            name=config.name, sentences=tuple(config.text), label=config.label, labels=tuple(labels),
+            name=config.name, sentences=tuple(config.text[:2]), label=config.label, labels=tuple(labels),
             metrics=tuple(config.metrics) or tuple(self.kind.metrics)[:1], lr=config.lr, epochs=config.epochs,
             batch_size=config.batch_size, weight_decay=config.weight_decay, seeds=tuple(config.seeds), kind=config.kind,
             fitting=fitting,
@@ -134,19 +138,26 @@ class OwnTask:
         needed = not config.dev and (not config.test or config.early_stopping)
         return DEV_SHARE if needed else 0.0
 
+    def _has_labels(self, name: str) -> bool:
+        """Whether a set's rows need one."""
+        return name != TRAIN or self.draws_dev or self.kind.train_labels(self.config)
+
     def _files(self, name: str) -> list[Path]:
         return [Path(self.config.data) / file for file in getattr(self.config, name)]
 
     def _raw(self, name: str) -> Raw:
         """Every row of a set's files; the first that cannot be used is an error."""
         found, bad = Raw([], [], []), []
-        wanted = [*self.config.text, self.config.label]
+        labelled = self._has_labels(name)
+        # what does not belong, a third text, is for training alone
+        columns = self.config.text if name == TRAIN and not self.draws_dev else self.config.text[:2]
+        wanted = [*columns, *([self.config.label] if labelled else [])]
         for file in self._files(name):
             before = len(found.texts)
             for row in read_rows(file, self.config, wanted):
-                text, problem = text_of(row, self.config.text, self.kind)
-                label = row.cells.get(self.config.label)
-                if problem is None:
+                text, problem = text_of(row, columns, self.kind)
+                label = row.cells.get(self.config.label) if labelled else ""
+                if problem is None and labelled:
                     label, problem = self._split_label(label, text)
                 if problem:
                     bad.append(f"{file}:{row.line}: {problem}")
@@ -191,6 +202,8 @@ class OwnTask:
         return tuple(self.kind.words(sorted(found))) if self.kind.word_per_line else tuple(sorted(found))
 
     def _examples(self, name: str, raw: Raw, labels: Labels) -> Examples:
+        if not self._has_labels(name):
+            return Examples(raw.texts, [self.kind.unlabelled] * len(raw.texts))
         read = []
         for (file, line), label in zip(raw.places, raw.labels, strict=True):
             try:
@@ -220,7 +233,7 @@ def check(config: FinetuneConfig) -> None:
     if kind.word_per_line and config.labels and config.labels[0] != kind.words(config.labels)[0]:
         raise UserError(f"labels: `{kind.words(config.labels)[0]}` must be the first of them")
     if not kind.least_texts <= len(config.text) <= kind.texts:
-        counts = " or ".join("12"[kind.least_texts - 1 : kind.texts])
+        counts = " or ".join("123"[kind.least_texts - 1 : kind.texts])
         raise UserError(f"text={config.text}: kind={config.kind} reads {counts} columns")
     if not config.train or not config.seeds:
         raise UserError(f"{'seeds' if config.train else TRAIN}: empty; give one at least")

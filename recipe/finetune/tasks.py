@@ -39,6 +39,7 @@ class Fitting:
     patience: int = 0  # epochs without a better score after which training ends; 0: never
     layer_decay: float = 1.0
     freeze_layers: int = 0
+    temperature: float = 0.05  # of what compares the examples of a batch
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from torch import Tensor, nn
 
+    from recipe.config import FinetuneConfig
     from recipe.finetune.batches import Batch, EncodedExamples
     from recipe.finetune.examples import Examples
 
@@ -55,6 +56,11 @@ class Kind:
     separator: str | None = None  # between several labels in one cell; None: an example has one
     texts: int = 2  # that an example may have
     least_texts: int = 1
+    loss_settings: tuple[str, ...] = ()  # of `recipe.finetune.tasks.Fitting`, which the loss takes by name
+    # (the examples of `train`, the config) -> those that are trained on
+    training: Callable[[Examples, FinetuneConfig], Examples] = lambda examples, config: examples
+    # whether rows of `train` need a label
+    train_labels: Callable[[FinetuneConfig], bool] = lambda config: True
     # (hidden states (K, D), their batch) -> what the head is given, such as a mean over each sequence
     pool: Callable[[Tensor, Batch], Tensor] = lambda hidden, batch: hidden
     word_per_line: bool = False  # whether an example's one text is words, with a label each
