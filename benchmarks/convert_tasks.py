@@ -3,6 +3,9 @@
     clinc150 DATA_FULL.JSON[.gz] OUT                clinc150-{train,dev,test}.jsonl, with `text` and `intent`
     cranfield CRAN.ALL.1400 CRAN.QRY CRANQREL OUT   cranfield-{documents,queries,judgements}.jsonl
 
+Cranfield's codes are turned round, so that more is better: 1, a complete answer, to 4, of minimum interest, become 4 to 1; its -1,
+which the collection does not explain and which stands once for each query, is no relevance.
+
 CLINC150's out-of-scope queries become the label `oos` in the split that they belong to. Cranfield's queries are numbered 1 to
 225 in their order, as its judgements number them, whatever their own `.I` says.
 """
@@ -18,6 +21,7 @@ from pathlib import Path
 from recipe.errors import UserError, exit_status
 from recipe.system.files import write_whole
 
+GRADES = {"1": 4, "2": 3, "3": 2, "4": 1}
 SPLITS = {"train": "train", "val": "dev", "test": "test"}
 
 
@@ -45,7 +49,9 @@ def cranfield(documents: Path, queries: Path, judgements: Path, out: Path) -> li
     )
     asked = ({"id": str(number), "text": record["W"]} for number, record in enumerate(smart(queries), 1))
     rows = (line.split() for line in judgements.read_text("utf-8").splitlines() if line.strip())
-    graded = ({"query": query, "document": document, "grade": int(grade)} for query, document, grade, *_ in rows)
+    graded = (
+        {"query": query, "document": document, "grade": GRADES.get(code, 0)} for query, document, code, *_ in rows
+    )
     return [
         _write(out / f"cranfield-{name}.jsonl", records)
         for name, records in (("documents", texts), ("queries", asked), ("judgements", graded))

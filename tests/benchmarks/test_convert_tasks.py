@@ -45,7 +45,10 @@ def test_cranfield_numbers_queries_in_their_order(tmp_path):
         {"id": "2", "title": "", "text": ""},
     ]
     assert lines(out / "cranfield-queries.jsonl") == [{"id": "1", "text": "first query"}, {"id": "2", "text": "second"}]
-    assert lines(out / "cranfield-judgements.jsonl")[1] == {"query": "2", "document": "2", "grade": -1}
+    assert lines(out / "cranfield-judgements.jsonl") == [
+        {"query": "1", "document": "1", "grade": 3},
+        {"query": "2", "document": "2", "grade": 0},
+    ]
 
 
 @pytest.mark.skipif(not (REAL / "retrieval").is_dir(), reason="../shared/data/retrieval is not there")
