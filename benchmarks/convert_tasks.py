@@ -3,8 +3,8 @@
     clinc150 DATA_FULL.JSON[.gz] OUT                clinc150-{train,dev,test}.jsonl, with `text` and `intent`
     cranfield CRAN.ALL.1400 CRAN.QRY CRANQREL OUT   cranfield-{documents,queries,judgements}.jsonl
 
-Cranfield's codes are turned round, so that more is better: 1, a complete answer, to 4, of minimum interest, become 4 to 1; its -1,
-which the collection does not explain and which stands once for each query, is no relevance.
+Cranfield's codes are turned round, so that more is better: 1, a complete answer, to 4, of minimum interest, become 4 to 1; its
+-1, which the collection does not explain and which stands once for each query, is no relevance.
 
 CLINC150's out-of-scope queries become the label `oos` in the split that they belong to. Cranfield's queries are numbered 1 to
 225 in their order, as its judgements number them, whatever their own `.I` says.

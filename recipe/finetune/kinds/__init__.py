@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 from recipe.finetune.kinds.embedding import EMBEDDING, MIRROR
 from recipe.finetune.kinds.entities import ENTITIES
 from recipe.finetune.kinds.kind import Kind
