@@ -11,6 +11,9 @@ COMMANDS = (
     "recipe.prepare",
     "recipe.train",
     "recipe.glue",
+    "recipe.finetune",
+    "recipe.predict",
+    "recipe.retrieve",
     "recipe.pairs",
     "recipe.pareto",
     "recipe.plan",
@@ -21,13 +24,18 @@ COMMANDS = (
     "benchmarks.trainer",
     "benchmarks.kernels",
     "benchmarks.data",
+    "benchmarks.predict",
+    "benchmarks.convert_tasks",
     "kernels.backends",
 )
 
 
 def summary(module: str) -> str:
     """What a command is for, read from its source: importing them all would take half a minute."""
-    source = Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8")
+    spec = importlib.util.find_spec(module)
+    if spec.submodule_search_locations:  # of a package the entry point is a file inside it
+        spec = importlib.util.find_spec(f"{module}.__main__")
+    source = Path(spec.origin).read_text(encoding="utf-8")
     first = ast.get_docstring(ast.parse(source)).splitlines()[0]
     text = re.sub(r"^`[^`]*`: ", "", first).rstrip(".")
     return text[0].lower() + text[1:]

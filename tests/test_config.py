@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 
 from recipe.__main__ import COMMANDS
-from recipe.config import GlueConfig, PairsConfig, PrepareConfig, SweepConfig, TrainConfig, load, run_main, to_dict
+from recipe.config import (
+    FinetuneConfig,
+    GlueConfig,
+    PairsConfig,
+    PrepareConfig,
+    SweepConfig,
+    TrainConfig,
+    load,
+    run_main,
+    to_dict,
+)
 from recipe.errors import UserError
 from recipe.settings import describe
 from tests.mistakes import refused
@@ -21,6 +31,7 @@ SCHEMAS = {
     "data": PrepareConfig,
     "pretrain": TrainConfig,
     "glue": GlueConfig,
+    "finetune": FinetuneConfig,
     "pairs": PairsConfig,
     "sweep": SweepConfig,
 }
@@ -300,7 +311,7 @@ def test_the_commands_are_listed_a_line_each():
         for folder in ("recipe", "benchmarks", "kernels")
         for file in (ROOT / folder).glob("*.py")
         if '__name__ == "__main__"' in file.read_text() and file.stem != "__main__"
-    } | {f"recipe.{file.parent.name}" for file in ROOT.glob("recipe/*/__main__.py")}
+    } | {f"recipe.{file.parent.name}" for file in (ROOT / "recipe").glob("*/__main__.py")}
     assert set(COMMANDS) <= entry_points
     assert {name for name in entry_points if name.startswith("recipe.")} <= set(COMMANDS)
 
@@ -315,7 +326,7 @@ def yaml_files() -> list[Path]:
 def test_every_yaml_loads(file):
     schema = SCHEMAS[file.parent.name]
     words = (
-        ["checkpoint=runs/x"] if schema in (GlueConfig, PairsConfig) else []
+        ["checkpoint=runs/x"] if schema in (GlueConfig, PairsConfig, FinetuneConfig) else []
     )  # given on the command line, as the files say
     config = load(schema, str(file), words)
     assert isinstance(config, schema)
@@ -329,7 +340,9 @@ def test_no_yaml_is_left_out():
 
 
 @pytest.mark.parametrize(
-    "file", [f for f in yaml_files() if f.parent.name in ("pretrain", "glue", "pairs")], ids=lambda f: f.name
+    "file",
+    [f for f in yaml_files() if f.parent.name in ("pretrain", "glue", "finetune", "pairs")],
+    ids=lambda f: f.name,
 )
 def test_a_yaml_shows_only_what_differs_from_the_defaults(file):
     from omegaconf import OmegaConf

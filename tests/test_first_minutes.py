@@ -15,7 +15,16 @@ import pytest
 import yaml
 
 from recipe import shipped
-from recipe.config import ExportConfig, GlueConfig, PairsConfig, PrepareConfig, SweepConfig, TrainConfig, load
+from recipe.config import (
+    ExportConfig,
+    FinetuneConfig,
+    GlueConfig,
+    PairsConfig,
+    PrepareConfig,
+    SweepConfig,
+    TrainConfig,
+    load,
+)
 from recipe.config.loading import load_words
 from recipe.errors import UserError
 
@@ -27,6 +36,7 @@ SCHEMAS = {
     "recipe.prepare": PrepareConfig,
     "recipe.train": TrainConfig,
     "recipe.glue": GlueConfig,
+    "recipe.finetune": FinetuneConfig,
     "recipe.pairs": PairsConfig,
     "recipe.pareto": SweepConfig,
 }
@@ -123,7 +133,8 @@ def written_by_an_earlier_row() -> set[str]:
 YAMLS = {
     file: schema
     for folder, schema in (
-        ("data", PrepareConfig), ("pretrain", TrainConfig), ("demo", TrainConfig), ("glue", GlueConfig), ("pairs", PairsConfig)
+        ("data", PrepareConfig), ("pretrain", TrainConfig), ("demo", TrainConfig), ("glue", GlueConfig), ("pairs", PairsConfig),
+        ("finetune", FinetuneConfig),
     )
     for file in sorted((ROOT / "yamls" / folder).glob("*.yaml"))
 }  # fmt: skip
@@ -185,7 +196,7 @@ def test_printed_commands_are_understood(page, words):
         load(SCHEMAS[module], str(ROOT / files[0]), [word for word in rest if "=" in word])
         return
     if module == "recipe.export":
-        load_words(ExportConfig, rest, "checkpoint")
+        load_words(ExportConfig, rest, ["checkpoint"])
         return
     if module == "recipe.prepare":
         assert rest[0] == "inspect"

@@ -391,7 +391,7 @@ def test_a_broken_row_stops_before_anything_is_written(tmp_path, run, capsys):
 
 
 def test_several_ranks_are_refused(tmp_path, run, monkeypatch):
-    monkeypatch.setattr("recipe.glue.dist.get_world_size", lambda: 2)
+    monkeypatch.setattr("recipe.finetune.jobs.dist.get_world_size", lambda: 2)
     with pytest.raises(UserError, match="on one device, not 2 ranks"):
         glue(config(tmp_path))
 

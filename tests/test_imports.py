@@ -32,7 +32,6 @@ ONLY_IN = {
         "recipe/finetune/fit.py",
         "recipe/finetune/jobs.py",
         "recipe/train.py",
-        "recipe/glue.py",
     ],
     "streaming": [
         "recipe/data/shards.py",

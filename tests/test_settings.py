@@ -10,11 +10,32 @@ from typing import Any
 
 import pytest
 
-from recipe.config import ExportConfig, GlueConfig, PairsConfig, PrepareConfig, SweepConfig, TrainConfig, to_dict
+from recipe.config import (
+    ExportConfig,
+    FinetuneConfig,
+    GlueConfig,
+    PairsConfig,
+    PredictConfig,
+    PrepareConfig,
+    RetrieveConfig,
+    SweepConfig,
+    TrainConfig,
+    to_dict,
+)
 from recipe.settings import MISSING, check_values, default, describe, leaves, of, what_changed
 from tests.mistakes import refused
 
-SCHEMAS = (PrepareConfig, TrainConfig, GlueConfig, PairsConfig, SweepConfig, ExportConfig)
+SCHEMAS = (
+    PrepareConfig,
+    TrainConfig,
+    GlueConfig,
+    FinetuneConfig,
+    PredictConfig,
+    PairsConfig,
+    SweepConfig,
+    ExportConfig,
+    RetrieveConfig,
+)
 FIELDS = [
     pytest.param(schema, key, field, id=f"{schema.__name__}.{key}")
     for schema in SCHEMAS

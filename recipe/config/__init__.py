@@ -6,9 +6,10 @@
 
 from recipe.config.cost import Cost
 from recipe.config.export import ExportConfig
+from recipe.config.finetune import FinetuneConfig, PredictConfig, RetrieveConfig
 from recipe.config.loading import load, run_main, to_dict
 from recipe.config.prepare import PrepareConfig, Source, Tokenizer
-from recipe.config.score import GlueConfig, PairsConfig
+from recipe.config.score import GlueConfig, Jobs, PairsConfig
 from recipe.config.sweep import SweepConfig
 from recipe.config.train import Data, Model, Optimizer, Schedule, TrainConfig
 
@@ -16,10 +17,14 @@ __all__ = [
     "Cost",
     "Data",
     "ExportConfig",
+    "FinetuneConfig",
     "GlueConfig",
+    "Jobs",
     "Model",
     "Optimizer",
     "PairsConfig",
+    "PredictConfig",
+    "RetrieveConfig",
     "PrepareConfig",
     "Schedule",
     "Source",

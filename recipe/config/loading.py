@@ -39,13 +39,13 @@ def load(schema: type[C], path: str, overrides: Sequence[str] = ()) -> C:
     return _merged(schema, (from_file, path), overrides)
 
 
-def load_words(schema: type[C], words: Sequence[str], subject: str) -> C:
-    """The same of a command without a YAML file, whose first word is the value of the key `subject`.
+def load_words(schema: type[C], words: Sequence[str], first: Sequence[str]) -> C:
+    """The same of a command without a YAML file, whose first words are the values of the keys `first`.
 
     Raises:
         UserError: as `load`.
     """
-    return _merged(schema, (DictConfig({subject: words[0]}), WORDS), words[1:])
+    return _merged(schema, (DictConfig(dict(zip(first, words, strict=False))), WORDS), words[len(first) :])
 
 
 def _merged(schema: type[C], file: tuple[DictConfig, str], overrides: Sequence[str]) -> C:
@@ -119,14 +119,19 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def run_main(
-    schema: type[C], main: Callable[[C], object], argv: Sequence[str] | None = None, subject: str | None = None
+    schema: type[C], main: Callable[[C], object], argv: Sequence[str] | None = None, first: Sequence[str] = ()
 ) -> int:
-    """The command line of an entry point: `YAML [key=value ...]`, or, where a `subject` is named, the value of that key and
-    `[key=value ...]`. Returns the exit status, 2 for a user's mistake."""
+    """The command line of an entry point: `YAML [key=value ...]`. Returns the exit status, 2 for a user's mistake.
+
+    Args:
+        first: the keys whose values are the first words, instead of a YAML file: `MODEL FILE [key=value ...]`.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
-        print(f"usage: {(subject or 'YAML').upper()} [key=value ...]\n\n{schema.__doc__}\n\n{describe(schema)}")
-        return 0 if words else 2
-    return exit_status(
-        lambda: main(load_words(schema, words, subject) if subject else load(schema, words[0], words[1:]))
-    )
+    asked = bool(words) and words[0] in ("-h", "--help")
+    if asked or len(words) < max(len(first), 1):
+        usage = " ".join(key.upper() for key in first) or "YAML"
+        print(f"usage: {usage} [key=value ...]\n\n{schema.__doc__}\n\n{describe(schema)}")
+        return 0 if asked else 2
+    if first:
+        return exit_status(lambda: main(load_words(schema, words, first)))
+    return exit_status(lambda: main(load(schema, words[0], words[1:])))

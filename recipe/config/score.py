@@ -13,12 +13,26 @@ from recipe.settings import MISSING, setting
 
 
 @dataclass
-class GlueConfig:
-    """`python -m recipe.glue`: one checkpoint, fine-tuned on every task that is there."""
+class Jobs:
+    """What every fine-tuning of a checkpoint has: jobs of one task with one seed each, and their bill."""
 
     checkpoint: str = setting(
         MISSING, "a run's folder, one of its checkpoints, or an encoder's folder, Hugging Face's too"
     )
+    max_length: int = setting(256, "tokens of an example, beyond which it is cut", least=8)
+    max_tokens: int = setting(16_384, "tokens that run at a time: larger batches run in pieces", least=8, result=False)
+    processes: int = setting(
+        1, "jobs (a task with a seed each) at a time: CPU processes, or GPUs", least=1, result=False
+    )
+    precision: str = setting("auto", "auto: bf16 where the device computes in it", choices=("auto", "amp_bf16", "fp32"))
+    device: str = setting("auto", "auto: a GPU where there is one", choices=("auto", "gpu", "cpu"), result=False)
+    cost: Cost = setting(Cost, "the bill")
+
+
+@dataclass
+class GlueConfig(Jobs):
+    """`python -m recipe.glue`: one checkpoint, fine-tuned on every task that is there."""
+
     data: str = setting(MISSING, "a folder with a subfolder of train.tsv and dev.tsv per task, or hub")
     tasks: list[str] = setting([], "names of tasks; empty: all that `data` has")
     split: str = setting(
@@ -29,19 +43,16 @@ class GlueConfig:
     out: Optional[str] = setting(
         None, "the scores' folder; none: `glue`, or `glue-tuning`, inside the checkpoint's run", result=False
     )
-    max_length: int = setting(256, "tokens of an example, beyond which it is cut", least=8)
-    max_tokens: int = setting(16_384, "tokens that run at a time: larger batches run in pieces", least=8, result=False)
     seeds: int = setting(0, "seeds per task", least=0, special="0 for the table's own list")
     epochs: Optional[float] = setting(None, "epochs of every task; none: the table's", above=0)
     max_train_examples: int = setting(0, "training examples per task", least=0, special="0 for all")
     lr_scale: float = setting(1.0, "multiplies the table's learning rates, for encoders far smaller than Base", above=0)
     from_mnli: bool = setting(True, "RTE, MRPC and STS-B start from MNLI's encoder when MNLI was trained")
-    processes: int = setting(
-        1, "jobs (a task with a seed each) at a time: CPU processes, or GPUs", least=1, result=False
+    pair_encoding: str = setting(
+        "joint",
+        "joint: the two texts of a pair in one sequence, as BERT's; siamese: each by itself, compared by means of their tokens",
+        choices=("joint", "siamese"),
     )
-    precision: str = setting("auto", "auto: bf16 where the device computes in it", choices=("auto", "amp_bf16", "fp32"))
-    device: str = setting("auto", "auto: a GPU where there is one", choices=("auto", "gpu", "cpu"), result=False)
-    cost: Cost = setting(Cost, "the bill")
 
 
 @dataclass

@@ -54,7 +54,8 @@ def benchmark_name(glue: Record, tasks: Sequence[str]) -> str:
     protocol = glue["protocol"]
     if glue["benchmark"] != "GLUE" or protocol.get("from_mnli", True):
         return glue["benchmark"]
-    return f"GLUE-{len(tasks)}, no MNLI start, {protocol.get('split', 'dev')}"
+    pairs = f"{protocol['pair_encoding']} pairs, " if "pair_encoding" in protocol else ""
+    return f"GLUE-{len(tasks)}, no MNLI start, {pairs}{protocol.get('split', 'dev')}"
 
 
 def tasks_in_words(glue: Record, tasks: Sequence[str]) -> str:

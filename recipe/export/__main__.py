@@ -72,4 +72,4 @@ def main(config: ExportConfig) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_main(ExportConfig, main, subject="checkpoint"))
+    raise SystemExit(run_main(ExportConfig, main, first=["checkpoint"]))

@@ -4,12 +4,13 @@ What runs at a time is bounded in tokens, not in examples, so that neither memor
 batch keeps its number of examples, the one that a protocol states, and is cut into microbatches whose gradients add up to its
 own; what is only predicted is sorted by length first.
 
-Shapes: N examples, S sequences of a batch, T real tokens, L the longest sequence, R labels, one for each row of a head's outputs.
+Shapes: N examples, S sequences of a batch, T real tokens, L the longest sequence, R labels, one for each row of a head's outputs,
+C numbers of such a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,9 +31,16 @@ class EncodedExamples:
     ids: np.ndarray  # int32, all tokens
     types: np.ndarray  # int8, 0 in the first text and 1 in the second
     offsets: np.ndarray  # (N + 1,) int64, where each example begins, and the end
-    labels: np.ndarray  # (R,), int64 ids or float32 numbers
+    labels: np.ndarray  # (R,), int64 ids or float32 numbers; of several labels (R, C) float32, 0 or 1
     truncated: int  # examples that were longer
     label_offsets: np.ndarray | None = None  # (N + 1,) int64, where each example's labels begin; absent: it has one
+    # (k N + 1,) int64, where each sequence begins, of examples whose k texts are sequences of their own; absent: one is one
+    bounds: np.ndarray | None = None
+    first_truncated: int | None = None  # the first of those that were longer
+    # Where outputs stand for words, and a text too long is several of the N: of each row the word that it speaks for, counted
+    # over all texts, or -1; and where each text's words begin, and the end.
+    words: np.ndarray | None = None  # (R,) int64
+    word_offsets: np.ndarray | None = None  # int64
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -42,15 +50,30 @@ class EncodedExamples:
         """(N,) int64, in tokens."""
         return np.diff(self.offsets)
 
+    def sequences(self, indices: np.ndarray) -> np.ndarray:
+        """The lengths of the sequences of `indices`, one example after another."""
+        return self._by_sequence[indices].ravel()
+
+    @cached_property
+    def _by_sequence(self) -> np.ndarray:
+        """(N, k) int64, in tokens."""
+        lengths = self.lengths if self.bounds is None else np.diff(self.bounds)
+        return lengths.reshape(len(self), -1)
+
+    @cached_property
+    def widths(self) -> np.ndarray:
+        """(N,) int64, the tokens that an example takes in rows of its own."""
+        return self._by_sequence.shape[1] * self._by_sequence.max(axis=1)
+
     def rows(self, indices: Sequence[int]) -> np.ndarray:
         """The places among all labels of those of `indices`, one example after another."""
         return np.asarray(indices) if self.label_offsets is None else _places(self.label_offsets, np.asarray(indices))
 
     def stream(self, indices: Sequence[int]) -> Batch:
         """input_ids (T,), token_type_ids (T,), cu_seqlens (S + 1,) int32, max_seqlen, labels (R,); on the host `counts`, as in
-        `recipe.data.batch`."""
+        `recipe.data.batch`, with examples for sequences."""
         chosen = np.asarray(indices)
-        lengths = self.lengths[chosen]
+        lengths = self.sequences(chosen)
         places, labels = _places(self.offsets, chosen), self.labels[self.rows(chosen)]
         ignored = int((labels == IGNORED_LABEL).sum()) if labels.dtype == np.int64 else 0
         return {
@@ -84,6 +107,11 @@ def _places(offsets: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.repeat(offsets[chosen] - ends + lengths, lengths) + np.arange(ends[-1])
 
 
+def sequence_lengths(batch: Batch) -> Tensor:
+    """(S,) int64, in real tokens."""
+    return batch["cu_seqlens"].diff().long() if "cu_seqlens" in batch else batch["attention_mask"].sum(dim=1)
+
+
 def first_tokens(batch: Batch) -> Tensor:
     """(S,) int64: where each sequence begins in a stream, or in the flattened rows of a padded batch."""
     if "cu_seqlens" in batch:
@@ -107,13 +135,17 @@ def encodings(
 
 def joined(found: Iterable[Encoding], labels: np.ndarray, label_offsets: np.ndarray | None = None) -> EncodedExamples:
     """Encodings with their labels (R,)."""
-    ids, types, truncated = [], [], 0
-    for encoding in found:
+    ids, types, cut = [], [], []
+    for number, encoding in enumerate(found):
         ids.append(np.array(encoding.ids, dtype=np.int32))
         types.append(np.array(encoding.type_ids, dtype=np.int8))
-        truncated += bool(encoding.overflowing)
+        if encoding.overflowing:
+            cut.append(number)
     offsets = np.concatenate([[0], np.cumsum([len(one) for one in ids])])
-    return EncodedExamples(np.concatenate(ids), np.concatenate(types), offsets, labels, truncated, label_offsets)
+    first = cut[0] if cut else None
+    return EncodedExamples(
+        np.concatenate(ids), np.concatenate(types), offsets, labels, len(cut), label_offsets, first_truncated=first
+    )
 
 
 @dataclass(frozen=True)
@@ -131,7 +163,7 @@ class ExampleCollator:
 
         A single text that is longer is a part of its own.
         """
-        lengths = examples.lengths
+        lengths = examples.lengths if self.pad_id is None else examples.widths
         parts: list[list[int]] = []
         room = 0
         for index in sorted(indices, key=lambda i: -lengths[i]):
@@ -146,3 +178,19 @@ class ExampleCollator:
     def microbatches(self, examples: EncodedExamples, indices: Sequence[int]) -> list[Batch]:
         """One batch in as many pieces as its tokens need."""
         return [self.batch(examples, part) for part in self.parts(examples, indices)]
+
+
+@torch.no_grad()
+def outputs_of(
+    forward: Callable[[Batch], Tensor], examples: EncodedExamples, collator: ExampleCollator, device: str | torch.device
+) -> np.ndarray:
+    """(R, C) float32, in the order of the examples' labels; `forward` is a model that is in evaluation."""
+    outputs, parts = None, collator.parts(examples, range(len(examples)))
+    for part in parts:
+        batch = collator.batch(examples, part)
+        batch = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+        found = forward(batch).float().cpu().numpy()
+        if outputs is None:
+            outputs = np.empty((len(examples.labels), found.shape[1]), np.float32)
+        outputs[examples.rows(part)] = found
+    return outputs

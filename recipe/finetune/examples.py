@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+WORD_BREAK = "\n"  # between the words of a text that was split beforehand
+
 
 @dataclass(frozen=True)
 class Examples:

@@ -1,7 +1,7 @@
 """The jobs of a fine-tuning: one task with one seed each, one after another or in several processes, each with a record.
 
-A job depends on nothing but its checkpoint, its task's files, its seed and MNLI's encoder, so any of them can be left out
-or repeated. Its folder holds its predictions and, written last, its run.json: where that is, the job is done.
+A job depends on nothing but its checkpoint, its task's files, its seed and, on GLUE, MNLI's encoder, so any of them can be left
+out or repeated. Its folder holds its predictions and, written last, its run.json: where that is, the job is done.
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from composer.utils import reproducibility
+from composer.utils import dist, reproducibility
 from safetensors.torch import load_file, save_file
 
 from recipe import records
-from recipe.config import GlueConfig, to_dict
+from recipe.config import Jobs, to_dict
 from recipe.cost import prices
 from recipe.errors import UserError
 from recipe.finetune.batches import EncodedExamples, ExampleCollator
 from recipe.finetune.examples import Examples
-from recipe.finetune.fit import Fit, Outcome, Report, fine_tune, no_report
-from recipe.finetune.predictions import TestSet, read_test_sets, write_dev, write_test
-from recipe.finetune.tasks import DEV, HUB, TUNING, Task, TaskData, read_task
+from recipe.finetune.fit import Fit, Judge, Outcome, Report, fine_tune, no_report
+from recipe.finetune.folder import FOLDER, save_fine_tuned
+from recipe.finetune.predictions import TestSet, write_dev, write_test
+from recipe.finetune.tasks import CHOOSING, DEV, Task, TaskData
 from recipe.model.huggingface import is_classifier
 from recipe.system import processes
 from recipe.system.files import digest, write_whole
@@ -44,10 +45,27 @@ class Job:
     folder: Path
     start: Path | None = None  # the folder of the job whose encoder this one starts from
     keeps_encoder: bool = False  # for others to start from
+    keeps_model: bool = False  # for its user
 
     @property
     def name(self) -> str:
         return f"{self.task.name}, seed {self.seed}"
+
+
+class Source(Protocol):
+    """Where the examples of jobs come from, `recipe.finetune.own` or GLUE's files; it is handed to the processes of a pool."""
+
+    section: str  # of a record: where the scores stand in it
+    lr_key: str  # the key that lowers the learning rate
+
+    def read(self, task: Task) -> TaskData:
+        """The task's examples."""
+
+    def tests(self, task: Task) -> dict[str, TestSet]:
+        """Examples without labels that are predicted too, by the name of their file."""
+
+    def files(self, task: Task) -> list[Path]:
+        """What they are read from."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +75,19 @@ class Encoded:
     dev: dict[str, EncodedExamples]
     tests: dict[str, TestSet]
     encoded_tests: dict[str, EncodedExamples]
+    choosing: dict[str, EncodedExamples]  # one set, or none
+
+    @property
+    def predicted(self) -> dict[str, EncodedExamples]:
+        return {**self.dev, **self.encoded_tests, **self.choosing}
 
 
 class Worker:
     """What one process needs for every job: checkpoint, device, price, and the examples of the task it had last."""
 
-    def __init__(self, config: GlueConfig, checkpoint: Checkpoint, hardware: Hardware) -> None:
+    def __init__(self, config: Jobs, source: Source, checkpoint: Checkpoint, hardware: Hardware) -> None:
         self.config = config
+        self.source = source
         self.checkpoint = checkpoint
         self.hardware = hardware
         # A job in a pool is billed for its part of the cores; a GPU it has to itself.
@@ -77,9 +101,7 @@ class Worker:
 
     def inputs(self, job: Job) -> dict[str, Any]:
         """What the job's numbers follow from, beside the config: if these are others than a record's, it runs again."""
-        folder = Path(self.config.data) / job.task.name
-        files = [] if self.config.data == HUB else sorted(folder.glob("*.tsv"))
-        return {"checkpoint": self.weights_digest, "data": digest(files)}
+        return {"checkpoint": self.weights_digest, "data": digest(self.source.files(job.task))}
 
     def kept(self, job: Job) -> dict[str, Any] | None:
         """The record of a job that was done before, from the same files."""
@@ -94,29 +116,31 @@ class Worker:
         Raises:
             UserError: for what is wrong with the task's files, or a loss that ran away.
         """
-        config, task, checkpoint = self.config, job.task, self.checkpoint
-        found = self._encode(task)
+        task, checkpoint = job.task, self.checkpoint
+        found = self.encode(task)
         reproducibility.seed_all(job.seed)
         data = found.data
         model = checkpoint.fine_tuned(data.kind, data.kind.outputs(data.labels), self.backends)
         if job.start is not None:
             unmatched = model.load_state_dict(load_file(job.start / ENCODER), strict=False)
             assert not unmatched.unexpected_keys and all(is_classifier(key) for key in unmatched.missing_keys)
+        outputs = data.kind.outputs(data.labels)
+        weights = data.kind.balance(found.train.labels, outputs) if task.fitting.balanced else None
         fit = Fit(
-            name=job.name,
-            lr=task.lr * config.lr_scale,
-            weight_decay=task.weight_decay * config.lr_scale,
-            epochs=task.epochs if config.epochs is None else config.epochs,
-            batch_size=task.batch_size,
-            seed=job.seed,
+            job.name, task.lr, task.weight_decay, task.epochs, task.batch_size, job.seed, task.fitting, weights,
+            self.source.lr_key,
+        )  # fmt: skip
+        wanted = found.predicted
+        judge = self._judge(found) if task.fitting.patience else None
+        outcome = fine_tune(
+            model, data.kind, fit, found.train, wanted, self.collator, self.hardware, self.report, judge
         )
-        wanted = {**found.dev, **found.encoded_tests}
-        outcome = fine_tune(model, data.kind, fit, found.train, wanted, self.collator, self.hardware, self.report)
         predicted = {name: data.kind.decode(wanted[name], outputs) for name, outputs in outcome.outputs.items()}
-        metrics = {}
+        metrics, details = {}, {}
         for name, examples in data.dev.items():
             measured = data.kind.measure(task.metrics, examples.labels, predicted[name], data.labels)
-            suffix = "" if name == TUNING else name.removeprefix(DEV)  # "", or "_matched" and "_mismatched"
+            details |= data.kind.details(examples.labels, predicted[name], data.labels)
+            suffix = "" if len(data.dev) == 1 else name.removeprefix(DEV)  # "", or "_matched" and "_mismatched"
             metrics |= {metric + suffix: value for metric, value in measured.items()}
             write_dev(job.folder / f"{name}.tsv", data, examples.labels, predicted[name])
         for name, test in found.tests.items():
@@ -126,6 +150,11 @@ class Worker:
             kept = {key: value for key, value in state.items() if not is_classifier(key)}
             write_whole(job.folder / ENCODER, lambda draft: save_file(kept, draft))
         record = self._record(job, found, outcome, metrics, sum(p.numel() for p in model.parameters()))
+        record["job"] |= details
+        if data.choosing:
+            record["job"]["choosing"] = self._score(data, predicted[CHOOSING])
+        if job.keeps_model:
+            save_fine_tuned(job.folder / FOLDER, model, checkpoint, data, self.config, record["job"])
         records.write_record(job.folder, record)
         return record
 
@@ -134,7 +163,7 @@ class Worker:
     ) -> dict[str, Any]:
         hardware = self.hardware
         record = records.new_record(
-            kind="glue_job",
+            kind=f"{self.source.section}_job",
             name=f"{self.checkpoint.name}: {job.name}",
             model=self.checkpoint.model,
             config=to_dict(self.config),
@@ -143,7 +172,7 @@ class Worker:
             parameters=parameters,
         )
         counts = {key: getattr(outcome, key) for key in ("tokens", "sequences", "batches")}
-        examples = [found.train, *found.dev.values()]
+        data, examples = found.data, [found.train, *found.dev.values()]
         record["job"] = {
             "task": job.task.name,
             "seed": job.seed,
@@ -152,32 +181,48 @@ class Worker:
             "metrics": metrics,
             "seconds": outcome.seconds,
             "tokens": outcome.tokens,
-            "train_examples": len(found.train),
-            "dev_examples": sum(len(dev) for dev in found.dev.values()),
+            "train_examples": len(data.train),
+            "dev_examples": sum(len(dev) for dev in data.dev.values()),
             "truncated_examples": sum(one.truncated for one in examples),
-            "torn_rows": found.data.torn_rows,
+            "torn_rows": data.torn_rows,
             "test_sets": list(found.tests),
             "inputs": self.inputs(job),
         }
         cost = prices.bill(outcome.seconds, self.devices, self.price, hardware.kind)
         return record | counts | {"status": "finished", "cost": cost}
 
-    def _encode(self, task: Task) -> Encoded:
+    def encode(self, task: Task) -> Encoded:
         if self._last is None or self._last.data.task.name != task.name:
-            data = read_task(self.config.data, task, self.config.max_train_examples, self.config.split)
+            data = self.source.read(task)
 
             def encoded(examples: Examples) -> EncodedExamples:
                 return data.kind.encode(self.checkpoint.tokenizer, examples, self.config.max_length)
 
-            tests = read_test_sets(self.config.data, task) if self.config.split == DEV else {}
+            tests = self.source.tests(task)
             self._last = Encoded(
                 data,
                 encoded(data.train),
                 {name: encoded(dev) for name, dev in data.dev.items()},
                 tests,
                 {name: encoded(test.examples) for name, test in tests.items()},
+                {CHOOSING: encoded(data.choosing)} if data.choosing else {},
             )
         return self._last
+
+    def _judge(self, found: Encoded) -> Judge:
+        """By what an epoch is judged: a set, and the score of its outputs."""
+        data, ((name, examples),) = found.data, (found.choosing or found.dev).items()
+        return examples, lambda outputs: self._score(data, data.kind.decode(examples, outputs), name)
+
+    def _score(self, data: TaskData, predicted: Sequence, name: str = CHOOSING) -> float:
+        gold = data.choosing if name == CHOOSING else data.dev[name]
+        return statistics.fmean(data.kind.measure(data.task.metrics, gold.labels, predicted, data.labels).values())
+
+
+def check_one_process() -> None:
+    """Raise a `UserError` under a launcher of several ranks."""
+    if dist.get_world_size() > 1:
+        raise UserError(f"fine-tuning runs on one device, not {dist.get_world_size()} ranks; start it with python -m")
 
 
 def run_jobs(worker: Worker, jobs: Sequence[Job], report: Report) -> Iterator[tuple[Job, dict[str, Any] | UserError]]:
@@ -186,7 +231,7 @@ def run_jobs(worker: Worker, jobs: Sequence[Job], report: Report) -> Iterator[tu
         worker.report = report
         yield from ((job, _attempt(worker, job)) for job in jobs)
     elif jobs:
-        yield from _in_processes(worker.config, jobs, report)
+        yield from _in_processes(worker.config, worker.source, jobs, report)
 
 
 def _attempt(worker: Worker, job: Job) -> dict[str, Any] | UserError:
@@ -200,7 +245,9 @@ def _attempt(worker: Worker, job: Job) -> dict[str, Any] | UserError:
         return UserError(f"{job.name}: {error}" if job.name not in str(error) else str(error))
 
 
-def _in_processes(config: GlueConfig, jobs: Sequence[Job], report: Report) -> Iterator[tuple[Job, Any]]:
+def _in_processes(
+    config: Jobs, source: Source, jobs: Sequence[Job], report: Report
+) -> Iterator[tuple[Job, dict[str, Any] | UserError]]:
     """The jobs over a pool; one that starts from another's encoder is handed out when that one has ended."""
     places = {job.folder: place for place, job in enumerate(jobs)}
     after = {place: places[job.start] for place, job in enumerate(jobs) if job.start in places}
@@ -209,7 +256,7 @@ def _in_processes(config: GlueConfig, jobs: Sequence[Job], report: Report) -> It
         for words in reports:
             report(*words)
 
-    with WorkerPool(config.processes, _begin, (config,)) as pool:
+    with WorkerPool(config.processes, _begin, (config, source)) as pool:
         for place, done in pool.run(_run_here, jobs, after, watch):
             yield jobs[place], done.result()
 
@@ -217,7 +264,7 @@ def _in_processes(config: GlueConfig, jobs: Sequence[Job], report: Report) -> It
 _here: Worker | None = None  # of a process of the pool
 
 
-def _begin(config: GlueConfig) -> None:
+def _begin(config: Jobs, source: Source) -> None:
     """In a new process of the pool: take one GPU or a share of the cores, find the checkpoint."""
     global _here
     quiet_libraries()
@@ -227,7 +274,7 @@ def _begin(config: GlueConfig) -> None:
         torch.cuda.set_device(processes.number())
     else:
         torch.set_num_threads(max(1, min(torch.get_num_threads(), hardware.count // config.processes)))
-    _here = Worker(config, find_checkpoint(config.checkpoint), hardware)
+    _here = Worker(config, source, find_checkpoint(config.checkpoint), hardware)
     _here.report = processes.report
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from recipe.errors import UserError
 from recipe.finetune.examples import Examples
 from recipe.finetune.kinds import KINDS
-from recipe.finetune.tasks import HUB, Task, TaskData, rows_of
+from recipe.finetune.tasks import DEV, HUB, Task, TaskData, read_task, rows_of
 
 # What the site calls a test set's file, where that is not the task's own name.
 SUBMISSION_NAMES = {"test_matched": "MNLI-m", "test_mismatched": "MNLI-mm"}
@@ -48,6 +48,26 @@ def read_test_sets(data: str, task: Task) -> dict[str, TestSet]:
         labels = [KINDS[task.kind].unlabelled] * len(rows)
         found[name] = TestSet([row[2] for row in rows], Examples([row[1] for row in rows], labels))
     return found
+
+
+@dataclass(frozen=True)
+class GlueFiles:
+    """The source of GLUE's jobs: a folder in the benchmark's layout, or the hub."""
+
+    data: str
+    split: str = DEV
+    max_train_examples: int = 0
+    section = "glue"
+    lr_key = "lr_scale"
+
+    def read(self, task: Task) -> TaskData:
+        return read_task(self.data, task, self.max_train_examples, self.split)
+
+    def tests(self, task: Task) -> dict[str, TestSet]:
+        return read_test_sets(self.data, task) if self.split == DEV else {}
+
+    def files(self, task: Task) -> list[Path]:
+        return [] if self.data == HUB else sorted((Path(self.data) / task.name).glob("*.tsv"))
 
 
 def write_dev(file: Path, data: TaskData, gold: Sequence, predicted: Sequence) -> None:

@@ -11,7 +11,7 @@ from recipe.cost.measures import tasks_in_words
 
 CONVENTION = "mean over tasks of the mean of each task's metrics"
 COUNTS = ("train_examples", "dev_examples", "truncated_examples", "torn_rows")
-PER_SEED = ("seed", "score", "metrics", "seconds", "tokens")
+PER_SEED = ("seed", "score", "metrics", "seconds", "tokens", "choosing")
 Record = Mapping[str, Any]
 
 
@@ -31,10 +31,19 @@ def summarise(jobs: Sequence[Record]) -> dict[str, dict[str, Any]]:
             "metrics": {metric: statistics.fmean(run["metrics"][metric] for run in runs) for metric in metrics},
             "std": statistics.stdev(scores) if len(scores) > 1 else None,
             "init": runs[0]["init"],
-            "runs": [{key: run[key] for key in PER_SEED} for run in runs],
+            "runs": [{key: run[key] for key in PER_SEED if key in run} for run in runs],
             **{key: runs[0][key] for key in COUNTS},
+            **({"entity_f1": _means([run["entity_f1"] for run in runs])} if "entity_f1" in runs[0] else {}),
         }
     return tasks
+
+
+def _means(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of each key, over those that have it."""
+    return {
+        key: statistics.fmean(one[key] for one in found if key in one)
+        for key in sorted({k for one in found for k in one})
+    }
 
 
 def mean_score(tasks: Record) -> float | None:
@@ -83,12 +92,16 @@ def _rows(glue: Record) -> list[tuple[str, ...]]:
 
 def _totals(glue: Record) -> list[str]:
     bill = glue["cost"]
-    present = f"{tasks_in_words(glue, list(glue['tasks']))}{absence(glue['absent'])}"
-    split = f"; on the {glue['protocol']['split']} split" if "split" in glue["protocol"] else ""
+    protocol = glue["protocol"]
+    if "scored_on" in protocol:  # a task of the user's own
+        present, split = glue["benchmark"], f"; on the {protocol['scored_on']} split"
+    else:
+        present = f"{tasks_in_words(glue, list(glue['tasks']))}{absence(glue['absent'])}"
+        split = f"; on the {protocol['split']} split" if "split" in protocol else ""
     score = "none" if glue["score"] is None else f"{glue['score']:.2f}"
     failed = [f"failed: {reason}" for reason in glue.get("failed", {}).values()]
     return [
-        f"score {score} ({CONVENTION}; {present}{split})",
+        f"score {score} ({protocol.get('convention', CONVENTION)}; {present}{split})",
         f"{bill['seconds']:,.0f} s, {bill['device_hours']:.3f} device-hours, ${bill['usd']:.4f}",
         *failed,
     ]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +21,25 @@ from recipe.finetune.tuning_split import tuning_split
 
 HUB = "hub"  # instead of a folder
 DEV, TUNING = "dev", "tuning"  # the splits to score on
+CHOOSING = "choosing"  # what `TaskData.choosing` is called among sets
 HUB_DATASET = "nyu-mll/glue"
 Row = tuple[int, tuple[str, ...], str]  # line number, texts, label
 SUBSET_SEED = 0  # draws the examples that `max_train_examples` keeps, the same for every run
 SEEDS = (19, 8364, 717, 10536, 90166)
 YES_NO = ("0", "1")
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How a task is fitted beyond its row's numbers; the defaults are what GLUE's tasks have."""
+
+    warmup: float = 0.06  # share of the run
+    final_lr: float = 0.0  # share of the peak
+    balanced: bool = False  # whether rare classes count as much as others
+    patience: int = 0  # epochs without a better score after which training ends; 0: never
+    layer_decay: float = 1.0
+    freeze_layers: int = 0
+    temperature: float = 0.05  # of what compares the examples of a batch
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,7 @@ class Task:
     labels: tuple[str, ...]  # none where the label is a number
     metrics: tuple[str, ...]
     lr: float
-    epochs: int
+    epochs: float
     batch_size: int
     weight_decay: float
     seeds: tuple[int, ...]
@@ -50,6 +64,7 @@ class Task:
     hub_sentences: tuple[str, ...] | None = None  # where the columns have other names there
     kind: str = CLASSIFICATION.name
     scale: tuple[float, float] | None = None  # that a submission's numbers are to lie in
+    fitting: Fitting = Fitting()
 
 
 PAIR = ("sentence1", "sentence2")
@@ -78,8 +93,13 @@ class TaskData:
     task: Task
     labels: tuple[str, ...]  # empty where numbers are predicted
     train: Examples
-    dev: dict[str, Examples]  # by the name of the file
+    dev: dict[str, Examples]  # what the score is of, by the name of the file
     torn_rows: int = 0  # lines of train.tsv left out
+    choosing: Examples | None = None  # what epoch and seed are chosen by, where that is not what the score is of
+    places: Mapping[str, Sequence[str]] = field(
+        default_factory=dict
+    )  # file and line of each example, by the set's name
+    notes: tuple[str, ...] = ()  # what is odd about the labels, in words
 
     @property
     def kind(self) -> Kind:

@@ -19,32 +19,37 @@ SALT = "tuning split 1"  # another one would be another split
 
 
 def tuning_split(train: Examples) -> tuple[Examples, Examples]:
-    """(what is left to train on, the tuning set): a tenth of `train`, at most 2,000 examples, maybe none of very few.
+    """(what is left to train on, the tuning set): a tenth of `train`, at most 2,000 examples, maybe none of very few."""
+    kept, taken = split_places(train, SHARE, MOST, SALT)
+    return train.only(kept), train.only(taken)
+
+
+def split_places(train: Examples, share: float, most: int, salt: str) -> tuple[list[int], list[int]]:
+    """Where in `train` the examples of its two parts stand, the second a share of it and at most so many; `salt` seeds chance.
 
     Stratified: the groups, sorted by label or score, are taken at equal distances. A group is all examples that a text connects,
     case and white space aside, so no text is on both sides.
     """
-    groups = sorted(_connected(train), key=lambda group: _place(train, group))
-    share = min(len(train) * SHARE, MOST) / max(len(train), 1)
+    groups = sorted(_connected(train), key=lambda group: _place(train, group, salt))
+    share = min(len(train) * share, most) / max(len(train), 1)
     taken: list[int] = []
     seen = 0
     for group in groups:
         seen += len(group)
         if len(taken) + len(group) <= int(seen * share + 1e-9):
             taken += group
-    kept = sorted(set(range(len(train))) - set(taken))
-    return train.only(kept), train.only(sorted(taken))
+    return sorted(set(range(len(train))) - set(taken)), sorted(taken)
 
 
 def _texts(train: Examples, index: int) -> list[str]:
     return [" ".join(text.split()).casefold() for text in train.sentences[index]]
 
 
-def _place(train: Examples, group: list[int]) -> tuple[float, bytes]:
+def _place(train: Examples, group: list[int], salt: str) -> tuple[float, bytes]:
     """By mean label; among equals, where chance, which the texts seed, puts it."""
     words = "\0".join(sorted(text for index in group for text in _texts(train, index)))
     return float(np.mean(np.hstack([train.labels[i] for i in group]))), hashlib.sha256(
-        f"{SALT}\0{words}".encode()
+        f"{salt}\0{words}".encode()
     ).digest()
 
 

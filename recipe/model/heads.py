@@ -100,19 +100,25 @@ class MosaicBertForMaskedLM(nn.Module):
 
 
 class FineTuned(nn.Module):
-    """An architecture's encoder with the head of a kind of fine-tuning on it, both new."""
+    """An encoder with the head of a kind of fine-tuning on it."""
 
-    def __init__(self, encoder: nn.Module, head: nn.Module, keep: Callable[[dict], Tensor | None], std: float) -> None:
-        """`keep` gives a batch's tokens whose hidden states the head takes; `std` is of the initialisation."""
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        keep: Callable[[dict], Tensor | None],
+        pool: Callable[[Tensor, dict], Tensor],
+    ) -> None:
+        """`keep` gives a batch's tokens whose hidden states are looked at, `pool` makes of them what the head takes."""
         super().__init__()
         self.encoder = encoder
         self.head = head
         self._keep = keep
-        initialize(self, std)
+        self._pool = pool
 
     def forward(self, batch: dict) -> Tensor:
         """(R, C), what the head makes of the hidden states (K, D)."""
-        return self.head(self.encoder(batch, self._keep(batch)))
+        return self.head(self._pool(self.encoder(batch, self._keep(batch)), batch))
 
 
 def _stream(

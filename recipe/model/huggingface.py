@@ -80,6 +80,31 @@ class HFFineTuned(nn.Module):
         return logits if logits.dim() == 2 else logits.flatten(0, 1)[batch["indices"]]
 
 
+class HFEncoder(nn.Module):
+    """Any BERT-family folder without a head, on padded batches. `pretrained` as above."""
+
+    def __init__(self, folder: Path, pretrained: bool = True) -> None:
+        super().__init__()
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        self.token_types = has_token_types(config)
+        self.width, self.initializer_range = config.hidden_size, getattr(config, "initializer_range", 0.02)
+        self.dropout = getattr(config, "hidden_dropout_prob", 0.0)
+        self.unloaded: list[str] = []  # weights that the folder does not have, or not in this shape
+        if pretrained:
+            self.model, info = AutoModel.from_pretrained(
+                folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+            self.unloaded = [name for name in unloaded_names(info) if not name.startswith(POOLER)]
+        else:
+            self.model = AutoModel.from_config(config)
+
+    def forward(self, batch: dict, keep: Tensor | None = None) -> Tensor:
+        """Hidden states (K, D) at the places `keep` (K,) int64 of the flattened (S, L), or of all real tokens, in order."""
+        keys = ("input_ids", "attention_mask", "token_type_ids")[: 3 if self.token_types else 2]
+        hidden_SLD = self.model(**{key: batch[key] for key in keys}).last_hidden_state
+        return hidden_SLD.flatten(0, 1)[batch["indices"] if keep is None else keep]
+
+
 class HFForMaskedLM(nn.Module):
     """Any BERT-family folder with its own masked-language-model head, on padded batches.
 

@@ -24,9 +24,17 @@ from recipe.errors import UserError, class_and_line
 from recipe.model.architecture import PADDED, Architecture, Shapes
 from recipe.model.architectures import ARCHITECTURES, architecture
 from recipe.model.config import EncoderConfig, padded_vocab_size
-from recipe.model.encoder import Backends
+from recipe.model.encoder import Backends, initialize
 from recipe.model.heads import FineTuned
-from recipe.model.huggingface import POOLER, HFFineTuned, HFForMaskedLM, download, load_tokenizer, read_family
+from recipe.model.huggingface import (
+    POOLER,
+    HFEncoder,
+    HFFineTuned,
+    HFForMaskedLM,
+    download,
+    load_tokenizer,
+    read_family,
+)
 from recipe.objectives import objective_of
 from recipe.system.hardware import Hardware
 from recipe.training.checkpoint_files import model_of
@@ -34,7 +42,7 @@ from recipe.training.checkpoint_files import model_of
 if TYPE_CHECKING:
     from recipe.finetune.kinds.kind import Kind
 
-Loaded = TypeVar("Loaded", HFForMaskedLM, HFFineTuned)
+Loaded = TypeVar("Loaded", HFEncoder, HFForMaskedLM, HFFineTuned)
 
 FORMS = "give a run's folder, an encoder's folder (config.json, model.safetensors, tokenizer), RUN/checkpoints/*.pt or a hub name"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -150,7 +158,8 @@ class OwnCheckpoint(Checkpoint):
     def fine_tuned(self, kind: Kind, outputs: int, chosen: Backends) -> nn.Module:
         encoder = self._row.encoder(self.sizes, chosen)
         head = kind.head(self.sizes.hidden_size, outputs, self.sizes.hidden_dropout_prob)
-        model = FineTuned(encoder, head, kind.keep, self.sizes.initializer_range)
+        model = FineTuned(encoder, head, kind.keep, kind.pool)
+        initialize(model, self.sizes.initializer_range)
         convert.load_encoder_weights(model.encoder, self._weights(), str(self.folder))
         return model
 
@@ -176,9 +185,16 @@ class FamilyCheckpoint(Checkpoint):
 
     def fine_tuned(self, kind: Kind, outputs: int, chosen: Backends) -> nn.Module:
         pretrained = self.weights is None
-        model = self._loaded(lambda: HFFineTuned(self.folder, kind.auto_class, outputs, pretrained))
+        if kind.auto_class is None:
+            encoder = self._loaded(lambda: HFEncoder(self.folder, pretrained))
+            head = kind.head(encoder.width, outputs, encoder.dropout)
+            initialize(head, encoder.initializer_range)
+            model = FineTuned(encoder, head, kind.keep, kind.pool)
+        else:
+            model = self._loaded(lambda: HFFineTuned(self.folder, kind.auto_class, outputs, pretrained))
+            encoder = model
         if self.weights is not None:
-            encoder = model.model.base_model
+            encoder = encoder.model.base_model
             pooler = {name: tensor for name, tensor in encoder.state_dict().items() if name.startswith(POOLER)}
             weights = {n.removeprefix(HF_PREFIX): t for n, t in self.weights.items() if n.startswith(HF_PREFIX)}
             convert.load_weights(encoder, pooler | weights, str(self.folder))

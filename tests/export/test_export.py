@@ -194,13 +194,13 @@ def test_where_it_may_write(runs, tmp_path, monkeypatch):
 )
 def test_mistakes_are_one_line_each(words, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run_main(ExportConfig, entry.main, words, subject="checkpoint") == 2
+    assert run_main(ExportConfig, entry.main, words, first=["checkpoint"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line and list(tmp_path.iterdir()) == []
 
 
 def test_help_names_the_first_word(capsys):
-    assert run_main(ExportConfig, entry.main, ["--help"], subject="checkpoint") == 0
+    assert run_main(ExportConfig, entry.main, ["--help"], first=["checkpoint"]) == 0
     assert capsys.readouterr().out.startswith("usage: CHECKPOINT [key=value ...]")
 
 

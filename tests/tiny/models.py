@@ -12,7 +12,7 @@ from recipe.data import tokenizer
 from recipe.finetune.kinds import CLASSIFICATION
 from recipe.finetune.kinds.kind import Kind
 from recipe.model.config import EncoderConfig, padded_vocab_size
-from recipe.model.encoder import Backends, Encoder
+from recipe.model.encoder import Backends, Encoder, initialize
 from recipe.model.heads import FineTuned, MosaicBertForMaskedLM
 from recipe.model.hf_bert import HFBertForMaskedLM
 from tests.tiny.records import record_run
@@ -31,7 +31,9 @@ def with_head(
     """A new encoder with a new head."""
     encoder = Encoder(sizes, backends)
     head = kind.head(sizes.hidden_size, outputs, sizes.hidden_dropout_prob)
-    return FineTuned(encoder, head, kind.keep, sizes.initializer_range)
+    model = FineTuned(encoder, head, kind.keep, kind.pool)
+    initialize(model, sizes.initializer_range)
+    return model
 
 
 def write_tokenizer(folder: Path) -> int:
