@@ -16,6 +16,7 @@ from recipe.config import (
     GlueConfig,
     PairsConfig,
     PrepareConfig,
+    RetrieveConfig,
     SweepConfig,
     TrainConfig,
     load,
@@ -32,6 +33,7 @@ SCHEMAS = {
     "pretrain": TrainConfig,
     "glue": GlueConfig,
     "finetune": FinetuneConfig,
+    "retrieve": RetrieveConfig,
     "pairs": PairsConfig,
     "sweep": SweepConfig,
 }
@@ -326,7 +328,7 @@ def yaml_files() -> list[Path]:
 def test_every_yaml_loads(file):
     schema = SCHEMAS[file.parent.name]
     words = (
-        ["checkpoint=runs/x"] if schema in (GlueConfig, PairsConfig, FinetuneConfig) else []
+        ["checkpoint=runs/x"] if schema in (GlueConfig, PairsConfig, FinetuneConfig, RetrieveConfig) else []
     )  # given on the command line, as the files say
     config = load(schema, str(file), words)
     assert isinstance(config, schema)
@@ -341,7 +343,7 @@ def test_no_yaml_is_left_out():
 
 @pytest.mark.parametrize(
     "file",
-    [f for f in yaml_files() if f.parent.name in ("pretrain", "glue", "finetune", "pairs")],
+    [f for f in yaml_files() if f.parent.name in ("pretrain", "glue", "finetune", "retrieve", "pairs")],
     ids=lambda f: f.name,
 )
 def test_a_yaml_shows_only_what_differs_from_the_defaults(file):

@@ -254,7 +254,8 @@ def test_the_yaml_files_read_the_real_data(file):
     config = load(
         FinetuneConfig, str(file), ["checkpoint=runs/any", *(["train=[x.csv]"] if file.stem == "own" else [])]
     )
-    folder = {"banking77": "intents", "conll2003": "ner"}.get(file.stem, "pairs")
+    folders = {"banking77": "intents", "conll2003": "ner", "stsb-embedding": "glue/STS-B"}
+    folder = folders.get(file.stem, "pairs")
     if file.stem in ("own", "clinc150"):
         return
     if not (REAL / folder).is_dir():
@@ -262,5 +263,5 @@ def test_the_yaml_files_read_the_real_data(file):
     config.data = str(REAL / folder)
     data = OwnTask(config).data
     sizes = {"banking77": (10_001, 3_080, 77), "conll2003": (14_041, 3_453, 9), "sick-entailment": (4_500, 4_927, 3),
-             "sick-relatedness": (4_500, 4_927, 0)}  # fmt: skip
+             "sick-relatedness": (4_500, 4_927, 0), "stsb-embedding": (1_406, 1_500, 0)}  # fmt: skip
     assert (len(data.train), len(data.dev["test"]), len(data.labels)) == sizes[file.stem]

@@ -21,6 +21,7 @@ from recipe.config import (
     GlueConfig,
     PairsConfig,
     PrepareConfig,
+    RetrieveConfig,
     SweepConfig,
     TrainConfig,
     load,
@@ -39,6 +40,7 @@ SCHEMAS = {
     "recipe.finetune": FinetuneConfig,
     "recipe.pairs": PairsConfig,
     "recipe.pareto": SweepConfig,
+    "recipe.retrieve": RetrieveConfig,
 }
 SMALL = {
     "recipe.prepare": ["processes=1", "tokenizer.vocab_size=600"],
@@ -134,7 +136,7 @@ YAMLS = {
     file: schema
     for folder, schema in (
         ("data", PrepareConfig), ("pretrain", TrainConfig), ("demo", TrainConfig), ("glue", GlueConfig), ("pairs", PairsConfig),
-        ("finetune", FinetuneConfig),
+        ("finetune", FinetuneConfig), ("retrieve", RetrieveConfig), ("sweep", SweepConfig),
     )
     for file in sorted((ROOT / "yamls" / folder).glob("*.yaml"))
 }  # fmt: skip
@@ -156,6 +158,8 @@ def test_a_yaml_reads_what_a_newcomer_has(file):
         source = tree["train"]
         assert set(source) & {"embedded", "dataset"} or str(source["files"]).replace("'", "") in explained
         assert not tree.get("tokenizer", {}).get("vocab_file")
+    elif YAMLS[file] is SweepConfig:  # its models are rows of their own
+        assert all((ROOT / model.split()[0]) in YAMLS for model in tree["models"])
     else:
         read = tree["data"]["path"] if YAMLS[file] is TrainConfig else tree["data"]
         assert read in written_by_an_earlier_row() | explained
