@@ -10,6 +10,7 @@ from recipe.cost import frontier, law, seeds
 from recipe.cost.frontier import Point
 from recipe.cost.measures import LOSS, PAIRS, SCORE, Measure, Record, tasks_in_words
 
+NEAR = 1.02  # times a number of tokens, up to which another is the same
 AXIS = "tokens"  # what a budget buys on any device
 
 
@@ -20,6 +21,9 @@ def expectation(measure: Measure, runs: Sequence[Record], tokens: float) -> str:
         return f"no data (no run of this model with {_what(measure)} is recorded)"
     points = [point for point, _ in seeds.merged(alike, frontier.points_of(alike, measure=measure))]
     front = frontier.frontier(points, AXIS)
+    low, high = front[0].tokens, front[-1].tokens
+    if low / NEAR <= tokens <= high * NEAR:  # a budget is a whole number of batches
+        tokens = min(max(tokens, low), high)
     value = frontier.value_at(front, AXIS, tokens)
     if value is None:
         return _beyond(measure, alike, front, tokens)

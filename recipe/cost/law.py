@@ -19,7 +19,8 @@ from scipy.special import stdtrit
 LEAST_BUDGETS = 4  # that a law is fitted to
 SAME = 1.2  # times a cost, up to which another is of the same budget
 REACH = 3.0  # times the largest budget, beyond which nothing is foretold
-POWERS = np.geomspace(0.02, 3.0, 2000)
+POWERS = np.geomspace(0.02, 3.0, 300)
+STEP = float(POWERS[1] / POWERS[0])
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,9 @@ def fit(costs: Sequence[float], losses: Sequence[float]) -> Law:
     xs, ys = np.asarray(costs, np.float64), np.asarray(losses, np.float64)
     unit = float(np.exp(np.log(xs).mean()))
     ratios = xs / unit
-    # for each power the best floor and scale are a linear problem; one line of powers is searched, finely
-    solved = [nnls(np.stack([np.ones_like(ratios), ratios**-power], axis=1), ys) for power in POWERS]
-    best = min(range(len(POWERS)), key=lambda i: solved[i][1])
-    (floor, scale), power = solved[best][0], float(POWERS[best])
+    power = _best(ratios, ys, POWERS)
+    power = _best(ratios, ys, power * np.linspace(1 / STEP, STEP, 101))
+    floor, scale = _linear(ratios, ys, power)[0]
     jacobian = _jacobian(ratios, scale, power)
     if floor == 0:  # it stands at its bound, and is no parameter
         jacobian = jacobian[:, 1:]
@@ -84,6 +84,17 @@ def fit(costs: Sequence[float], losses: Sequence[float]) -> Law:
     variance = float(residuals @ residuals) / free if free > 0 else None
     spread = np.linalg.pinv(jacobian.T @ jacobian)
     return Law(float(floor), float(scale), power, unit, float(xs.min()), float(xs.max()), len(ys), variance, spread)
+
+
+def _linear(
+    ratios: NDArray[np.float64], losses: NDArray[np.float64], power: float
+) -> tuple[NDArray[np.float64], float]:
+    """The best floor and scale at this power, a linear problem, and the residuals' norm."""
+    return nnls(np.stack([np.ones_like(ratios), ratios**-power], axis=1), losses)
+
+
+def _best(ratios: NDArray[np.float64], losses: NDArray[np.float64], powers: NDArray[np.float64]) -> float:
+    return float(min(powers, key=lambda power: _linear(ratios, losses, power)[1]))
 
 
 def _jacobian(ratios: NDArray[np.float64], scale: float, power: float) -> NDArray[np.float64]:

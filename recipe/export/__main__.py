@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from recipe.config import ExportConfig, run_main
 from recipe.errors import UserError
 from recipe.export import card, verify
 from recipe.export.formats import FORMATS
 from recipe.settings import check_values
-from recipe.system.files import DISK_FULL
+from recipe.system.files import DISK_FULL, write_whole_folder
 from recipe.system.quiet import quiet_libraries
 from recipe.training.checkpoint import find_checkpoint
 
@@ -34,20 +34,20 @@ def export(config: ExportConfig) -> Path:
         )
     checkpoint = find_checkpoint(config.checkpoint)
     print(f"{checkpoint.name}: {checkpoint.model} -> {out}, {form.title}", flush=True)
-    draft = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.draft")
-    try:
-        draft.mkdir(parents=True)
+    record: dict[str, Any] = {}
+
+    def write(draft: Path) -> None:
         form.write(checkpoint, config, draft)
         print("  written; verifying it in a process of its own, with the network off", flush=True)
-        record = verify.verify(checkpoint, config, draft)
+        record.update(verify.verify(checkpoint, config, draft))
         card.write(checkpoint, config, record, draft)
-        draft.replace(out)
+
+    try:
+        write_whole_folder(out, write)
     except OSError as error:
         if error.errno in DISK_FULL:
             raise UserError(f"out={out}: no space left on the disk; nothing was written") from None
         raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     for line in verify.in_words(record):
         print(f"  {line}", flush=True)
     print(f"done: {out}; README.md there says how to load it", flush=True)

@@ -45,7 +45,8 @@ def masked_lm(checkpoint: Checkpoint) -> PreTrainedModel:
     if row is None:
         return ours.model.eval()
     code = row.code() if row.code else transformers
-    config = getattr(code, f"{row.classes}Config")(**row.settings(checkpoint.sizes), pad_token_id=checkpoint.pad_id)
+    settings = {**row.settings(checkpoint.sizes), "pad_token_id": checkpoint.pad_id}
+    config = getattr(code, f"{row.classes}Config")(**settings)
     model = getattr(code, f"{row.classes}ForMaskedLM")(config)
     missing, unknown = model.load_state_dict({row.name(n): t for n, t in ours.state_dict().items()}, strict=False)
     untied = [name for name in missing if model.get_parameter(name) is not model.get_input_embeddings().weight]

@@ -12,7 +12,7 @@ from typing import NoReturn
 import torch
 
 from recipe.config import ExportConfig
-from recipe.errors import UserError, exit_status
+from recipe.errors import UserError, class_and_line, exit_status
 from recipe.export.checks import Different, Exported
 from recipe.export.formats import FORMATS
 from recipe.system.quiet import quiet_libraries
@@ -49,7 +49,7 @@ def main(request: Path) -> None:
     except UserError:
         raise
     except Exception as error:  # of any library that loads the folder: the last line is what the user sees
-        raise UserError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise UserError(class_and_line(error)) from error
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ killed continues with the jobs that are missing. At the end stand scores with th
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +33,7 @@ from recipe.finetune.run import (
 )
 from recipe.finetune.tasks import TaskData
 from recipe.settings import check_values
+from recipe.system.files import write_whole_folder
 from recipe.system.quiet import quiet_libraries
 
 
@@ -139,20 +139,12 @@ def finish(plan: Plan, record: dict[str, Any], jobs: list[Job], done: dict[Job, 
     best = max(jobs, key=lambda job: quality[job])  # the first of equals
     why = f"best {DEV} score" if data.choosing or scored_on_dev else "first seed"
     record["finetune"]["model"] = {"seed": best.seed, "chosen_by": why}
-    replace_folder(best.folder / FOLDER, plan.out / FOLDER)
+    kept = best.folder / FOLDER
+    write_whole_folder(plan.out / FOLDER, lambda draft: shutil.copytree(kept, draft, dirs_exist_ok=True))
     (plan.out / "scores.md").write_text(scores.markdown(plan.checkpoint.name, record["finetune"]), encoding="utf-8")
     record["status"] = "finished"
     records.write_record(plan.out, record)  # last, so that a run that is killed here writes the others again
     return publish(plan, record)
-
-
-def replace_folder(source: Path, target: Path) -> None:
-    """A copy that stands under its name when it is whole."""
-    draft = target.with_name(f"{target.name}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    shutil.copytree(source, draft)
-    shutil.rmtree(target, ignore_errors=True)
-    draft.rename(target)
 
 
 def publish(plan: Plan, record: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from recipe.finetune.kinds.kind import Kind
 from recipe.finetune.tasks import TaskData
 from recipe.model.heads import FineTuned
 from recipe.model.huggingface import HFEncoder, HFFineTuned
+from recipe.system.files import write_whole_folder
 from recipe.system.hardware import Hardware
 from recipe.training.checkpoint import Checkpoint, find_checkpoint
 
@@ -89,9 +89,17 @@ def save_fine_tuned(
     scores: dict[str, Any],
 ) -> None:
     """Write the folder; it appears under its name when it is whole. `scores` are a job's `metrics` and `seed`."""
-    draft = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    write_whole_folder(folder, lambda draft: _fill(draft, model, checkpoint, data, config, scores))
+
+
+def _fill(
+    draft: Path,
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    data: TaskData,
+    config: FinetuneConfig,
+    scores: dict[str, Any],
+) -> None:
     whole = _inner(model)
     if isinstance(model, HFFineTuned):
         if data.labels:
@@ -121,8 +129,6 @@ def save_fine_tuned(
         "metrics": scores["metrics"],
     }
     (draft / TASK).write_text(json.dumps(task, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.rename(folder)
 
 
 def open_fine_tuned(path: str) -> FineTunedFolder:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -35,6 +36,18 @@ def write_whole(file: Path, content: str | Callable[[Path], object]) -> None:
         draft.replace(file)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def write_whole_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """The same of a folder, which takes the place of one that is there; `write` fills the empty one that it is given."""
+    draft = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        draft.mkdir(parents=True)
+        write(draft)
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def digest(files: Sequence[Path]) -> str | None:

@@ -23,14 +23,14 @@ def test_the_law_that_made_the_losses_is_found(floor, power):
 
 
 def test_its_interval_holds_one_more_run_as_often_as_it_says():
-    """At three times the largest budget; 95 % of 400, within four standard deviations of a binomial count and the linear
+    """At three times the largest budget; 95 % of 200, within four standard deviations of a binomial count and the linear
     approximation's own error."""
     held = 0
-    for seed in range(400):
+    for seed in range(200):
         told = law.fit(*runs(seed, noise=0.02)).at(0.9)
         true = 2.0 + 1.5 * (0.9 / 0.05) ** -0.3 + 0.02 * np.random.default_rng(10_000 + seed).standard_normal()
         held += abs(true - told.loss) <= told.half_width
-    assert 0.90 <= held / 400 <= 0.99
+    assert 0.88 <= held / 200 <= 0.99
 
 
 def test_the_interval_widens_beyond_the_runs():

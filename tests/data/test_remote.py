@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from recipe.config import Data, Tokenizer
-from recipe.data import order, storage
+from recipe.data import sampler, storage
 from recipe.data.cache import local_folder, open_dataset
 from recipe.data.stream import Loader
 from tests.hashing import hashes
@@ -151,7 +151,7 @@ def test_two_runs_in_one_cache_fetch_each_shard_once(store, parts, tmp_path):
 
 def test_a_bounded_cache_holds_what_is_read_and_no_more(store, parts, tmp_path, monkeypatch):
     """Blocks of about one shard: beside the block, those before and after it may be there."""
-    monkeypatch.setattr(order, "_BLOCK", 300)
+    monkeypatch.setattr(sampler, "_BLOCK", 300)
     whole = expected(parts)
     data = remote(tmp_path / "cache", cache_gib=1e-9)
     loader, most, found = open_batches(data), 0, []
