@@ -34,13 +34,14 @@ UNITS := tests/cost tests/model tests/test_config.py tests/test_settings.py test
 check: .venv/.installed-dev
 	$(BIN)/python -m ruff check --quiet .
 	$(BIN)/python -m ruff format --check --quiet .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" $(UNITS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(UNITS)
 
-# One thread a test process, two processes: tiny models gain nothing from more. Triton's interpreter is chosen when triton is
+# One thread a test process, two processes: tiny models gain nothing from more. In the files' order, as those with the fewest tests
+# have the longest ones, and one process would run them alone at the end. Triton's interpreter is chosen when triton is
 # first imported, so the kernels' tests have a process of their own.
 test: .venv/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/kernels
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/kernels
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/kernels
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/kernels
 
 # The kernels on the newest torch and triton of the package index, in an environment of their own, made anew each time: outside
 # continuous integration, because what it installs is not pinned. Several GB.
