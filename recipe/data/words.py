@@ -66,15 +66,6 @@ def words_of(folder: Path) -> Words:
     return Words(first, last, _apart(tokenizer.pre_tokenizer, parts, folder))
 
 
-def continuations(continues: NDArray[np.bool_]) -> Words:
-    """Of a table (ids,) of those that go on with the word before them."""
-    apart = np.ones((len(_KINDS),) * 2, bool)
-    apart[:, _CONTINUES] = False
-    return Words(
-        np.where(continues, _CONTINUES, _BEGINS).astype(np.uint8), np.full(len(continues), _BEGINS, np.uint8), apart
-    )
-
-
 def _ends(token: str, parts: dict[str, Any]) -> tuple[int, int]:
     """The kinds of a token's first and last character."""
     model = parts["model"]
