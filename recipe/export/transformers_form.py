@@ -16,9 +16,9 @@ from transformers import AutoTokenizer, PreTrainedModel
 from recipe.config import ExportConfig
 from recipe.errors import UserError, class_and_line
 from recipe.model.architecture import Export
-from recipe.model.architectures import ARCHITECTURES, architecture
+from recipe.model.architectures import architecture
 from recipe.model.encoder import Backends
-from recipe.training.checkpoint import Checkpoint
+from recipe.training.checkpoint import Checkpoint, OwnCheckpoint
 
 # What transformers' Auto classes call the classes of a model, behind the name that they begin with.
 AUTO = {
@@ -31,8 +31,19 @@ AUTO = {
 
 
 def row_of(checkpoint: Checkpoint) -> Export | None:
-    """How its architecture is exported; None for one of Hugging Face's own, which is what it is already."""
-    return architecture(checkpoint.model).export if checkpoint.model in ARCHITECTURES else None
+    """How its architecture is exported; None for one of Hugging Face's own, which is what it is already.
+
+    Raises:
+        UserError: an architecture in this project's form whose row does not say how.
+    """
+    if not isinstance(checkpoint, OwnCheckpoint):
+        return None
+    row = architecture(checkpoint.model).export
+    if row is None:
+        raise UserError(
+            f"{checkpoint.name}: a `{checkpoint.model}`, whose row in the table of architectures has no export yet"
+        )
+    return row
 
 
 def masked_lm(checkpoint: Checkpoint) -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -197,6 +198,15 @@ def test_mistakes_are_one_line_each(words, said, capsys, tmp_path, monkeypatch):
     assert run_main(ExportConfig, entry.main, words, first=["checkpoint"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line and list(tmp_path.iterdir()) == []
+
+
+def test_an_architecture_whose_row_has_no_export_is_refused(export, runs, tmp_path, monkeypatch):
+    row = dataclasses.replace(transformers_form.architecture("mosaic_bert"), export=None)
+    monkeypatch.setattr(transformers_form, "architecture", lambda name: row)
+    says = refused(export, runs["mosaic_bert"], tmp_path / "out")
+    assert (
+        says.endswith("whose row in the table of architectures has no export yet") and not (tmp_path / "out").exists()
+    )
 
 
 def test_help_names_the_first_word(capsys):
