@@ -89,46 +89,39 @@ def save_fine_tuned(
     scores: dict[str, Any],
 ) -> None:
     """Write the folder; it appears under its name when it is whole. `scores` are a job's `metrics` and `seed`."""
-    write_whole_folder(folder, lambda draft: _fill(draft, model, checkpoint, data, config, scores))
 
+    def fill(draft: Path) -> None:
+        whole = _inner(model)
+        if isinstance(model, HFFineTuned):
+            if data.labels:
+                whole.config.id2label = dict(enumerate(data.labels))
+                whole.config.label2id = {label: number for number, label in enumerate(data.labels)}
+            whole.config.problem_type = data.kind.problem_type
+            whole.save_pretrained(draft, safe_serialization=True, max_shard_size="100GB")
+        else:
+            shutil.copyfile(checkpoint.folder / "config.json", draft / "config.json")
+            weights = {_outside(model, name): value for name, value in whole.state_dict().items()}
+            save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, draft / WEIGHTS)
+        for name in TOKENIZER:
+            if (checkpoint.folder / name).is_file():
+                shutil.copyfile(checkpoint.folder / name, draft / name)
+        task = {
+            "format": FORMAT,
+            "name": data.task.name,
+            "kind": data.task.kind,
+            "labels": list(data.labels),
+            "text": list(data.task.sentences),
+            "label": data.task.label,
+            "max_length": config.max_length,
+            "files": {field.name: getattr(config, field.name) for field in dataclasses.fields(Files)},
+            "separator": config.separator,
+            "encoder": checkpoint.name,
+            "seed": scores["seed"],
+            "metrics": scores["metrics"],
+        }
+        (draft / TASK).write_text(json.dumps(task, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
-def _fill(
-    draft: Path,
-    model: nn.Module,
-    checkpoint: Checkpoint,
-    data: TaskData,
-    config: FinetuneConfig,
-    scores: dict[str, Any],
-) -> None:
-    whole = _inner(model)
-    if isinstance(model, HFFineTuned):
-        if data.labels:
-            whole.config.id2label = dict(enumerate(data.labels))
-            whole.config.label2id = {label: number for number, label in enumerate(data.labels)}
-        whole.config.problem_type = data.kind.problem_type
-        whole.save_pretrained(draft, safe_serialization=True, max_shard_size="100GB")
-    else:
-        shutil.copyfile(checkpoint.folder / "config.json", draft / "config.json")
-        weights = {_outside(model, name): value for name, value in whole.state_dict().items()}
-        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, draft / WEIGHTS)
-    for name in TOKENIZER:
-        if (checkpoint.folder / name).is_file():
-            shutil.copyfile(checkpoint.folder / name, draft / name)
-    task = {
-        "format": FORMAT,
-        "name": data.task.name,
-        "kind": data.task.kind,
-        "labels": list(data.labels),
-        "text": list(data.task.sentences),
-        "label": data.task.label,
-        "max_length": config.max_length,
-        "files": {field.name: getattr(config, field.name) for field in dataclasses.fields(Files)},
-        "separator": config.separator,
-        "encoder": checkpoint.name,
-        "seed": scores["seed"],
-        "metrics": scores["metrics"],
-    }
-    (draft / TASK).write_text(json.dumps(task, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    write_whole_folder(folder, fill)
 
 
 def open_fine_tuned(path: str) -> FineTunedFolder:
