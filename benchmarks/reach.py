@@ -1,4 +1,4 @@
-"""`python -m benchmarks.reach ENCODER DATA [--tasks NAME ...] [--work FOLDER] [--out FILE]`: our fine-tuning beside transformers' own.
+"""`python -m benchmarks.reach ENCODER DATA [--tasks NAME ...] [--out FILE]`: our fine-tuning beside transformers' own.
 
 ENCODER is a folder of Hugging Face's form that others trained. Both sides read the same examples and have the same settings:
 AdamW's, the rate and its schedule, batches, epochs, precision, no clipping, three seeds; what differs is the loop. Theirs is

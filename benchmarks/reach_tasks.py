@@ -1,7 +1,7 @@
 """The tasks by which encoders of others and of our own are judged here, and what runs them through recipe.finetune.
 
-The data sets are not the project's (docs/data.md says where they come from); DATA is a folder of them: `intents/`, `ner/`, `pairs/`
-and `retrieval/`, as their distributions name the files.
+The data sets are not the project's (docs/data.md says where they come from); DATA is a folder of them: `intents/`, `ner/`,
+`pairs/` and `retrieval/`, as their distributions name the files.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class ReachTask:
 TASKS = {
     task.name: task
     for task in (
-        ReachTask("banking77", "intents", ("lr=3e-4", "epochs=2", "batch_size=32")),
+        ReachTask("banking77", "intents", ("lr=3e-4", "epochs=1", "batch_size=32")),
         ReachTask("clinc150", "intents", ("lr=3e-4", "epochs=1", "batch_size=32")),
-        ReachTask("sick-relatedness", "pairs", ("lr=1e-4", "epochs=4", "batch_size=32")),
+        ReachTask("sick-relatedness", "pairs", ("lr=2e-4", "epochs=2", "batch_size=32")),
         ReachTask("conll2003", "ner", ("lr=2e-4", "epochs=1", "batch_size=16")),
     )
 }
