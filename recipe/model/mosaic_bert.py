@@ -66,7 +66,6 @@ MOSAIC_BERT = Architecture(
     name="mosaic_bert",
     form=STREAM,
     gated=True,
-    predicts_all=False,
     backends=_backends,
     masked_lm=_masked_lm,
     largest_batch=full_stream,

@@ -73,6 +73,7 @@ def test_mosaic_bert_on_masked_positions_leaves_out_what_it_says():
 def test_baseline():
     model = HFBertForMaskedLM(SMALL, LENGTH)
     ids = torch.randint(320, (SEQUENCES, LENGTH))
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-    expected = training_flops(dataclasses.asdict(SMALL), False, TOKENS, TOKENS * LENGTH, TOKENS)
+    masked = torch.arange(0, TOKENS, 3)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids, "masked_indices": masked}
+    expected = training_flops(dataclasses.asdict(SMALL), False, TOKENS, TOKENS * LENGTH, len(masked))
     assert counted(lambda: model(batch)["loss"]) == expected
