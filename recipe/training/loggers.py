@@ -7,7 +7,6 @@ What Composer's loggers do otherwise, and why each is a class here:
   the settings in the run's record are kept; these do not change on resume.
 - Lines that a killed run logged after its last checkpoint are logged again by the resumed run. TensorBoard hides the first ones
   and MLflow is not given the second ones; on as many ranks they are equal.
-- Composer's autoresume asks every logger for a checkpoint that is not on disk.
 
 The environment decides what leaves the machine: `WANDB_MODE=online`, `MLFLOW_TRACKING_URI`. No package is imported unasked.
 """
@@ -138,10 +137,6 @@ class WandB(RunLogger, WandBLogger):
                 f"loggers: wandb: {one_line(error)}; or unset WANDB_MODE to log into {self._init_kwargs['dir']}"
             ) from None
         atexit.register(self._set_is_in_atexit)
-
-    def download_file(self, *arguments: Any, **named: Any) -> None:
-        """As a logger without files does it. Composer's asks the server, and fails offline."""
-        raise NotImplementedError
 
 
 class MLFlow(RunLogger, MLFlowLogger):
