@@ -47,6 +47,7 @@ def render(subject: Subject, config: ExportConfig, record: dict[str, Any]) -> st
         use=subject.use,
         auto=subject.auto,
         task=subject.task,
+        sigmoid=subject.settings.get("problem_type") == "multi_label_classification",
         tuned=subject.results,
         files=[Path(file).name for split in ("train", "dev", "test") for file in tuned.get(split, [])],
         folder=Path(config.out).name,  # a card tells no path of this machine
