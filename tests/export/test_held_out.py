@@ -28,7 +28,7 @@ def home(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     run = write_run(folder / "run")
     write_text(folder / "texts" / "x.jsonl", make_text(300, 1))
-    vocabulary = Tokenizer(vocab_file=str(run / "encoder" / "vocab.txt"))
+    vocabulary = Tokenizer(name=str(run / "encoder"))
     prepare(PrepareConfig(out=str(folder / "dataset"), train=Source(files=[str(folder / "texts/*.jsonl")]),
                           validation_fraction=0.2, tokenizer=vocabulary, processes=1))  # fmt: skip
     record = records.read_record(run)
