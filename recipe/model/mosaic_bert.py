@@ -23,6 +23,8 @@ TYPE, PUBLISHED_TYPE = (
     "bert",
 )  # model_type in config.json: ours, and in the published repositories, beside code
 WORD = "encoder.embeddings.word.weight"
+# Of a fine-tuned model, in the shipped file.
+HEADS = {"head.pooler": "bert.pooler.dense", "head.classifier": "classifier"}
 _PUBLISHED_WORD, _PUBLISHED_ATTENTION = "bert.embeddings.word_embeddings.weight", "attention.self.Wqkv.weight"
 
 
@@ -74,6 +76,6 @@ MOSAIC_BERT = Architecture(
     recognise=_recognise,
     named=_named,
     encoder=Encoder,
-    export=Export("MosaicBert", dataclasses.asdict, convert.to_mosaicml_name, _exported_code),
+    export=Export("MosaicBert", dataclasses.asdict, convert.to_mosaicml_name, _exported_code, HEADS),
     vocabulary_rows=(WORD, "head.bias"),
 )
