@@ -6,5 +6,17 @@ from kernels.glu import glu
 from kernels.layer_norm import layer_norm
 from kernels.padding import pad, unpad
 from kernels.reference import alibi_slopes
+from kernels.rotary import rotary, rotary_table
 
-__all__ = ["alibi_slopes", "attention", "attention_packed", "glu", "layer_norm", "masked_cross_entropy", "pad", "unpad"]
+__all__ = [
+    "alibi_slopes",
+    "attention",
+    "attention_packed",
+    "glu",
+    "layer_norm",
+    "masked_cross_entropy",
+    "pad",
+    "rotary",
+    "rotary_table",
+    "unpad",
+]

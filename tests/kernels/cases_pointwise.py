@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kernels.triton import cross_entropy, glu, layer_norm, padding
+from kernels.triton import cross_entropy, glu, layer_norm, padding, rotary
 from tests.kernels.aot import Case
 
 LOW, FULL, COUNT, BIG = "*bf16", "*fp32", "i32", "i64"
@@ -81,6 +81,17 @@ def _padding(name: str, kernel: str, constants: Callable[[int], dict], **types: 
     return Case(f"padding_{name}", "padding", f"{kernel}_kernel", _PADDING | types, constants, dot=False, odd=odd)
 
 
+_ROTARY = {"qkv": LOW, "table": FULL, "out": LOW} | dict.fromkeys(("tokens", "heads", "qkv_t", "qkv_p", "qkv_n"), COUNT)
+
+
+def _rotary(size: int, backwards: bool) -> Case:
+    def constants(capability: int) -> dict:
+        return {"BACKWARDS": backwards, **rotary.parameters(capability, size)}
+
+    name = f"rotary_{size}" + ("_backwards" if backwards else "")
+    return Case(name, "rotary", "rotate_kernel", _ROTARY, constants, dot=False, odd=("tokens", "heads"))
+
+
 CASES = [
     *(
         _glu(k, columns, "gelu", dropout)
@@ -103,4 +114,7 @@ CASES = [
     _padding("count", "count", lambda _: dict(padding.PLAN)),
     _padding("index", "index", lambda _: dict(padding.PLAN)),
     _padding("inversion", "inversion", lambda _: dict(padding.INVERSION)),
+    _rotary(64, False),
+    _rotary(64, True),
+    _rotary(96, False),
 ]

@@ -98,6 +98,22 @@ def test_layer_norm(dtype, rows, residual):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(0, 2, 8), (1, 1, 2), (67, 3, 24), (5, 2, 64), (9, 1, 130)])
+def test_rotary(dtype, shape):
+    tokens, heads, size = shape
+    torch.manual_seed(0)
+    angles = torch.randn(tokens, size // 2) * 100
+    table = torch.stack([angles.cos(), angles.sin()])
+    apart = torch.randn(heads, tokens, 3, size).to(dtype)  # read as it lies, heads outermost
+
+    def run(backend, x):
+        return kernels.rotary(x.permute(1, 2, 0, 3), table, "cpu" if backend == "own" else backend)
+
+    compare(run, [apart], "out dqkv")
+    assert torch.equal(run("own", apart)[:, 2], apart[:, :, 2].transpose(0, 1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [0, 1, 63, 129])
 @pytest.mark.parametrize(("z_loss", "smoothing"), [(0.0, 0.0), (1e-2, 0.1)])
 def test_cross_entropy(monkeypatch, dtype, rows, z_loss, smoothing):
@@ -152,6 +168,7 @@ def test_custom_ops():
     qkv = torch.randn(21, 3, 2, 8, requires_grad=True)
     torch.library.opcheck(ops.attention_packed, (qkv, bounds, 9, slopes, None, "cpu"))
     seed = torch.tensor([7])
+    torch.library.opcheck(ops.rotary, (qkv, torch.randn(2, 21, 4), False, "cpu"))
     x = torch.randn(6, 10, requires_grad=True)
     torch.library.opcheck(ops.glu, (x, "gelu", 0.3, seed, "cpu"))
     weight, bias = torch.randn(10, requires_grad=True), torch.randn(10, requires_grad=True)
