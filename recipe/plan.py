@@ -24,7 +24,7 @@ from recipe.cost.expectation import expectation
 from recipe.cost.measures import LOSS, PAIRS, SCORE
 from recipe.errors import UserError, exit_status
 from recipe.model.architectures import ARCHITECTURES, architecture
-from recipe.model.config import EncoderConfig, padded_vocab_size
+from recipe.model.config import BLOCK, EncoderConfig, padded_vocab_size
 from recipe.objectives import objective, objective_of
 from recipe.objectives.objective import Counts
 from recipe.report.published import published_score
@@ -43,7 +43,7 @@ MODELS = {
 }
 BERT_VOCABULARY = 30522  # where the YAML names none and there are no shards yet
 PUBLISHED_MFU = 0.28  # of MosaicBERT-Base on A100s, derived from the hours that arXiv 2312.17482 gives
-GLUE_SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+GLUE_SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", *BLOCK)
 
 
 @dataclass(frozen=True)
@@ -159,10 +159,8 @@ def microbatch_of(config: TrainConfig, row: prices.Row, count: int, need: Need) 
 
 def sizes_of(config: TrainConfig) -> EncoderConfig:
     model = config.model
-    shared = {f.name for f in dataclasses.fields(EncoderConfig)} & {f.name for f in dataclasses.fields(model)}
-    values = {name: getattr(model, name) for name in shared}
     try:
-        return EncoderConfig(**{**values, "vocab_size": padded_vocab_size(vocabulary_of(config))})
+        return architecture(model.name).sizes(vars(model), padded_vocab_size(vocabulary_of(config)))
     except ValueError as error:
         raise UserError(f"model: {error}") from None
 

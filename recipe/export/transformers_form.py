@@ -18,6 +18,7 @@ from recipe.errors import UserError, class_and_line
 from recipe.model.architecture import Export
 from recipe.model.architectures import architecture
 from recipe.model.encoder import Backends
+from recipe.model.huggingface import has_token_types
 from recipe.training.checkpoint import Checkpoint, OwnCheckpoint
 
 # What transformers' Auto classes call the classes of a model, behind the name that they begin with.
@@ -50,13 +51,16 @@ def masked_lm(checkpoint: Checkpoint) -> PreTrainedModel:
     """Its masked-language model as transformers has it, every weight the run's, float32.
 
     Raises:
-        UserError: a weight is missing.
+        UserError: a weight is missing, or there is no class for such a block.
     """
     row, ours = row_of(checkpoint), checkpoint.masked_lm(Backends())
     if row is None:
         return ours.model.eval()
     code = row.code() if row.code else transformers
-    settings = {**row.settings(checkpoint.sizes), "pad_token_id": checkpoint.pad_id}
+    try:
+        settings = {**row.settings(checkpoint.sizes), "pad_token_id": checkpoint.pad_id}
+    except ValueError as error:
+        raise UserError(f"{checkpoint.name} cannot be exported: {error}") from None
     config = getattr(code, f"{row.classes}Config")(**settings)
     model = getattr(code, f"{row.classes}ForMaskedLM")(config)
     missing, unknown = model.load_state_dict({row.name(n): t for n, t in ours.state_dict().items()}, strict=False)
@@ -79,8 +83,11 @@ def write_model(checkpoint: Checkpoint, model: PreTrainedModel, folder: Path) ->
     row = row_of(checkpoint)
     if getattr(model.config, "auto_map", None):
         shutil.copyfile(inspect.getfile(row.code()), folder / Path(inspect.getfile(row.code())).name)
+    # A tokenizer of BERT's kind tells a pair's texts apart, which a model without token types does not take.
+    untyped = row is not None and not has_token_types(model.config)
+    inputs = {"model_input_names": ["input_ids", "attention_mask"]} if untyped else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, use_fast=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, use_fast=True, trust_remote_code=False, **inputs)
     except Exception as error:  # the library raises bare exceptions
         raise UserError(f"{checkpoint.folder}: its tokenizer cannot be loaded ({class_and_line(error)})") from None
     if checkpoint.max_length is not None:
