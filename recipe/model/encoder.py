@@ -54,9 +54,19 @@ class LayerNorm(nn.Module):
         self.backend = backends.kernels.name
 
     def forward(self, x_TD: Tensor, residual_TD: Tensor | None = None) -> Tensor:
-        dropout_p = self.dropout_p if self.training else 0.0
-        bias = torch.zeros_like(self.weight) if self.bias is None else self.bias
-        return kernels.layer_norm(x_TD, self.weight, bias, self.eps, residual_TD, dropout_p, backend=self.backend)
+        return kernels.layer_norm(
+            x_TD, self.weight, self.bias, self.eps, residual_TD, self._dropout_p, backend=self.backend
+        )
+
+    def add(self, x_TD: Tensor, residual_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum too, and its norm."""
+        return kernels.add_layer_norm(
+            x_TD, residual_TD, self.weight, self.bias, self.eps, self._dropout_p, backend=self.backend
+        )
+
+    @property
+    def _dropout_p(self) -> float:
+        return self.dropout_p if self.training else 0.0
 
 
 class Embeddings(nn.Module):
@@ -65,7 +75,7 @@ class Embeddings(nn.Module):
         self.word = nn.Embedding(config.vocab_size, config.hidden_size)
         types = config.type_vocab_size
         self.token_type = nn.Embedding(types, config.hidden_size) if types else None
-        self.norm = LayerNorm(config, backends) if config.embedding_norm else nn.Identity()
+        self.norm = LayerNorm(config, backends) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         # Set where the matrix is the decoder too: added to the decoder's gradient, a sparse one saves making and adding a dense
         # one. The module's own `sparse` would promise that the sum is sparse too.
@@ -79,7 +89,7 @@ class Embeddings(nn.Module):
         device = x_TD.device.type
         if torch.is_autocast_enabled(device):  # the residual stream is in low precision from its first sum on
             x_TD = x_TD.to(torch.get_autocast_dtype(device))
-        return self.dropout(self.norm(x_TD))
+        return self.dropout(x_TD if self.norm is None else self.norm(x_TD))
 
 
 class Attention(nn.Module):
@@ -88,22 +98,21 @@ class Attention(nn.Module):
         self.heads = config.num_attention_heads
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.biases)
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=config.biases)
-        self.pre_norm = config.norm == "pre"
-        self.out_dropout_p = config.hidden_dropout_prob
-        if self.pre_norm and config.embedding_norm and index == 0:
-            self.norm = nn.Identity()  # the embeddings have just been through one
-        else:
-            self.norm = LayerNorm(config, backends, 0.0 if self.pre_norm else self.out_dropout_p)
+        self.norm = None
+        if config.norm == "post":
+            self.norm = LayerNorm(config, backends, config.hidden_dropout_prob)
+        elif index or not config.embedding_norm:  # the embeddings' norm is the first layer's
+            self.norm = LayerNorm(config, backends)
         local = config.is_local(index)
         self.reach = config.window // 2 if local else None
-        self.theta = config.local_rope_theta if local else config.rope_theta
-        self.turns = config.positions == "rope"
+        self.theta = (config.local_rope_theta if local else config.rope_theta) if config.positions == "rope" else None
         self.dropout_p = config.attention_probs_dropout_prob
         self.backends = backends
 
     def forward(self, x_TD: Tensor, sequences: Sequences, keep_M: Tensor | None) -> Tensor:
-        qkv_T3NH = self.qkv(self.norm(x_TD) if self.pre_norm else x_TD).unflatten(-1, (3, self.heads, -1))
-        if self.turns:
+        """What is to be added to the residual stream; of the tokens `keep_M` alone."""
+        qkv_T3NH = self.qkv(x_TD).unflatten(-1, (3, self.heads, -1))
+        if self.theta is not None:
             qkv_T3NH = kernels.rotary(qkv_T3NH, sequences.tables[self.theta], backend=self.backends.kernels.name)
         mixed_TNH = kernels.attention_packed(
             qkv_T3NH,
@@ -115,11 +124,7 @@ class Attention(nn.Module):
             backend=self.backends.attention.name,
         )
         mixed_TD = mixed_TNH.flatten(1)
-        if keep_M is not None:
-            mixed_TD, x_TD = mixed_TD[keep_M], x_TD[keep_M]
-        if self.pre_norm:
-            return x_TD + F.dropout(self.out(mixed_TD), self.out_dropout_p, self.training)
-        return self.norm(self.out(mixed_TD), x_TD)
+        return self.out(mixed_TD if keep_M is None else mixed_TD[keep_M])
 
 
 class FeedForward(nn.Module):
@@ -129,27 +134,44 @@ class FeedForward(nn.Module):
         super().__init__()
         self.gated = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
         self.out = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.biases)
-        self.norm = LayerNorm(config, backends)
-        self.pre_norm = config.norm == "pre"
+        # Before it, the norm adds what attention gives, with that one's dropout.
+        self.norm = LayerNorm(config, backends, 0.0 if config.norm == "post" else config.hidden_dropout_prob)
         self.activation = config.hidden_act
         self.dropout_p = config.hidden_dropout_prob
         self.backend = backends.kernels.name
 
     def forward(self, x_TD: Tensor) -> Tensor:
+        """What is to be added to the residual stream."""
         dropout_p = self.dropout_p if self.training else 0.0
-        wide_TF = self.gated(self.norm(x_TD) if self.pre_norm else x_TD)
-        inner_TF = kernels.glu(wide_TF, self.activation, dropout_p, backend=self.backend)
-        return x_TD + self.out(inner_TF) if self.pre_norm else self.norm(self.out(inner_TF), x_TD)
+        return self.out(kernels.glu(self.gated(x_TD), self.activation, dropout_p, backend=self.backend))
 
 
 class Layer(nn.Module):
+    """Attention and feed-forward, post-norm or pre-norm. A norm takes the last sum with it, as one operation; so the sum behind a
+    pre-norm layer is left to the next one's norm."""
+
     def __init__(self, config: EncoderConfig, backends: Backends, index: int) -> None:
         super().__init__()
         self.attention = Attention(config, backends, index)
         self.feed_forward = FeedForward(config, backends)
+        self.post_norm = config.norm == "post"
 
-    def forward(self, x_TD: Tensor, sequences: Sequences, keep_M: Tensor | None = None) -> Tensor:
-        return self.feed_forward(self.attention(x_TD, sequences, keep_M))
+    def forward(
+        self, x_TD: Tensor, added_TD: Tensor | None, sequences: Sequences, keep_M: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The residual stream, and what is still to be added to it; the same two are given, None for nothing."""
+        attention, feed_forward = self.attention, self.feed_forward
+        y_TD = x_TD
+        if not self.post_norm and attention.norm is not None:
+            x_TD, y_TD = (x_TD, attention.norm(x_TD)) if added_TD is None else attention.norm.add(added_TD, x_TD)
+        added_TD = attention(y_TD, sequences, keep_M)
+        if keep_M is not None:
+            x_TD = x_TD[keep_M]
+        if self.post_norm:
+            x_TD = attention.norm(added_TD, x_TD)
+            return feed_forward.norm(feed_forward(x_TD), x_TD), None
+        x_TD, y_TD = feed_forward.norm.add(added_TD, x_TD)
+        return x_TD, feed_forward(y_TD)
 
 
 class Encoder(nn.Module):
@@ -162,7 +184,7 @@ class Encoder(nn.Module):
         self.few_shapes = backends.kernels.fact("kernels", "few_sizes")  # see shapes.py
         self.embeddings = Embeddings(config, backends)
         self.layers = nn.ModuleList(Layer(config, backends, index) for index in range(config.num_hidden_layers))
-        self.final_norm = LayerNorm(config, backends) if config.norm == "pre" else nn.Identity()
+        self.final_norm = LayerNorm(config, backends) if config.norm == "pre" else None
         slopes_N = kernels.alibi_slopes(config.num_attention_heads) if config.positions == "alibi" else None
         self.register_buffer("slopes", slopes_N, persistent=False)
 
@@ -187,14 +209,17 @@ class Encoder(nn.Module):
             max_seqlen = max(max_seqlen, len(input_ids) - tokens)
         sequences = Sequences(cu_seqlens, max_seqlen, self.slopes, self._tables(cu_seqlens, len(input_ids)))
         x_TD = self.embeddings(input_ids, token_type_ids)
+        added_TD = None
         for layer in self.layers[:-1]:
-            x_TD = layer(x_TD, sequences)
-        x_TD = self.final_norm(self.layers[-1](x_TD, sequences, keep))
+            x_TD, added_TD = layer(x_TD, added_TD, sequences)
+        x_TD, added_TD = self.layers[-1](x_TD, added_TD, sequences, keep)
+        if self.final_norm is not None:
+            x_TD = self.final_norm(added_TD, x_TD)
         return x_TD if keep is not None else x_TD[:tokens]
 
     def _tables(self, cu_seqlens: Tensor, tokens: int) -> dict[float, Tensor]:
         """Angles of the rotary positions, for each theta that a layer has; none without such positions."""
-        thetas = dict.fromkeys(layer.attention.theta for layer in self.layers if layer.attention.turns)
+        thetas = {layer.attention.theta for layer in self.layers} - {None}
         return {theta: kernels.rotary_table(cu_seqlens, tokens, self.config.head_dim, theta) for theta in thetas}
 
 

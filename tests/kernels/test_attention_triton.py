@@ -196,7 +196,7 @@ def test_a_block_compiles_as_one_graph():
     results = []
     for function in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
         x = torch.randn(31, 48, generator=torch.Generator().manual_seed(1)).to(DEVICE).requires_grad_()
-        out = function(x, sequences)
+        out, _ = function(x, None, sequences)
         results.append([out, *torch.autograd.grad(out.square().sum(), [x, *layer.parameters()])])
     for eager, compiled in zip(*results, strict=True):
         torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
