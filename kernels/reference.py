@@ -75,13 +75,26 @@ def glu(x: Tensor, activation: str = "gelu", dropout_p: float = 0.0) -> Tensor:
 
 
 def layer_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None = None, dropout_p: float = 0.0
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: Tensor | None = None, dropout_p: float = 0.0
 ) -> Tensor:
     """LayerNorm(dropout(x) + residual): statistics in float32, output in the dtype of x (T, D)."""
     total = at_least_float32(F.dropout(x, dropout_p))
     if residual is not None:
         total = total + at_least_float32(residual)
-    return F.layer_norm(total, (x.shape[-1],), weight.to(total.dtype), bias.to(total.dtype), eps).to(x.dtype)
+    return _normed(total, weight, bias, eps).to(x.dtype)
+
+
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dropout_p: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """total = dropout(x) + residual in the dtype of residual, and LayerNorm(total) in that of x: pre-norm (arXiv 2002.04745)."""
+    total = (at_least_float32(F.dropout(x, dropout_p)) + at_least_float32(residual)).to(residual.dtype)
+    return total, _normed(at_least_float32(total), weight, bias, eps).to(x.dtype)
+
+
+def _normed(total: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    bias = None if bias is None else bias.to(total.dtype)
+    return F.layer_norm(total, total.shape[-1:], weight.to(total.dtype), bias, eps)
 
 
 def rotary_table(cu_seqlens: Tensor, tokens: int, size: int, theta: float) -> Tensor:
