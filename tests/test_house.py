@@ -203,7 +203,7 @@ def on_each_of_two_ranks(yaml: str) -> None:
 
 def test_what_is_in_no_table_is_refused_in_one_line(yaml):
     for key, known in (
-        ("model.name", "mosaic_bert, hf_bert"),
+        ("model.name", "mosaic_bert, modern, hf_bert"),
         ("objective", "masked_lm"),
         ("optimizer.name", "adamw"),
         ("schedule.shape", "linear, wsd"),

@@ -46,6 +46,7 @@ def render(checkpoint: Checkpoint, config: ExportConfig, record: dict[str, Any],
         folder=Path(config.out).name,  # a card tells no path of this machine
         own_code=row is not None and row.code is not None,
         limit=checkpoint.max_length,
+        rotary=checkpoint.sizes is not None and checkpoint.sizes.positions == "rope",
         masked=checkpoint.mask_id is not None,
         int8=config.int8 is not None,
         batch=None if final else checkpoint.batch,

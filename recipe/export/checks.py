@@ -134,13 +134,20 @@ class Exported:
         """What the folder calls a parameter of the run."""
         return self.row.name(parameter) if self.row else parameter.removeprefix("model.")
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Those that are compared, one of them beyond the windows that the encoder's layers may have."""
+        window = self.checkpoint.sizes and self.checkpoint.sizes.window
+        return (*LENGTHS, window // 2 + max(LENGTHS)) if window else LENGTHS
+
     def cases(self) -> Iterator[tuple[str, Inputs]]:
         """Ragged pairs of texts: padded right and left, without token types, and without a mask, of one length."""
-        longest = self.checkpoint.max_length or max(LENGTHS)
-        paragraphs = [text for text in texts() if len(text) > CHARACTERS][: 2 * len(LENGTHS)]
-        pairs = list(zip(paragraphs[::2], paragraphs[1::2], strict=True))
-        tokenizer = self.checkpoint.tokenizer
-        found = [next(encodings(tokenizer, [pair], min(n, longest))) for n, pair in zip(LENGTHS, pairs, strict=True)]
+        longest, tokenizer, found = self.checkpoint.max_length or max(self.lengths), self.checkpoint.tokenizer, []
+        paragraphs = (text for text in texts() if len(text) > CHARACTERS)
+        for length in self.lengths:
+            often = -(-length // max(LENGTHS))
+            pair = [" ".join([next(paragraphs)] * often) for _ in range(2)]
+            found.append(next(encodings(tokenizer, [tuple(pair)], min(length, longest))))
         typed = (self.config.get("type_vocab_size") or 0) > 1
         for side in ("right", "left"):
             yield f"padded on the {side}", padded(found, self.checkpoint.pad_id, side == "left", typed)
