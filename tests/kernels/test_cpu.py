@@ -58,6 +58,33 @@ def test_attention(lengths, dtype, window, alibi):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("length", "window"), [(1100, 64), (513, 1), (600, 33), (512, 40)])
+def test_windows_of_long_sequences(dtype, length, window):
+    """Longer than the pieces that the loops cut windowed sequences into; one with a short neighbour, and a last piece of one."""
+    torch.manual_seed(0)
+    lengths = [7, length]
+    qkv = torch.randn(sum(lengths), 3, 1, 16).to(dtype)
+    slopes = kernels.alibi_slopes(1) if window == 33 else None
+
+    def run(backend, x):
+        name = "cpu" if backend == "own" else backend
+        return kernels.attention_packed(x, bounds_of(lengths), length, slopes, window, backend=name)
+
+    compare(run, [qkv], "out dqkv")
+
+
+@pytest.mark.parametrize("window", [599, 2**40])
+def test_a_window_that_reaches_from_end_to_end_is_none(window):
+    torch.manual_seed(0)
+    qkv, dout = torch.randn(607, 3, 1, 16).requires_grad_(), torch.randn(607, 1, 16)
+    results = []
+    for reach in (None, window):
+        out = kernels.attention_packed(qkv, bounds_of([7, 600]), 600, None, reach, backend="cpu")
+        results.append([out, *torch.autograd.grad(out, qkv, dout)])
+    assert all(map(torch.equal, *results))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [64, 128, 5])
 def test_attention_of_q_k_and_v_apart(dtype, size):
     """Heads of other sizes, more sequences than threads, a gradient that is laid out otherwise."""
