@@ -90,6 +90,7 @@ class Model:
     vocab_size: Optional[int] = setting(None, "stated here, it is checked against the shards' vocabulary", least=1)
     hidden_dropout_prob: float = setting(0.1, "dropout of embeddings and of each layer's outputs", least=0, below=1)
     attention_probs_dropout_prob: float = setting(0.0, "dropout of attention probabilities", least=0, below=1)
+    initializer_range: float = setting(0.02, "standard deviation of the initial weights", above=0)
     attention: str = setting("auto", "attention backend, a name that `python -m kernels.backends` prints")
     kernels: str = setting("auto", "backend of the other kernels, likewise")
     compile: bool = setting(False, "run the training step through torch.compile; its first step takes up to a minute")

@@ -42,7 +42,6 @@ class Architecture:
     name: str
     form: str  # STREAM or PADDED
     gated: bool  # whether its feed-forward has a third matrix
-    predicts_all: bool  # whether its head computes every position, or the masked ones alone
     # (attention, kernels, needs) -> what runs; `auto` or a name each. ValueError: it cannot run here.
     backends: Callable[[str, str, Requirements], Backends]
     # (sizes, sequence length, backends) -> a model with `forward(batch)`, a dictionary of losses, and `masked_logits(batch)`
@@ -67,10 +66,6 @@ class Architecture:
     # (tensors of such a folder, where they are from) -> the same under the names of `masked_lm`'s parameters, and the names of
     # those that masked-language modelling has no use for. UserError: they cannot be brought under them. Absent: they are.
     named: Callable[[dict[str, Tensor], str], tuple[dict[str, Tensor], list[str]]] | None = None
-
-    def predicted(self, tokens: float, masked: float) -> float:
-        """Of how many positions the head computes logits."""
-        return tokens if self.predicts_all else masked
 
     def sizes(
         self, stated: Mapping[str, Any], vocab_size: int, source: EncoderConfig | None = None, **more: Any

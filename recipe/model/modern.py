@@ -151,7 +151,6 @@ MODERN = Architecture(
     name=TYPE,
     form=STREAM,
     gated=True,
-    predicts_all=False,
     backends=own_backends,
     masked_lm=masked_lm,
     largest_batch=full_stream,

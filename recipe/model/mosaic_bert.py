@@ -76,7 +76,6 @@ MOSAIC_BERT = Architecture(
     name="mosaic_bert",
     form=STREAM,
     gated=True,
-    predicts_all=False,
     backends=own_backends,
     masked_lm=masked_lm,
     largest_batch=full_stream,

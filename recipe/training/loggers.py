@@ -20,6 +20,7 @@ import importlib.util
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ class Tensorboard(RunLogger, TensorboardLogger):
         from torch.utils.tensorboard.summary import hparams
 
         if dist.get_global_rank() == 0:
+            wait_for_a_later_name(Path(self.log_dir))
             self.writer = SummaryWriter(self.log_dir, purge_step=state.timestamp.batch.value + 1)
             values = {
                 name: value if isinstance(value, (int, float)) else str(value) for name, value in self.settings.items()
@@ -96,6 +98,15 @@ class Tensorboard(RunLogger, TensorboardLogger):
     def close(self, state: State, logger: Logger) -> None:
         if self.writer is not None:
             self.writer.close()
+
+
+def wait_for_a_later_name(folder: Path) -> None:
+    """TensorBoard reads a folder's files in the order of their names, `events.out.tfevents.SECOND.HOST.PROCESS...`: a run that is
+    continued within the second in which it was started could be read first, and would then be hidden."""
+    seconds = [file.name.split(".")[3] for file in folder.glob("events.out.tfevents.*")]
+    latest = max((int(second) for second in seconds if second.isdecimal()), default=0)
+    while int(time.time()) == latest:
+        time.sleep(0.05)
 
 
 class WandB(RunLogger, WandBLogger):

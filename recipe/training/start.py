@@ -21,7 +21,11 @@ from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.settings import default
 from recipe.training.checkpoint import Checkpoint, find_checkpoint
 
-_OWN = ("hidden_dropout_prob", "attention_probs_dropout_prob")  # keys of `model` that the run decides
+_OWN = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "initializer_range",
+)  # keys of `model` that the run decides
 
 
 @dataclasses.dataclass(frozen=True)

@@ -104,6 +104,7 @@ def test_modernbert_without_windows():
 def test_baseline():
     model = HFBertForMaskedLM(SMALL, LENGTH)
     ids = torch.randint(320, (SEQUENCES, LENGTH))
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-    expected = training_flops(dataclasses.asdict(SMALL), False, TOKENS, TOKENS * LENGTH, TOKENS)
+    masked = torch.arange(0, TOKENS, 3)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids, "masked_indices": masked}
+    expected = training_flops(dataclasses.asdict(SMALL), False, TOKENS, TOKENS * LENGTH, len(masked))
     assert counted(lambda: model(batch)["loss"]) == expected
