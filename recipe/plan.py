@@ -18,13 +18,13 @@ import torch
 import yaml
 
 from recipe import records, shipped
-from recipe.config import TrainConfig, load, to_dict
+from recipe.config import BLOCK, TrainConfig, load, to_dict
 from recipe.cost import prices
 from recipe.cost.expectation import expectation
 from recipe.cost.measures import LOSS, PAIRS, SCORE
 from recipe.errors import UserError, exit_status
 from recipe.model.architectures import ARCHITECTURES, architecture
-from recipe.model.config import BLOCK, EncoderConfig, padded_vocab_size
+from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.objectives import objective, objective_of
 from recipe.objectives.objective import Counts
 from recipe.report.published import published_score

@@ -13,8 +13,10 @@ from transformers import ModernBertConfig, ModernBertForMaskedLM, ModernBertMode
 
 from kernels.backends import Resolved
 from kernels.cpu import build
+from recipe import config
 from recipe.config import TrainConfig, load
 from recipe.convert import load_weights
+from recipe.model import config as model_config
 from recipe.model.architecture import Architecture
 from recipe.model.architectures import architecture
 from recipe.model.config import NORMS, POSITIONS, EncoderConfig
@@ -235,6 +237,7 @@ def test_a_pre_norm_encoder_starts_with_small_additions_and_a_post_norm_one_as_e
 def test_the_config_has_the_block_s_choices_and_a_row_its_own_values():
     fields = {field.name: of(field) for field in dataclasses.fields(type(TrainConfig().model))}
     assert (fields["positions"].choices, fields["norm"].choices) == (POSITIONS, NORMS)
+    assert model_config.BLOCK == config.BLOCK
 
 
 @pytest.mark.parametrize(

@@ -64,14 +64,15 @@ def model_of(attention: str, kernels: str, block: Mapping[str, Any]) -> torch.nn
     ("attention", "kernels", "block", "graphs"),
     [
         ("cpu", "cpu", {}, 1),
-        ("cpu", "cpu", {**MODERN.settings, "window": 8, "num_hidden_layers": 2}, 1),
+        ("cpu", "cpu", {**MODERN.settings, "window": 8, "num_hidden_layers": 2}, 2),
         ("sdpa", "reference", {}, 3),
         ("transformers", "transformers", {}, 2),
     ],
     ids=["mosaic_bert", "modern", "plain", "hf_bert"],
 )
 def test_one_graph_for_batches_of_every_shape(without_code, attention, kernels, block, graphs):
-    """For sdpa another for sequences of like lengths, and like the baseline one for a single sequence; after these, none."""
+    """For sdpa another for sequences of like lengths, and like the baseline and rotary positions one for a single sequence; after
+    these, none."""
     model = model_of(attention, kernels, block).train()
     step = compiled_step(model, one_shape=False)
     whole = drawn(64, 12, 2, 1024)[0]
