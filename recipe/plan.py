@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -234,13 +234,16 @@ def expectations(
 
 
 def shape_of(run: dict[str, Any]) -> dict[str, Any]:
-    """The sizes by which a recorded run's scores are another's."""
-    model = run["config"].get("model", {})
-    return {name: model.get(name) for name in GLUE_SHAPE}
+    """The sizes, and what is changed of the block, by which a recorded run's scores are another's."""
+    return _stated(run["config"].get("model", {}))
 
 
 def shape_of_config(config: TrainConfig) -> dict[str, Any]:
-    return {name: getattr(config.model, name) for name in GLUE_SHAPE}
+    return _stated(vars(config.model))
+
+
+def _stated(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: model[name] for name in GLUE_SHAPE if model.get(name) is not None}
 
 
 def tell(found: Forecast) -> list[str]:
