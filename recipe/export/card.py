@@ -54,6 +54,7 @@ def render(subject: Subject, config: ExportConfig, record: dict[str, Any]) -> st
         own_code=subject.row is not None and subject.row.code is not None,
         limit=checkpoint.max_length,
         longest=subject.longest,
+        rotary=checkpoint.sizes is not None and checkpoint.sizes.positions == "rope",
         masked=checkpoint.mask_id is not None,
         int8=config.int8 is not None,
         batch=None if final else checkpoint.batch,

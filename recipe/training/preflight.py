@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from composer.utils import dist
 
-from kernels import backends
 from recipe import records
 from recipe.config import TrainConfig, to_dict
 from recipe.cost import prices
@@ -175,19 +174,15 @@ def encoder_config(config: TrainConfig, info: DatasetInfo, source: EncoderConfig
             f"model.vocab_size={model.vocab_size}, but the shards in {config.data.path} were made with a vocabulary of "
             f"{info.vocabulary.size}; leave the key out, or prepare the shards again with the other vocabulary"
         )
-    shared = {f.name for f in dataclasses.fields(EncoderConfig)} & {f.name for f in dataclasses.fields(model)}
-    values = {name: getattr(model, name) for name in shared}
-    values |= {"vocab_size": padded_vocab_size(info.vocabulary.size), "pad_token_id": info.vocabulary.pad_id}
+    rows, pad_id = padded_vocab_size(info.vocabulary.size), info.vocabulary.pad_id
     try:
-        return dataclasses.replace(source or EncoderConfig(), **values)
+        return architecture(model.name).sizes(vars(model), rows, source, pad_token_id=pad_id)
     except ValueError as error:
         raise UserError(f"model: {error}") from None
 
 
 def resolve_backends(config: TrainConfig, kind: Architecture, encoder: EncoderConfig, hardware: Hardware) -> Backends:
-    needs = backends.Requirements(
-        hardware.device, hardware.activation_dtype, encoder.head_dim, encoder.attention_probs_dropout_prob
-    )
+    needs = encoder.requirements(hardware.device, hardware.activation_dtype)
     try:
         return kind.backends(config.model.attention, config.model.kernels, needs)
     except ValueError as error:

@@ -31,7 +31,7 @@ IDS = torch.arange(5, 17).reshape(2, 6)
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("runs")
-    return {model: write_run(folder / model, model) for model in ("mosaic_bert", "hf_bert")}
+    return {model: write_run(folder / model, model) for model in ("mosaic_bert", "modern", "hf_bert")}
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +45,13 @@ def load(folder: Path, auto: str = "AutoModelForMaskedLM", **settings):
     return getattr(transformers, auto).from_pretrained(folder, **trust, **settings).eval()
 
 
-@pytest.mark.parametrize(("model", "kind"), [("mosaic_bert", "mosaic_bert"), ("hf_bert", "bert")])
+@pytest.mark.parametrize(
+    ("model", "kind"), [("mosaic_bert", "mosaic_bert"), ("modern", "modernbert"), ("hf_bert", "bert")]
+)
 def test_a_folder_says_what_it_is_and_what_was_compared(exported, model, kind):
     folder = exported[model]
     config = json.loads((folder / "config.json").read_text())
-    assert config["model_type"] == kind and ("auto_map" in config) == (folder / CODE).is_file() == (kind != "bert")
+    assert config["model_type"] == kind and ("auto_map" in config) == (folder / CODE).is_file() == (model == kind)
     record = json.loads((folder / verify.FILE_NAME).read_text())
     sides = ("padded on the right", "padded on the left", "one alone", "without token types", "without a mask")
     numbers = {
