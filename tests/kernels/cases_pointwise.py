@@ -49,7 +49,7 @@ _NORM |= {
 _NORM |= dict.fromkeys(("tokens", "columns", "rows", "x_t", "residual_t", "threshold", "programs"), COUNT)
 
 
-def _norm(kernel: str, columns: int, fused: bool, prenorm: bool = False) -> Case:
+def _norm(kernel: str, columns: int, fused: bool, prenorm: bool = False, **more) -> Case:
     """`fused`: with residual and dropout, as after attention; without dropout, as after the feed-forward. `prenorm`: without a
     bias, and with the sum."""
 
@@ -66,7 +66,7 @@ def _norm(kernel: str, columns: int, fused: bool, prenorm: bool = False) -> Case
 
     name = f"layer_norm_{kernel}_{columns}" + ("_dropout" if fused else "") + ("_prenorm" if prenorm else "")
     odd = ("tokens", "threshold", "rows")
-    return Case(name, "layer_norm", f"{kernel}_kernel", _NORM, constants, dot=False, odd=odd)
+    return Case(name, "layer_norm", f"{kernel}_kernel", _NORM, constants, dot=False, odd=odd, **more)
 
 
 _LOSS = {
@@ -102,12 +102,12 @@ def _padding(name: str, kernel: str, constants: Callable[[int], dict], **types: 
 _ROTARY = {"qkv": LOW, "table": FULL, "out": LOW} | dict.fromkeys(("tokens", "heads", "qkv_t", "qkv_p", "qkv_n"), COUNT)
 
 
-def _rotary(size: int, backwards: bool) -> Case:
+def _rotary(size: int, backwards: bool, **more) -> Case:
     def constants(capability: int) -> dict:
         return {"BACKWARDS": backwards, **rotary.parameters(capability, size)}
 
     name = f"rotary_{size}" + ("_backwards" if backwards else "")
-    return Case(name, "rotary", "rotate_kernel", _ROTARY, constants, dot=False, odd=("tokens", "heads"))
+    return Case(name, "rotary", "rotate_kernel", _ROTARY, constants, dot=False, odd=("tokens", "heads"), **more)
 
 
 CASES = [
@@ -117,11 +117,8 @@ CASES = [
         for columns, dropout in ((3072, True), (4096, False))
     ),
     *(_norm(k, columns, fused) for k in ("forward", "backward") for columns, fused in ((768, True), (1024, False))),
-    *(
-        _norm(k, columns, fused, True)
-        for k in ("forward", "backward")
-        for columns, fused in ((768, False), (1024, True))
-    ),
+    *(_norm(k, 768, False, True) for k in ("forward", "backward")),
+    *(_norm(k, 1024, True, True, capabilities=(80, 90)) for k in ("forward", "backward")),
     Case(
         "layer_norm_reduction",
         "layer_norm",
@@ -138,6 +135,6 @@ CASES = [
     _padding("index", "index", lambda _: dict(padding.PLAN)),
     _padding("inversion", "inversion", lambda _: dict(padding.INVERSION)),
     _rotary(64, False),
-    _rotary(64, True),
-    _rotary(96, False),
+    _rotary(64, True, capabilities=(80, 100)),
+    _rotary(96, False, capabilities=(90,)),
 ]

@@ -113,6 +113,19 @@ def test_a_window_of_nothing_but_oneself(length):
     assert dq.abs().max() < 1e-5 and dk.abs().max() < 1e-5  # exactly, they are 0
 
 
+def test_tiles_beyond_the_window_are_not_met():
+    """Masked and not skipped, what is not a number would reach every token, as 0 times NaN."""
+    qkv, dout = inputs([128], 1, 32, torch.float32)
+    results = []
+    for _ in range(2):
+        results.append(
+            run(lambda q, k, v: kernels.attention(q, k, v, bounds([128]), 128, None, 5, backend="triton"), qkv, dout)
+        )
+        qkv[96:], dout[96:] = float("nan"), float("nan")
+    for x, y in zip(*results, strict=True):
+        assert torch.equal(x[:32], y[:32]) and y[:32].isfinite().all()  # tiles of 32; of two, by way of delta
+
+
 def test_the_path_on_chip_is_as_exact_in_float32(monkeypatch):
     """float32 takes tiles for want of room; its precision shows mistakes that 16 bits hide."""
     from kernels.triton import attention_short

@@ -73,6 +73,22 @@ def test_windows_of_long_sequences(dtype, length, window):
     compare(run, [qkv], "out dqkv")
 
 
+def test_blocks_beyond_the_window_are_not_met():
+    """Masked and not skipped, what is not a number would reach every token, as 0 times NaN; that in the next piece too. By way
+    of delta they reach two windows, and what is left of two blocks."""
+    torch.manual_seed(0)
+    for size, length in ((700, 400), (1200, 512)):
+        qkv, dout = torch.randn(size, 3, 1, 16), torch.randn(size, 1, 16)
+        results = []
+        for given in (length, size):
+            qkv[length:], dout[length:] = float("nan"), float("nan")
+            x = qkv[:given].requires_grad_()
+            out = kernels.attention_packed(x, bounds_of([given]), given, None, 64, backend="cpu")
+            results.append([y[: length - 144] for y in (out, *torch.autograd.grad(out, x, dout[:given]))])
+            qkv = qkv.detach()
+        assert all(map(torch.equal, *results)) and results[0][0].isfinite().all()
+
+
 @pytest.mark.parametrize("window", [599, 2**40])
 def test_a_window_that_reaches_from_end_to_end_is_none(window):
     torch.manual_seed(0)
