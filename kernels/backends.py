@@ -24,6 +24,7 @@ class Requirements:
     head_dim: int
     attention_dropout: float = 0.0
     alibi: bool = True
+    window: bool = False  # in some layer
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ def _xformers(needs: Requirements) -> str | None:
         return "the package xformers is not installed"
     if needs.alibi:
         return "ALiBi: xformers adds it only as a dense (heads, tokens, tokens) bias; take triton, flex or sdpa"
+    if needs.window:
+        return "windows: xformers' block-diagonal mask has none; take triton, flex or sdpa"
     return None
 
 

@@ -106,7 +106,12 @@ class EncoderConfig:
     def requirements(self, device: str, dtype: torch.dtype) -> Requirements:
         """What it asks of its backends, for activations of that dtype."""
         return Requirements(
-            device, dtype, self.head_dim, self.attention_probs_dropout_prob, alibi=self.positions == "alibi"
+            device,
+            dtype,
+            self.head_dim,
+            self.attention_probs_dropout_prob,
+            alibi=self.positions == "alibi",
+            window=any(map(self.is_local, range(self.num_hidden_layers))),
         )
 
     def save(self, folder: Path, model_type: str = "mosaic_bert") -> None:

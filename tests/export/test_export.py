@@ -21,7 +21,7 @@ from recipe.export import checks, modeling_mosaic_bert, subject, transformers_fo
 from tests.mistakes import refused
 from tests.processes import ROOT, call, start
 from tests.tiny.families import write_family
-from tests.tiny.models import write_run
+from tests.tiny.models import write_encoder, write_run
 
 FIXTURES = ROOT / "tests/fixtures/f9702d1/runs"
 CODE = "modeling_mosaic_bert.py"
@@ -210,6 +210,15 @@ def test_an_architecture_whose_row_has_no_export_is_refused(export, runs, tmp_pa
     assert (
         says.endswith("whose row in the table of architectures has no export yet") and not (tmp_path / "out").exists()
     )
+
+
+def test_an_ablation_without_a_class_is_refused(export, tmp_path):
+    sizes = write_encoder(tmp_path / "encoder")
+    config = json.loads((tmp_path / "encoder/config.json").read_text())
+    (tmp_path / "encoder/config.json").write_text(json.dumps({**config, "window": 8, "global_every": 2}))
+    said = refused(export, tmp_path / "encoder", tmp_path / "out")
+    assert said.startswith("encoder cannot be exported: window=8, global_every=2: neither transformers nor the file")
+    assert sizes.window is None and not (tmp_path / "out").exists()
 
 
 def test_help_names_the_first_word(capsys):

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import ModernBertConfig, ModernBertForMaskedLM, ModernBertModel
 
-from kernels.backends import Resolved
+from kernels.backends import ATTENTION, Resolved
 from kernels.cpu import build
 from recipe import config
 from recipe.config import TrainConfig, load
@@ -232,6 +232,19 @@ def test_a_pre_norm_encoder_starts_with_small_additions_and_a_post_norm_one_as_e
         for module, expected in ((layer.attention.out, factor), (layer.feed_forward.out, factor),
                                  (layer.attention.qkv, 1.0), (layer.feed_forward.gated, 1.0)):  # fmt: skip
             assert module.weight.std().item() == pytest.approx(0.02 * expected, rel=0.1)
+
+
+def test_backends_are_asked_for_what_the_block_has(monkeypatch):
+    """xformers has neither ALiBi nor windows, and would say so in the first step."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    (xformers,) = (row for row in ATTENTION if row.name == "xformers")
+
+    def refusal(**block) -> str:
+        return xformers.refusal(odd_sizes(**block).requirements("cuda", torch.bfloat16)) or ""
+
+    assert refusal().startswith("ALiBi") and refusal(positions="rope") == ""
+    assert refusal(positions="rope", window=8).startswith("windows")
+    assert refusal(positions="rope", window=8, global_every=1) == ""
 
 
 def test_the_config_has_the_block_s_choices_and_a_row_its_own_values():
