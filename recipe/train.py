@@ -129,7 +129,7 @@ def build_trainer(
     trainer = PARALLEL[config.parallel].trainer(
         count_tokens=batch_weight,
         model=wrapped(plan, model),
-        optimizers=build_optimizer(model, config.optimizer),
+        optimizers=build_optimizer(model, config.optimizer, plan.hardware.activation_dtype),
         schedulers=Rate(config.schedule),
         train_dataloader=data_spec(plan, train=True, batch_size=config.batch_size // plan.ranks),
         eval_dataloader=evaluator(plan),

@@ -75,13 +75,15 @@ class Model:
 
 @dataclass
 class Optimizer:
-    """adamw is the paper's DecoupledAdamW: decay is `weight_decay` x lr / initial lr, on every parameter."""
+    """adamw is the paper's DecoupledAdamW: decay is `weight_decay` x lr / initial lr, on every parameter. muon's steps are
+    scaled to AdamW's size, so these keys mean the same to both."""
 
-    name: str = setting("adamw", "the optimizer", choices=OPTIMIZERS)
+    name: str = setting("adamw", "muon: for the layers' matrices, AdamW for the rest", choices=OPTIMIZERS)
     lr: float = setting(5e-4, "peak learning rate", above=0)
     betas: list[float] = setting([0.9, 0.98], "decay rates of Adam's two moments", least=0, below=1)
     eps: float = setting(1e-6, "added to the denominator of Adam's step", above=0)
     weight_decay: float = setting(1e-5, "per step at the peak learning rate", least=0)
+    momentum: float = setting(0.95, "of muon's gradients, with Nesterov's step", least=0, below=1)
 
 
 @dataclass
@@ -108,7 +110,7 @@ class TrainConfig:
     )
     data: Data = setting(Data, "the shards, and how batches are made of them")
     model: Model = setting(Model, "the encoder")
-    optimizer: Optimizer = setting(Optimizer, "AdamW")
+    optimizer: Optimizer = setting(Optimizer, "AdamW, or Muon")
     schedule: Schedule = setting(Schedule, "the learning rate over the run")
     cost: Cost = setting(Cost, "the bill")
     duration: str = setting(

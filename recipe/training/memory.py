@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -28,6 +28,7 @@ from recipe.model.architecture import Architecture
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
 from recipe.objectives.objective import Objective
+from recipe.training.optimizers import Row
 
 GIB = 2**30
 FEW, MANY = 4, 1024  # sequences of the steps that are traced, and twice as many
@@ -125,6 +126,26 @@ def training_need(
         (low, parameters), (high, _) = peaks
         lines.append((2 * low - high + round(parameters * bytes_beside), (high - low) / count))
     return Need(*lines[0], many=lines[1])
+
+
+def outline(learns: Objective, kind: Architecture, sizes: EncoderConfig, sequence_length: int) -> nn.Module:
+    """All networks of a run, with parameters that have names and shapes but no storage."""
+    with FakeTensorMode():
+        return learns.model(kind, sizes, sequence_length, traced())
+
+
+def optimizer_bytes(
+    optimizer: Row, learns: Objective, kind: Architecture, sizes: EncoderConfig, sequence_length: int
+) -> float:
+    """What it keeps for a parameter, the mean over a run's.
+
+    Raises:
+        UserError: it cannot train this model.
+    """
+    model = outline(learns, kind, sizes, sequence_length)
+    if problem := optimizer.problem(model):
+        raise UserError(problem)
+    return optimizer.state_bytes(model)
 
 
 def need_of_batch(*of_step: Any, in_pieces: Callable[[Need], bool]) -> Need:

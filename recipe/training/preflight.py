@@ -139,6 +139,8 @@ def choose_microbatch(
 ) -> memory.Microbatch:
     """What each rank takes at a time: as set, or the largest that fits; refused where nothing does."""
     share, wanted = config.batch_size // ranks, config.microbatch_size
+    optimizer = OPTIMIZERS[config.optimizer.name]
+    state_bytes = memory.optimizer_bytes(optimizer, learns, kind, encoder, config.data.sequence_length)
     capacity = memory.capacity_here(hardware.kind, ranks)
     if capacity is None:
         return memory.Microbatch(min(wanted or share, share), "the system does not say how much memory there is")
@@ -157,7 +159,7 @@ def choose_microbatch(
         )
 
     traced = memory.traced(chosen.attention.name, chosen.kernels.name)
-    beside = PARALLEL[config.parallel].bytes_beside(OPTIMIZERS[config.optimizer.name].state_bytes, ranks)
+    beside = PARALLEL[config.parallel].bytes_beside(state_bytes, ranks)
     of_step = (learns, kind, beside, encoder, data.sequence_length, data.mask_rate, hardware.autocast, traced)
     return choose(memory.need_of_batch(*of_step, in_pieces=lambda need: choose(need).size < share))
 
