@@ -30,6 +30,7 @@ from recipe.system.hardware import Hardware, keep_freed_memory
 from recipe.system.progress import clock
 from recipe.system.quiet import quiet_libraries
 from recipe.training import ceilings, checkpoint_files, memory
+from recipe.training.averaging import Averaging
 from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, limit_of, loss_words, say
 from recipe.training.checks import parse_time
 from recipe.training.compiled import compiled_step
@@ -70,13 +71,16 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, 
         keep(plan, record),
         plan.objective.metrics,
     )
+    averaging = Averaging(model, config.average, plan.batches) if config.average.steps else None
     logs = build_loggers(config.loggers, plan.out, record)
-    trainer = build_trainer(plan, model, [meter, *callbacks], logs)
+    trainer = build_trainer(plan, model, [meter, *filter(None, [averaging]), *callbacks], logs)
     say_start(plan, record, hardware)
     for log in logs:
         say(f"  log: {log.where}")
     try:
         trainer.fit()
+        if averaging:
+            record["averaged_batches"] = averaging.count
         finish(plan, model, record, meter.progress)
     except RuntimeError as error:
         if not memory.out_of_memory(error):
@@ -280,6 +284,8 @@ def finish(plan: Plan, model: nn.Module, record: dict[str, Any], progress: Progr
         f"{plan.out}: evaluation {said} at {plan.config.data.eval_mask_rate:.0%} masking; "
         f"{record['tokens']:,} tokens in {clock(cost['seconds'])}, ${cost['usd']:.4f}"
     )
+    if "averaged_batches" in record:
+        say(f"  evaluated and saved: the mean of the weights after {record['averaged_batches']:,} batches")
     limit = record["waiting_for_data"]
     if limit["limit"] == "loader":
         waited = f"{limit['waiting']:.1%} of the time went into waiting for the next batch"

@@ -207,6 +207,7 @@ def test_what_is_in_no_table_is_refused_in_one_line(yaml):
         ("objective", "masked_lm"),
         ("optimizer.name", "adamw"),
         ("schedule.shape", "linear, wsd"),
+        ("average.shape", "window, ema"),
         ("parallel", "ddp"),
     ):
         with pytest.raises(UserError, match=rf"{key}.*unheard_of.*one of {known}"):

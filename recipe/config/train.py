@@ -9,6 +9,7 @@ from recipe.config.cost import Cost
 from recipe.model.architectures import ARCHITECTURES
 from recipe.objectives import OBJECTIVES
 from recipe.settings import MISSING, setting
+from recipe.training.averages import AVERAGES
 from recipe.training.optimizers import OPTIMIZERS
 from recipe.training.parallel import PARALLEL
 from recipe.training.schedules import SCHEDULES
@@ -99,6 +100,19 @@ class Schedule:
 
 
 @dataclass
+class Average:
+    """The mean of the last weights: with it, the mean is what is evaluated, saved and scored, and training goes on without it."""
+
+    steps: int = setting(0, "batches whose weights are averaged", least=0, special="0 for none: the last weights")
+    shape: str = setting(
+        "window",
+        "window: the plain mean over the run's last `steps` batches; ema: exponential from the first batch on, the newest "
+        "weights at 1 / `steps`",
+        choices=AVERAGES,
+    )
+
+
+@dataclass
 class TrainConfig:
     """`python -m recipe.train`: shards to an encoder and its bill."""
 
@@ -112,6 +126,7 @@ class TrainConfig:
     model: Model = setting(Model, "the encoder")
     optimizer: Optimizer = setting(Optimizer, "AdamW, or Muon")
     schedule: Schedule = setting(Schedule, "the learning rate over the run")
+    average: Average = setting(Average, "the mean of the last weights")
     cost: Cost = setting(Cost, "the bill")
     duration: str = setting(
         "70000ba",

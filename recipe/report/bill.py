@@ -21,7 +21,7 @@ from recipe.errors import UserError
 from recipe.model.architectures import architecture
 from recipe.objectives import objective
 from recipe.report.sweep import BUDGET, Point, points_of, trunk_lengths
-from recipe.training.memory import outline
+from recipe.training.memory import average_bytes, outline
 from recipe.training.optimizers import OPTIMIZERS
 
 GB = 1e9
@@ -128,6 +128,7 @@ def _item(name: str, batches: int, config: TrainConfig, step: plan.Step, where: 
     kind, learns = architecture(config.model.name), objective(config.objective)
     model = outline(learns, kind, plan.sizes_of(config), data.sequence_length)
     parameters, state = sum(p.numel() for p in model.parameters()), OPTIMIZERS[config.optimizer.name].state_bytes(model)
+    state += average_bytes(config.average)
     disk = parameters * (WEIGHT + (kept or min(written, config.keep_checkpoints)) * (WEIGHT + state))
     return Item(name, batches, batches * step.tokens, seconds, usd_of(seconds, where), disk)
 

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kernels import backends
+from recipe.config import Average
 from recipe.errors import UserError
 from recipe.model.architecture import Architecture
 from recipe.model.config import EncoderConfig
@@ -146,6 +147,11 @@ def optimizer_bytes(
     if problem := optimizer.problem(model):
         raise UserError(problem)
     return optimizer.state_bytes(model)
+
+
+def average_bytes(settings: Average) -> int:
+    """For a parameter, of the mean of the last weights: a float32 copy."""
+    return 4 if settings.steps else 0
 
 
 def need_of_batch(*of_step: Any, in_pieces: Callable[[Need], bool]) -> Need:

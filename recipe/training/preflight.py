@@ -28,7 +28,7 @@ from recipe.objectives.objective import Objective
 from recipe.settings import as_word, what_changed
 from recipe.system.hardware import Hardware, find_hardware
 from recipe.training import checkpoint_files, memory
-from recipe.training.checks import check_numbers, planned_documents
+from recipe.training.checks import check_numbers, planned_batches, planned_documents
 from recipe.training.compiled import check_compiles
 from recipe.training.loggers import check_loggers
 from recipe.training.optimizers import OPTIMIZERS
@@ -55,6 +55,7 @@ class Plan:
     folder: Path  # of the dataset on this machine
     batching: str  # sequences, tokens or padded
     workers: int  # processes of the loader
+    batches: int  # of the whole run; 0 where only its end will tell
     run_documents: int | None  # that the whole run sees; known where the masking rate falls over the run
 
     @property
@@ -112,6 +113,7 @@ def make_plan(config: TrainConfig) -> Plan:
         folder=folder,
         batching=batching,
         workers=config.data.workers if config.data.workers >= 0 else 8 * (hardware.kind == "gpu"),
+        batches=planned_batches(config, info, batching),
         run_documents=planned_documents(config, info, batching) if config.data.mask_rate_end is not None else None,
     )
 
@@ -159,7 +161,7 @@ def choose_microbatch(
         )
 
     traced = memory.traced(chosen.attention.name, chosen.kernels.name)
-    beside = PARALLEL[config.parallel].bytes_beside(state_bytes, ranks)
+    beside = PARALLEL[config.parallel].bytes_beside(state_bytes + memory.average_bytes(config.average), ranks)
     of_step = (learns, kind, beside, encoder, data.sequence_length, data.mask_rate, hardware.autocast, traced)
     return choose(memory.need_of_batch(*of_step, in_pieces=lambda need: choose(need).size < share))
 
