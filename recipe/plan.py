@@ -235,6 +235,7 @@ def expectations(
 ) -> dict[str, str]:
     """What the recorded runs of this very model give at so many tokens, in words, by what is measured."""
     alike = [run for run in runs if run["model"] == config.model.name and shape_of(run) == shape_of_config(config)]
+    alike = [run for run in alike if objective_of(run["config"]).name == config.objective]
     scored = [run for run in alike if run["glue"] and run["glue"]["benchmark"] == "GLUE"]
     found = {
         "GLUE": expectation(SCORE, scored, tokens),

@@ -142,7 +142,12 @@ class TrainConfig:
     precision: str = setting("auto", "auto: bf16 where the device computes in it", choices=("auto", "amp_bf16", "fp32"))
     device: str = setting("auto", "auto: the GPUs where there are some", choices=("auto", "gpu", "cpu"), result=False)
     parallel: str = setting("ddp", "how several ranks train one model", choices=PARALLEL, result=False)
-    objective: str = setting("masked_lm", "what is learnt from the text", choices=OBJECTIVES)
+    objective: str = setting(
+        "masked_lm",
+        "what is learnt from the text; masked_lm: what stood at [MASK]; swapped_lm: what stood where a random token is now; "
+        "swapped_tokens: which tokens are random ones",
+        choices=OBJECTIVES,
+    )
     seed: int = setting(17, "of the initial weights, the masks and dropout", least=0, most=2**32 - 1)
     log_every: int = setting(20, "batches between two lines of progress", least=1, result=False)
     eval_every: str = setting("0ba", "time between two evaluations; 0ba: at the end only", result=False)

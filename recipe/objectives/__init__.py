@@ -15,7 +15,23 @@ def _masked_lm() -> Objective:
     return MASKED_LM
 
 
-OBJECTIVES: dict[str, Callable[[], Objective]] = {"masked_lm": _masked_lm}
+def _swapped_lm() -> Objective:
+    from recipe.objectives.swapped_lm import SWAPPED_LM
+
+    return SWAPPED_LM
+
+
+def _swapped_tokens() -> Objective:
+    from recipe.objectives.swapped_tokens import SWAPPED_TOKENS
+
+    return SWAPPED_TOKENS
+
+
+OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    "masked_lm": _masked_lm,
+    "swapped_lm": _swapped_lm,
+    "swapped_tokens": _swapped_tokens,
+}
 
 
 def objective(name: str) -> Objective:

@@ -130,7 +130,13 @@ def training_need(
 
 
 def outline(learns: Objective, kind: Architecture, sizes: EncoderConfig, sequence_length: int) -> nn.Module:
-    """All networks of a run, with parameters that have names and shapes but no storage."""
+    """All networks of a run, with parameters that have names and shapes but no storage.
+
+    Raises:
+        UserError: these networks cannot learn it.
+    """
+    if problem := learns.problem(kind, sizes):
+        raise UserError(problem)
     with FakeTensorMode():
         return learns.model(kind, sizes, sequence_length, traced())
 
@@ -141,7 +147,7 @@ def optimizer_bytes(
     """What it keeps for a parameter, the mean over a run's.
 
     Raises:
-        UserError: it cannot train this model.
+        UserError: it cannot train this model, or `outline`'s.
     """
     model = outline(learns, kind, sizes, sequence_length)
     if problem := optimizer.problem(model):
