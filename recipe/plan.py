@@ -25,7 +25,7 @@ from recipe.cost.measures import LOSS, PAIRS, SCORE
 from recipe.errors import UserError, exit_status
 from recipe.model.architectures import ARCHITECTURES, architecture
 from recipe.model.config import EncoderConfig, padded_vocab_size
-from recipe.objectives import objective, objective_of
+from recipe.objectives import objective_of
 from recipe.objectives.objective import Counts
 from recipe.report.published import published_score
 from recipe.system.files import write_whole
@@ -93,7 +93,7 @@ def forecast(
         UserError: no budget, no device, or a budget below one batch.
     """
     sizes, data = sizes_of(config), config.data
-    kind, learns = architecture(config.model.name), objective(config.objective)
+    kind, learns = architecture(config.model.name), objective_of(to_dict(config))
     if budget_usd <= 0 or count < 1:
         raise UserError(f"--budget-usd {budget_usd:g} --count {count}: give more than 0 dollars and at least 1 device")
     step = step_of(config, speed, count)
@@ -134,8 +134,10 @@ def step_of(config: TrainConfig, speed: Speed, count: int) -> Step:
     length = speed.tokens_per_sequence or data.sequence_length
     tokens = config.batch_size * length
     counts = Counts(tokens, tokens * length, tokens * data.mask_rate)
-    sizes = dataclasses.asdict(sizes_of(config))
-    flops = objective(config.objective).flops(architecture(config.model.name), sizes, counts)
+    kind, learns, sizes = architecture(config.model.name), objective_of(to_dict(config)), sizes_of(config)
+    if problem := learns.problem(kind, sizes):
+        raise UserError(problem)
+    flops = learns.flops(kind, dataclasses.asdict(sizes), counts)
     return Step(tokens, flops / (speed.flops * count))
 
 

@@ -25,6 +25,7 @@ CURVES = {  # by name: the words and batches of a run
     "hf_bert": (("model.name=hf_bert",), 200),
     "swapped_lm": (("objective=swapped_lm",), 80),
     "swapped_tokens": (("objective=swapped_tokens",), 80),
+    "replaced_tokens": (("objective=replaced_tokens", "data.mask_rate=0.15", "generator.detection_weight=4"), 60),
 }
 TOLERANCE = (
     5e-3  # rounding differs between CPUs, and 200 steps magnify it; another seed moves the curve by 20 times this

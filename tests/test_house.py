@@ -97,7 +97,7 @@ def test_an_architecture(yaml, tmp_path, monkeypatch):
 
 
 def test_an_objective(yaml, tmp_path, monkeypatch):
-    monkeypatch.setitem(OBJECTIVES, "two_networks", lambda: TWO_NETWORKS)
+    monkeypatch.setitem(OBJECTIVES, "two_networks", lambda config: TWO_NETWORKS)
     record = used(yaml, tmp_path, "objective=two_networks")
     last = record["loss_curve"][-1]
     assert last["loss"] == pytest.approx(last["filler_loss"] + last["main_loss"], rel=1e-5)
@@ -107,7 +107,7 @@ def test_an_objective(yaml, tmp_path, monkeypatch):
     whole = make_plan(load(TrainConfig, str(yaml), ["objective=two_networks", f"out={tmp_path / 'none'}"]))
     for batching in ("sequences", "tokens"):
         plan = dataclasses.replace(whole, batching=batching)
-        usual = dataclasses.replace(plan, objective=OBJECTIVES["masked_lm"]())
+        usual = dataclasses.replace(plan, objective=OBJECTIVES["masked_lm"]({}))
         assert len(masked_as(plan)) == 1 < len(masked_as(usual)), "its batches are its own in every form"
 
 

@@ -113,6 +113,17 @@ class Average:
 
 
 @dataclass
+class Generator:
+    """The second network of objective=replaced_tokens; it has the encoder's word embeddings and is not kept."""
+
+    hidden_size: Optional[int] = setting(
+        None, "its width, at most the encoder's and whole heads of its size; none: a third of the heads", least=1
+    )
+    num_hidden_layers: Optional[int] = setting(None, "its layers; none: as many as the encoder", least=1)
+    detection_weight: float = setting(50.0, "of detection's mean over all tokens, beside the generator's loss", above=0)
+
+
+@dataclass
 class TrainConfig:
     """`python -m recipe.train`: shards to an encoder and its bill."""
 
@@ -127,6 +138,7 @@ class TrainConfig:
     optimizer: Optimizer = setting(Optimizer, "AdamW, or Muon")
     schedule: Schedule = setting(Schedule, "the learning rate over the run")
     average: Average = setting(Average, "the mean of the last weights")
+    generator: Generator = setting(Generator, "of objective=replaced_tokens")
     cost: Cost = setting(Cost, "the bill")
     duration: str = setting(
         "70000ba",
@@ -145,7 +157,7 @@ class TrainConfig:
     objective: str = setting(
         "masked_lm",
         "what is learnt from the text; masked_lm: what stood at [MASK]; swapped_lm: what stood where a random token is now; "
-        "swapped_tokens: which tokens are random ones",
+        "swapped_tokens: which tokens are random ones; replaced_tokens: which ones a small generator filled in",
         choices=OBJECTIVES,
     )
     seed: int = setting(17, "of the initial weights, the masks and dropout", least=0, most=2**32 - 1)

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from recipe import plan, records
-from recipe.config import SweepConfig, TrainConfig, load
+from recipe.config import SweepConfig, TrainConfig, load, to_dict
 from recipe.cost import prices
 from recipe.errors import UserError
 from recipe.model.architectures import architecture
-from recipe.objectives import objective
+from recipe.objectives import objective_of
 from recipe.report.sweep import BUDGET, Point, points_of, trunk_lengths
 from recipe.training.memory import average_bytes, outline
 from recipe.training.optimizers import OPTIMIZERS
@@ -125,7 +125,7 @@ def _item(name: str, batches: int, config: TrainConfig, step: plan.Step, where: 
     seconds = step.seconds * (batches + evaluations * FORWARD * documents / config.batch_size)
     saved = config.checkpoint_every
     written = 1 if saved.startswith("0") else 1 + (batches - 1) // batches_in(saved, config, step, where)
-    kind, learns = architecture(config.model.name), objective(config.objective)
+    kind, learns = architecture(config.model.name), objective_of(to_dict(config))
     model = outline(learns, kind, plan.sizes_of(config), data.sequence_length)
     parameters, state = sum(p.numel() for p in model.parameters()), OPTIMIZERS[config.optimizer.name].state_bytes(model)
     state += average_bytes(config.average)

@@ -23,7 +23,7 @@ from recipe.model.architecture import PADDED, Architecture
 from recipe.model.architectures import architecture
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends
-from recipe.objectives import objective
+from recipe.objectives import objective_of
 from recipe.objectives.objective import Objective
 from recipe.settings import as_word, what_changed
 from recipe.system.hardware import Hardware, find_hardware
@@ -87,7 +87,7 @@ def make_plan(config: TrainConfig) -> Plan:
     start = find_start(config, info, folder)
     if start:
         config = adopt(config, start.model, start.sizes)
-    kind, learns = architecture(config.model.name), objective(config.objective)
+    kind, learns = architecture(config.model.name), objective_of(to_dict(config))
     batching = resolve_batching(config.data.batching, kind)
     check_numbers(config, info, ranks, batching)
     check_loggers(config.loggers)

@@ -114,13 +114,13 @@ def test_a_run_learns_resumes_and_is_fine_tuned(yaml, tmp_path):
     tuned = found.fine_tuned(CLASSIFICATION, 2, Backends())
     word = found.pretrained().weights["encoder.embeddings.word.weight"]
     assert torch.equal(tuned.encoder.embeddings.word.weight, word)
-    assert "no weights for `head." in refused(found.masked_lm, Backends())
+    assert "without a head for masked language modelling" in refused(found.masked_lm, Backends())
 
 
 def test_operations_are_the_layers_and_a_head_on_every_token(yaml):
     plan = planned(yaml, "objective=swapped_tokens")
     sizes, counts = dataclasses.asdict(plan.encoder), Counts(tokens=100, squared_lengths=1000, masked=30)
-    layers = OBJECTIVES["masked_lm"]().flops(plan.architecture, sizes, dataclasses.replace(counts, masked=0))
+    layers = OBJECTIVES["masked_lm"]({}).flops(plan.architecture, sizes, dataclasses.replace(counts, masked=0))
     width = plan.encoder.hidden_size
     assert plan.objective.flops(plan.architecture, sizes, counts) == layers + 3 * 100 * 2 * width * (width + 1)
 
