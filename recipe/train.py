@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from recipe.config import TrainConfig, run_main, to_dict
 from recipe.cost import prices
 from recipe.data.batch import Batch, count_sequences, count_tokens, split_batch
 from recipe.data.cache import local_folder
+from recipe.data.masking import evenly
 from recipe.data.shards import index_digest
 from recipe.data.stream import open_loader
 from recipe.errors import UserError
@@ -40,6 +42,7 @@ from recipe.training.optimizers import build_optimizer
 from recipe.training.parallel import PARALLEL
 from recipe.training.preflight import Plan, make_plan
 from recipe.training.rates import Rate
+from recipe.training.schedules import fallen
 from recipe.training.trainer import OnDevice, Trainer, join_ranks
 
 
@@ -181,6 +184,7 @@ def save_interval(plan: Plan) -> str | Callable[[State, Event], bool]:
 
 def data_spec(plan: Plan, train: bool, batch_size: int) -> DataSpec:
     config = plan.config
+    falls = {"evenly": evenly, "with_lr": partial(fallen, settings=config.schedule)}
     loader = open_loader(
         config.data,
         plan.info,
@@ -190,6 +194,7 @@ def data_spec(plan: Plan, train: bool, batch_size: int) -> DataSpec:
         batching=plan.batching,
         workers=plan.workers,
         run_documents=plan.run_documents,
+        fallen=falls[config.data.mask_rate_falls],
         collator=plan.objective.collator,
     )
     return DataSpec(

@@ -198,6 +198,8 @@ MISTAKES = {
     "data.mask_rate_end=0": "above 0 and below 1",
     "data.mask_rate_end=0.15 duration=900tok": "give `duration` in sp, ba or ep",
     "data.mask_rate_end=0.15 data.batching=tokens": "give `duration` in sp",
+    "data.mask_rate_falls=with_lr": "set data.mask_rate_end too",
+    "data.mask_rate_end=0.1 data.mask_rate_falls=with_lr schedule.final_lr=1": "the learning rate never falls",
     "data.masking=letter": "one of token, word, span",
     "data.batching=rows": "must be one of auto, sequences, tokens, padded",
     "data.batching=padded": "mosaic_bert takes sequences or tokens",

@@ -43,7 +43,13 @@ class Data:
     masking: str = setting("token", "what is masked as a whole", choices=("token", "word", "span"))
     mask_rate: float = setting(0.30, "share of tokens that training predicts", above=0, below=1)
     mask_rate_end: Optional[float] = setting(
-        None, "share that `mask_rate` reaches at the end of the run, linearly; none: constant", above=0, below=1
+        None, "share that `mask_rate` reaches at the end of the run; none: constant", above=0, below=1
+    )
+    mask_rate_falls: str = setting(
+        "evenly",
+        "how it gets there; evenly: linearly over the run; with_lr: as the learning rate falls after its warm-up, so with wsd "
+        "in its decay alone",
+        choices=("evenly", "with_lr"),
     )
     eval_mask_rate: float = setting(0.15, "share of tokens that evaluation predicts", above=0, below=1)
     eval_documents: int = setting(0, "documents to evaluate on", least=0, special="0 for the whole split")

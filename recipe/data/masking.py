@@ -11,6 +11,7 @@ it chooses at a higher one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -25,17 +26,22 @@ _LONGER = 1 - np.cumsum([0, *(0.8**k for k in range(10))])[:-1] / sum(0.8**k for
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
+def evenly(progress: float) -> float:
+    return progress
+
+
 @dataclass(frozen=True)
 class RateSchedule:
-    """Linear from `first` to `last` over a run's documents, constant after."""
+    """From `first` to `last` over a run's documents, constant after."""
 
     first: float
     last: float
     documents: int
+    fallen: Callable[[float], float] = evenly  # at a progress in [0, 1] how much of the way is behind
 
     def __call__(self, seen: int) -> float:
         """The rate of a batch before which the run has seen so many documents."""
-        return self.first + (self.last - self.first) * min(seen / self.documents, 1.0)
+        return self.first + (self.last - self.first) * self.fallen(min(seen / self.documents, 1.0))
 
 
 @dataclass(frozen=True)

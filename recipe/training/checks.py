@@ -126,6 +126,18 @@ def _check_batching(config: TrainConfig, info: DatasetInfo, ranks: int, batching
             )
     if config.data.mask_rate_end is not None:
         planned_documents(config, info, batching)
+    if config.data.mask_rate_falls == "with_lr":
+        _check_mask_rate(config)
+
+
+def _check_mask_rate(config: TrainConfig) -> None:
+    if config.data.mask_rate_end is None:
+        raise UserError("data.mask_rate_falls=with_lr: to which rate? set data.mask_rate_end too")
+    if SCHEDULES[config.schedule.shape].factor(1.0, config.schedule) >= 1:
+        raise UserError(
+            "data.mask_rate_falls=with_lr, but the learning rate never falls; lower schedule.final_lr, give wsd a "
+            "schedule.decay, or set data.mask_rate_falls=evenly"
+        )
 
 
 def _check_optimizer(config: TrainConfig) -> None:
