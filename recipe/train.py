@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from recipe.config import TrainConfig, run_main, to_dict
 from recipe.cost import prices
 from recipe.data.batch import Batch, count_sequences, count_tokens, split_batch
 from recipe.data.cache import local_folder
+from recipe.data.masking import evenly
 from recipe.data.shards import index_digest
 from recipe.data.stream import open_loader
 from recipe.errors import UserError
@@ -31,6 +33,7 @@ from recipe.system.hardware import Hardware, find_hardware, keep_freed_memory
 from recipe.system.progress import clock
 from recipe.system.quiet import quiet_libraries
 from recipe.training import ceilings, checkpoint_files, memory, nodes
+from recipe.training.averaging import Averaging
 from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, limit_of, loss_words, say
 from recipe.training.checks import parse_time
 from recipe.training.compiled import compiled_step
@@ -40,6 +43,7 @@ from recipe.training.optimizers import build_optimizer
 from recipe.training.parallel import PARALLEL
 from recipe.training.preflight import Plan, make_plan
 from recipe.training.rates import Rate
+from recipe.training.schedules import fallen
 from recipe.training.trainer import OnDevice, Trainer, join_ranks
 
 
@@ -72,13 +76,16 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, 
         keep(plan, record),
         plan.objective.metrics,
     )
+    averaging = Averaging(model, config.average, plan.batches) if config.average.steps else None
     logs = build_loggers(config.loggers, plan.out, record)
-    trainer = build_trainer(plan, model, [meter, *callbacks], logs)
+    trainer = build_trainer(plan, model, [meter, *filter(None, [averaging]), *callbacks], logs)
     say_start(plan, record, hardware)
     for log in logs:
         say(f"  log: {log.where}")
     try:
         trainer.fit()
+        if averaging:
+            record["averaged_batches"] = averaging.count
         finish(plan, model, record, meter.progress)
     except RuntimeError as error:
         if not memory.out_of_memory(error):
@@ -145,7 +152,7 @@ def build_trainer(
     trainer = PARALLEL[config.parallel].trainer(
         count_tokens=batch_weight,
         model=wrapped(plan, model),
-        optimizers=build_optimizer(model, config.optimizer),
+        optimizers=build_optimizer(model, config.optimizer, plan.hardware.activation_dtype),
         schedulers=Rate(config.schedule),
         train_dataloader=data_spec(plan, train=True, batch_size=config.batch_size // plan.ranks),
         eval_dataloader=evaluator(plan),
@@ -193,6 +200,7 @@ def save_interval(plan: Plan) -> str | Callable[[State, Event], bool]:
 
 def data_spec(plan: Plan, train: bool, batch_size: int) -> DataSpec:
     config = plan.config
+    falls = {"evenly": evenly, "with_lr": partial(fallen, settings=config.schedule)}
     loader = open_loader(
         config.data,
         plan.info,
@@ -202,6 +210,7 @@ def data_spec(plan: Plan, train: bool, batch_size: int) -> DataSpec:
         batching=plan.batching,
         workers=plan.workers,
         run_documents=plan.run_documents,
+        fallen=falls[config.data.mask_rate_falls],
         collator=plan.objective.collator,
     )
     return DataSpec(
@@ -296,6 +305,8 @@ def finish(plan: Plan, model: nn.Module, record: dict[str, Any], progress: Progr
         f"{plan.out}: evaluation {said} at {plan.config.data.eval_mask_rate:.0%} masking; "
         f"{record['tokens']:,} tokens in {clock(cost['seconds'])}, ${cost['usd']:.4f}"
     )
+    if "averaged_batches" in record:
+        say(f"  evaluated and saved: the mean of the weights after {record['averaged_batches']:,} batches")
     limit = record["waiting_for_data"]
     if limit["limit"] == "loader":
         waited = f"{limit['waiting']:.1%} of the time went into waiting for the next batch"

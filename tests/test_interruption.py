@@ -39,6 +39,8 @@ def seen_by(yaml: Path, *words: str, fail_at: int = 0) -> list[list[str]]:
 @pytest.mark.parametrize("batching", ["sequences", "tokens"])
 def test_two_ranks_that_are_killed_become_one(yaml, tmp_path, batching):
     words = (f"data.batching={batching}", "data.workers=1")
+    if batching == "tokens":
+        words = (*words, "data.mask_rate_falls=with_lr", "schedule.shape=wsd", "schedule.decay=0.7")
     unbroken = seen_by(yaml, *words, f"out={tmp_path / 'unbroken'}")
     out = f"out={tmp_path / 'broken'}"
     before = interrupted(tmp_path / "seen", str(yaml), *words, out, ranks=2, sent=signal.SIGKILL, at=13)

@@ -162,8 +162,14 @@ class OwnCheckpoint(Checkpoint):
         return model
 
     def masked_lm(self, chosen: Backends) -> nn.Module:
-        model = self._row.masked_lm(self.sizes, self.max_length or 0, chosen)
-        convert.load_weights(model, self._weights(), str(self.folder))
+        model, weights = self._row.masked_lm(self.sizes, self.max_length or 0, chosen), self._weights()
+        lacking = model.state_dict().keys() - weights.keys()
+        if lacking and not any(name.startswith("encoder.") for name in lacking):
+            raise UserError(
+                f"{self.folder}: an encoder without a head for masked language modelling, as objectives that detect leave it; "
+                "fine-tune it with recipe.glue or recipe.finetune"
+            )
+        convert.load_weights(model, weights, str(self.folder))
         return model
 
     def _weights(self) -> dict[str, Tensor]:

@@ -23,12 +23,12 @@ from recipe.model.architecture import PADDED, Architecture
 from recipe.model.architectures import architecture
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends
-from recipe.objectives import objective
+from recipe.objectives import objective_of
 from recipe.objectives.objective import Objective
 from recipe.settings import as_word, what_changed
 from recipe.system.hardware import Hardware, find_hardware
 from recipe.training import checkpoint_files, memory, nodes
-from recipe.training.checks import check_numbers, planned_documents
+from recipe.training.checks import check_numbers, planned_batches, planned_documents
 from recipe.training.compiled import check_compiles
 from recipe.training.loggers import check_loggers
 from recipe.training.optimizers import OPTIMIZERS
@@ -55,6 +55,7 @@ class Plan:
     folder: Path  # of the dataset on this machine
     batching: str  # sequences, tokens or padded
     workers: int  # processes of the loader
+    batches: int  # of the whole run; 0 where only its end will tell
     run_documents: int | None  # that the whole run sees; known where the masking rate falls over the run
 
     @property
@@ -90,7 +91,7 @@ def make_plan(config: TrainConfig) -> Plan:
     start = find_start(config, info, folder)
     if start:
         config = adopt(config, start.model, start.sizes)
-    kind, learns = architecture(config.model.name), objective(config.objective)
+    kind, learns = architecture(config.model.name), objective_of(to_dict(config))
     batching = resolve_batching(config.data.batching, kind)
     check_numbers(config, info, ranks, batching)
     check_loggers(config.loggers)
@@ -116,6 +117,7 @@ def make_plan(config: TrainConfig) -> Plan:
         folder=folder,
         batching=batching,
         workers=config.data.workers if config.data.workers >= 0 else 8 * (hardware.kind == "gpu"),
+        batches=planned_batches(config, info, batching),
         run_documents=planned_documents(config, info, batching) if config.data.mask_rate_end is not None else None,
     )
 
@@ -143,6 +145,8 @@ def choose_microbatch(
 ) -> memory.Microbatch:
     """What each rank takes at a time: as set, or the largest that fits; refused where nothing does."""
     share, wanted = config.batch_size // ranks, config.microbatch_size
+    optimizer = OPTIMIZERS[config.optimizer.name]
+    state_bytes = memory.optimizer_bytes(optimizer, learns, kind, encoder, config.data.sequence_length)
     capacity = memory.capacity_here(hardware.kind, ranks)
     if capacity is None:
         return memory.Microbatch(min(wanted or share, share), "the system does not say how much memory there is")
@@ -161,7 +165,7 @@ def choose_microbatch(
         )
 
     traced = memory.traced(chosen.attention.name, chosen.kernels.name)
-    beside = PARALLEL[config.parallel].bytes_beside(OPTIMIZERS[config.optimizer.name].state_bytes, ranks)
+    beside = PARALLEL[config.parallel].bytes_beside(state_bytes + memory.average_bytes(config.average), ranks)
     of_step = (learns, kind, beside, encoder, data.sequence_length, data.mask_rate, hardware.autocast, traced)
     return choose(memory.need_of_batch(*of_step, in_pieces=lambda need: choose(need).size < share))
 
