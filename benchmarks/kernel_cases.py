@@ -296,3 +296,11 @@ def all_cases(device: str = "cuda") -> list[Case]:
     cases.append(Case("padding", "512, C4-like, D 768", "GB/s", make, padding_implementations))
     cases += [_attention(length, True, 12, 64) for length in lengths]
     return cases
+
+
+def base_cases(cases: list[Case]) -> list[Case]:
+    """The first of each kernel: its shape in Base, at 128 tokens."""
+    first: dict[str, Case] = {}
+    for case in cases:
+        first.setdefault(case.kernel, case)
+    return list(first.values())

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
-from recipe import records
+from benchmarks import machine
 from recipe.system.files import write_whole
 from recipe.training.ceilings import best_seconds, matmul_flops
 
@@ -144,9 +144,9 @@ def measure_ceilings(device: str, dtype: torch.dtype, seconds: float = 1.0) -> C
 
 
 def write(file: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Write `record` as JSON, and with it the code's provenance, unless it brings its own; returns what was written."""
+    """Write `record` as JSON, and with it the code's and the machine's provenance, unless it brings its own; returns what was written."""
     if "provenance" not in record:
-        record = {"provenance": records.provenance(), **record}
+        record = {"provenance": machine.provenance(), **record}
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, lambda draft: draft.write_text(text, "utf-8"))
