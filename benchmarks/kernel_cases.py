@@ -269,31 +269,36 @@ def exact(case: Case, problem: Problem, name: str) -> Tensor:
     return runs[case.kernel](problem, "reference")
 
 
-def _attention(length: int, full: bool, heads: int, size: int) -> Case:
-    def problem(device: str, tokens: int) -> Problem:
-        if tokens >= min(TOKENS.values()):
-            return attention_problem(device, tokens, length, full, heads, size)
-        return attention_problem(device, length + tokens, length, full, 3, size)  # to be checked, in float64
+def _attention_problem(device: str, tokens: int, longest: int, full: bool, heads: int, size: int) -> Problem:
+    if tokens >= min(TOKENS.values()):
+        return attention_problem(device, tokens, longest, full, heads, size)
+    return attention_problem(device, longest + tokens, longest, full, 3, size)  # to be checked, in float64
 
+
+def _attention(length: int, full: bool, heads: int, size: int) -> Case:
+    problem = partial(_attention_problem, longest=length, full=full, heads=heads, size=size)
     name = f"{length}, {'full' if full else 'C4-like'}, {heads} x {size}"
     return Case("attention", name, "TFLOP/s", problem, attention_implementations)
 
 
-def all_cases(device: str = "cuda") -> list[Case]:
-    """In order of worth, so that a run that is short of time has measured what matters."""
+def all_cases(device: str = "cuda", small: bool = False) -> list[Case]:
+    """In order of worth, so that a run that is short of time has measured what matters. `small`: narrow ones, for a rehearsal."""
     lengths = (128, 512, 1024, 8192) if device == "cuda" else (128, 512, 1024)
+    lengths, narrow = ((128,), 12) if small else (lengths, 1)
+    vocabulary = VOCABULARY // narrow
     cases = [_attention(length, False, 12, 64) for length in lengths]
-    for columns, dropout_p in ((3072, 0.1), (4096, 0.0)):
+    for columns, dropout_p in ((3072 // narrow, 0.1), (4096 // narrow, 0.0)):
         make = partial(glu_problem, columns=columns, dropout_p=dropout_p)
         cases.append(Case("glu", f"F {columns}, dropout {dropout_p}", "GB/s", make, glu_implementations))
-    for columns, dropout_p in ((768, 0.1), (768, 0.0), (1024, 0.0)):
+    for columns, dropout_p in ((768 // narrow, 0.1), (768 // narrow, 0.0), (1024 // narrow, 0.0)):
         make = partial(norm_problem, columns=columns, dropout_p=dropout_p)
         cases.append(Case("layer_norm", f"D {columns}, dropout {dropout_p}", "GB/s", make, norm_implementations))
-    for columns in (768, 1024):
-        make = partial(loss_problem, columns=columns, vocabulary=VOCABULARY)
-        cases.append(Case("cross_entropy", f"V {VOCABULARY}, D {columns}", "TFLOP/s", make, loss_implementations))
-    make = partial(padding_problem, longest=512, columns=768)
-    cases.append(Case("padding", "512, C4-like, D 768", "GB/s", make, padding_implementations))
+    for columns in (768 // narrow, 1024 // narrow):
+        make = partial(loss_problem, columns=columns, vocabulary=vocabulary)
+        cases.append(Case("cross_entropy", f"V {vocabulary}, D {columns}", "TFLOP/s", make, loss_implementations))
+    columns = 768 // narrow
+    make = partial(padding_problem, longest=512, columns=columns)
+    cases.append(Case("padding", f"512, C4-like, D {columns}", "GB/s", make, padding_implementations))
     cases += [_attention(length, True, 12, 64) for length in lengths]
     return cases
 

@@ -14,36 +14,38 @@ from typing import Any
 
 import torch
 
-from benchmarks import kernel_cases, throughput_memory
+from benchmarks import throughput_memory
 from benchmarks.kernel_cases import Case
 from recipe.errors import class_and_line
 
 Measure = Callable[[], Any]
 Prepare = Callable[[Case], Measure]  # compiles and warms up; what it returns measures
-MEASURING_S = 30.0  # that a case may take once it is ready: many times kernels.SECONDS_PER_CASE
 FREE_SHARE = 0.9  # of what is free that the tensors of all cases may take together
 NOT_MEASURED = "not measured"  # begins a reason that is no fault of the case
 
 
 def measured(
-    cases: list[Case], prepare: Prepare, limit: float, processes: int, device: str
+    cases: list[Case], prepare: Prepare, limit: float, processes: int, device: str, measuring_s: float
 ) -> Iterator[tuple[Case, Any | str]]:
-    """Each case with what was measured of it, or why nothing was; none is begun after `limit`, a time of `perf_counter`."""
+    """Each case with what was measured of it, or why nothing was; none is begun after `limit`, a time of `perf_counter`, and a
+    process may take `measuring_s` once it is ready."""
     step = max(1, processes)
     for first in range(0, len(cases), step):
         now = cases[first : first + step]
         if time.perf_counter() > limit:
             yield from ((case, f"{NOT_MEASURED}: no time was left") for case in now)
         elif processes:
-            yield from _at_once(now, prepare, limit, device)
+            yield from _at_once(now, prepare, limit, device, measuring_s)
         else:
             yield now[0], prepare(now[0])()
 
 
-def _at_once(cases: list[Case], prepare: Prepare, limit: float, device: str) -> Iterator[tuple[Case, Any | str]]:
+def _at_once(
+    cases: list[Case], prepare: Prepare, limit: float, device: str, measuring_s: float
+) -> Iterator[tuple[Case, Any | str]]:
     """The cases compile together, at the longest until `limit`; then those that are ready are measured, in their order."""
     context = multiprocessing.get_context("forkserver")  # imports torch once for all; nothing there touches the GPU
-    context.set_forkserver_preload(["benchmarks.kernels"])
+    context.set_forkserver_preload(["benchmarks.kernel_processes"])
     share = None
     if device == "cuda":
         free, total = throughput_memory.free_bytes()
@@ -51,7 +53,7 @@ def _at_once(cases: list[Case], prepare: Prepare, limit: float, device: str) -> 
     children: dict[Connection, Any] = {}
     for case in cases:
         ours, theirs = context.Pipe()
-        child = context.Process(target=_child, args=(theirs, case.kernel, case.name, prepare, device, share), daemon=True)
+        child = context.Process(target=_child, args=(theirs, case, prepare, share), daemon=True)
         child.start()
         theirs.close()
         children[ours] = child
@@ -65,19 +67,19 @@ def _at_once(cases: list[Case], prepare: Prepare, limit: float, device: str) -> 
         children[one].kill()  # or it would go on compiling while others are measured
         problems[one] = f"{NOT_MEASURED}: not compiled when the time was over"
     for case, (one, child) in zip(cases, children.items(), strict=True):
-        yield case, problems[one] if one in problems else _result(one, child)
+        yield case, problems[one] if one in problems else _result(one, child, measuring_s)
         child.kill()
         child.join()
         one.close()
 
 
-def _result(connection: Connection, child: Any) -> Any | str:
+def _result(connection: Connection, child: Any, measuring_s: float) -> Any | str:
     try:
         connection.send("now")
     except OSError:
         return _said(connection, child)
-    if not connection.poll(MEASURING_S):
-        return f"failed: no answer within {MEASURING_S:.0f} s"
+    if not connection.poll(measuring_s):
+        return f"failed: no answer within {measuring_s:.0f} s"
     return _said(connection, child)
 
 
@@ -89,14 +91,11 @@ def _said(connection: Connection, child: Any) -> Any | str:
         return f"failed: its process ended with status {child.exitcode}"
 
 
-def _child(
-    connection: Connection, kernel: str, name: str, prepare: Prepare, device: str, memory_share: float | None
-) -> None:
+def _child(connection: Connection, case: Case, prepare: Prepare, memory_share: float | None) -> None:
     """Says None once it is ready, then, when it is told to, what it measured; or at either time what is wrong."""
     try:
         if memory_share:
             torch.cuda.set_per_process_memory_fraction(memory_share)
-        case = next(c for c in kernel_cases.all_cases(device) if (c.kernel, c.name) == (kernel, name))
         measure = prepare(case)
         connection.send(None)
         connection.recv()

@@ -32,33 +32,45 @@ from recipe.errors import class_and_line
 
 OUT = Path("benchmarks/results/kernels")
 ROUNDS = 40
+SMALL_TOKENS = 24
 SECONDS_PER_CASE = 3.0  # of timing, split among a case's implementations
+PATIENCE_S = {False: 30.0, True: 900.0}  # with a process that times its case; in a rehearsal, on whatever processor
 CACHE_BYTES = 256 << 20  # more than any GPU's second-level cache, or a core's
 HEAD_START_CYCLES = 2_000_000  # about a millisecond in which the host gets ahead
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status, 1 for a kernel that is wrong."""
+    words = arguments(argv)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    cases = chosen(words, device)
+    if words.check:
+        return check_all(cases, device, words.tokens, words.out)
+    if words.small:
+        measurement.small_ceilings()
+    return measure_all(cases, words.seconds, words.out or OUT, device, words.tokens, words.processes, words.small)
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", default=[], metavar="WORD", help="cases whose kernel or name holds a word")
     parser.add_argument("--part", choices=("base", "rest"), help="each kernel once at its shape in Base, or all others")
     parser.add_argument("--check", action="store_true", help="check small problems for correctness, time nothing")
     parser.add_argument("--tokens", type=int, help="of a problem that is timed, or checked; default: this device's")
-    parser.add_argument("--processes", type=int, default=0, help="that compile at a time, one for each case; 0: none but this")
+    parser.add_argument(
+        "--processes", type=int, default=0, help="that compile at a time, one for each case; 0: none but this"
+    )
     parser.add_argument("--seconds", type=float, default=300, help="start no case after so many (%(default)s)")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of results (%(default)s)")
+    parser.add_argument("--out", type=Path, help=f"folder of results ({OUT}); of a check, only where it is given")
+    parser.add_argument("--small", action="store_true", help="narrow problems, measured once or twice: a rehearsal")
     words = parser.parse_args(argv)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    cases = chosen(words, device)
-    if words.check:
-        return check_all(cases, device, words.tokens)
-    if device == "cpu" and interpreting():
+    if interpreting() and not (words.check or words.small):
         parser.error("an interpreter's speed is nobody's: unset TRITON_INTERPRET, or say --check")
-    return measure_all(cases, words.seconds, words.out, device, words.tokens or TOKENS[device], words.processes)
+    return words
 
 
 def chosen(words: argparse.Namespace, device: str) -> list[Case]:
-    cases = kernel_cases.all_cases(device)
+    cases = kernel_cases.all_cases(device, words.small)
     if words.part:
         base = kernel_cases.base_cases(cases)
         cases = base if words.part == "base" else [case for case in cases if case not in base]
@@ -99,10 +111,10 @@ def fault(case: Case, name: str, run: Implementation, tokens: int, device: str) 
     return None
 
 
-def check_all(cases: list[Case], device: str, tokens: int | None = None) -> int:
+def check_all(cases: list[Case], device: str, tokens: int | None = None, out: Path | None = None) -> int:
     """Print whether our kernels are right on small problems, or on one of `tokens`; 1 if one is not."""
-    wrong = 0
-    tokens = tokens or (24 if interpreting() else CHECK_TOKENS)
+    rows: list[dict[str, Any]] = []
+    tokens = tokens or (SMALL_TOKENS if interpreting() else CHECK_TOKENS)
     for case in cases:
         if interpreting() and case.kernel == "attention" and not case.name.startswith("128"):
             continue  # hours in the interpreter
@@ -111,17 +123,20 @@ def check_all(cases: list[Case], device: str, tokens: int | None = None) -> int:
             if name.startswith(ours(device)):
                 problem = run if isinstance(run, str) else fault(case, name, run, tokens, device)
                 print(f"{case.kernel:<14} {case.name:<28} {name:<16} {problem or 'right'}", flush=True)
-                wrong += problem is not None
-    return int(wrong > 0)
+                rows.append({"kernel": case.kernel, "case": case.name, "implementation": name, "problem": problem})
+                if out:
+                    measurement.write(out / "check.json", {"tokens": tokens, "rows": rows})
+    return int(any(row["problem"] for row in rows))
 
 
 # Speed.
 
 
 def measure_all(
-    cases: list[Case], seconds: float, out: Path, device: str, tokens: int | None = None, processes: int = 0
-) -> int:
-    own, tokens = ours(device), tokens or TOKENS[device]
+    cases: list[Case], seconds: float, out: Path, device: str, tokens: int | None = None, processes: int = 0,
+    small: bool = False,
+) -> int:  # fmt: skip
+    own, tokens = ours(device), tokens or (SMALL_TOKENS if small else TOKENS[device])
     best, made = measurement.measure_ceilings(device, torch.bfloat16), machine.provenance()
     ceilings = {"GB/s": best.bytes_per_s / 1e9, "TFLOP/s": best.flops_per_s / 1e12}
     print(f"{made['device']}: {ceilings['GB/s']:.3g} GB/s copied, {ceilings['TFLOP/s']:.3g} TFLOP/s bf16")
@@ -131,8 +146,9 @@ def measure_all(
         "rows": rows,
     }  # fmt: skip
     written: list[Path] = []
-    prepare_one, limit = partial(prepare, device=device, tokens=tokens), time.perf_counter() + seconds
-    for case, times in kernel_processes.measured(cases, prepare_one, limit, processes, device):
+    prepare_one = partial(prepare, device=device, tokens=tokens, small=small)
+    limit = time.perf_counter() + seconds
+    for case, times in kernel_processes.measured(cases, prepare_one, limit, processes, device, PATIENCE_S[small]):
         if isinstance(times, str):
             found = [report.row(case.kernel, case.name, own, "", times)]
         else:
@@ -155,7 +171,7 @@ class Times:
     work: dict[str, float]  # of each mode
 
 
-def prepare(case: Case, device: str, tokens: int) -> Callable[[], Times]:
+def prepare(case: Case, device: str, tokens: int, small: bool = False) -> Callable[[], Times]:
     """Compiles, checks and warms up all of a case's implementations; what it returns measures them."""
     torch.manual_seed(0)
     problem = case.problem(device, tokens)
@@ -172,7 +188,7 @@ def prepare(case: Case, device: str, tokens: int) -> Callable[[], Times]:
     work = {"forward": problem.forward_work, "both": problem.total_work}
 
     def measure() -> Times:
-        times = time_in_turns(calls, SECONDS_PER_CASE, device)
+        times = time_in_turns(calls, 0.0 if small else SECONDS_PER_CASE, device)
         torch._dynamo.reset()
         return Times(times, problems, work)
 
@@ -232,7 +248,7 @@ def why_not(case: Case, name: str, run: Implementation, problem: Problem, dout: 
 
 def time_in_turns(calls: dict[Any, Any], seconds: float, device: str) -> dict[Any, list[float]]:
     """Milliseconds of each call, one of each a round."""
-    cache = torch.empty(CACHE_BYTES, dtype=torch.int8, device=device)
+    cache = torch.empty(CACHE_BYTES if seconds else 1 << 20, dtype=torch.int8, device=device)
 
     def time_one(call: Any) -> float:
         cache.zero_()

@@ -34,6 +34,7 @@ from recipe import shipped
 from recipe.training import ceilings
 
 SIZES = {
+    "tiny": (64, 2, 2, 128),  # to rehearse with
     "small": (256, 4, 4, 1024),
     "base": (768, 12, 12, 3072),
     "large": (1024, 24, 16, 4096),
@@ -45,6 +46,8 @@ TOKENS = {"cpu": 4_096, "cuda": 32_768}  # token slots a step; on a GPU half of 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; the exit status is 1 where a loss did not fall."""
     words = arguments(argv)
+    if words.small:
+        measurement.small_ceilings()
     on_gpu, start = torch.cuda.is_available(), time.perf_counter()
     device = "cuda" if on_gpu else "cpu"
     ceiling = ceilings.matmul_flops(device, torch.bfloat16, 1.0)
@@ -74,7 +77,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH", help="the interpreter for a peer")
     parser.add_argument("--lengths", nargs="+", type=int, help="sequence lengths (128 512, on a GPU also 1024)")
     parser.add_argument("--models", nargs="+", choices=SIZES, help="sizes, where no YAML gives them")
-    parser.add_argument("--tokens", type=int, help="token slots a step (4096; on a GPU 32768), halved until a GPU has room")
+    parser.add_argument(
+        "--tokens", type=int, help="token slots a step (4096; on a GPU 32768), halved until a GPU has room"
+    )
+    parser.add_argument(
+        "--small", action="store_true", help="of ceilings too, only small products are measured: a rehearsal"
+    )
     parser.add_argument("--seconds", type=float, help="start no model or length after so many")
     parser.add_argument(
         "--patience", type=float, default=600, help="seconds in which a process must be warm, or answer (%(default)s)"
