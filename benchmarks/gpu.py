@@ -67,7 +67,7 @@ class Part:
     limit_s: int
     words: list[str]  # of PYTHON
     needs: tuple[str, ...] = ()  # packages
-    dataset: bool = False
+    dataset: str = ""  # that must be there
 
 
 def parts(sizes: Sizes, results: Path, dataset: str) -> list[Part]:
@@ -92,11 +92,11 @@ def parts(sizes: Sizes, results: Path, dataset: str) -> list[Part]:
     ]
     checked = ["--check", "--only", "cross_entropy", "--tokens", str(sizes.checked)]
     found = [
-        Part(MACHINE, 90, ["-m", "benchmarks.machine", "--gpu", "--out", str(results / "machine.json")]),
-        Part("loss", 75, [*of_kernels, *checked, "--out", str(results / "loss")]),
-        Part("kernels-base", 160, kernels("base", 6, 110)),
+        Part(MACHINE, 60, ["-m", "benchmarks.machine", "--gpu", "--out", str(results / "machine.json")]),
+        Part("loss", 60, [*of_kernels, *checked, "--out", str(results / "loss")]),
+        Part("kernels-base", 150, kernels("base", 6, 110)),
         Part("step-128", 130, step("--lengths", short, *slots, name="step-128")),
-        Part("step-512", 120, step("--lengths", middle, *slots, name="step-512")),
+        Part("step-512", 110, step("--lengths", middle, *slots, name="step-512")),
         Part("tests", 120, tests, ("pytest",)),
         Part(
             "step-alone",
@@ -141,14 +141,14 @@ def trainer_parts(sizes: Sizes, results: Path, dataset: str) -> list[Part]:
     ]
     profiles = [
         Part(f"profile-{length}", 60, ["-m", "benchmarks.profile", yaml, *words, f"data.sequence_length={length}",
-              f"batch_size={262_144 // length}", "--steps", "6", "--out", str(results / f"profile-{length}")], needs, True)
+              f"batch_size={262_144 // length}", "--steps", "6", "--out", str(results / f"profile-{length}")], needs, dataset)
         for length in (short, middle)
     ]  # fmt: skip
     return [
         Part("tests-gpu", 80, marked, (*needs, "pytest")),
-        Part("trainer-step", 60, trainer, needs, True),
+        Part("trainer-step", 60, trainer, needs, dataset),
         *profiles,
-        Part("trainer", 80, bare, needs, True),
+        Part("trainer", 80, bare, needs, dataset),
     ]
 
 
@@ -266,10 +266,8 @@ class Run:
 def _left_out(part: Part) -> str | None:
     if missing := [name for name in part.needs if not has(name)]:
         return f"{', '.join(missing)} not installed"
-    dataset = next((word.partition("=")[2] for word in part.words if word.startswith("data.path=")), None)
-    dataset = dataset or (part.words[part.words.index("--data") + 1] if "--data" in part.words else None)
-    if part.dataset and not (ROOT / str(dataset) / "dataset.json").is_file():
-        return f"{dataset} is no prepared dataset; see benchmarks/books/data.yaml"
+    if part.dataset and not (ROOT / part.dataset / "dataset.json").is_file():
+        return f"{part.dataset} is no prepared dataset; see benchmarks/books/data.yaml"
     return None
 
 

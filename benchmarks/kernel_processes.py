@@ -1,7 +1,7 @@
 """The cases of `benchmarks.kernels`, one after another in this process, or each in a process of its own.
 
-Compiling a case's rivals takes many times as long as measuring them. With processes, several cases compile at once; then all wait,
-and one at a time measures. A case that dies or hangs, or leaves its CUDA context broken, costs only itself.
+Compiling a case's rivals takes many times as long as measuring them. With processes, several cases compile at once; then all
+wait, and one at a time measures. A case that dies or hangs, or leaves its CUDA context broken, costs only itself.
 """
 
 from __future__ import annotations

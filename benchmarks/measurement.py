@@ -149,7 +149,7 @@ def small_ceilings() -> None:
 
 
 def write(file: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Write `record` as JSON, and with it the code's and the machine's provenance, unless it brings its own; returns what was written."""
+    """Write `record` as JSON, and with it `machine.provenance`, unless it brings its own; returns what was written."""
     if "provenance" not in record:
         record = {"provenance": machine.provenance(), **record}
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"

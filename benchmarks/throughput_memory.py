@@ -13,8 +13,8 @@ import torch
 
 from benchmarks.peers import Sizes
 
-# Bytes a token slot: of the vocabulary, and of hidden size times layers, with a feed-forward of four times the hidden size. Traced;
-# tests/benchmarks/test_throughput_memory.py traces them again. Checkouts of others are taken for Hugging Face's model.
+# Bytes a token slot: of the vocabulary, and of hidden size times layers, with a feed-forward of four times the hidden size.
+# Traced; tests/benchmarks/test_throughput_memory.py traces them again. Checkouts of others are taken for Hugging Face's model.
 SLOT_BYTES = {"this": (0.0, 40.0), "trainer": (0.0, 40.0), "hf": (12.5, 45.0), "peer": (12.5, 45.0)}
 LOGITS_BYTES = 512 << 20  # of our loss's one chunk
 PARAMETER_BYTES = 20  # weights, gradients and two moments in float32, and room for 16-bit copies and the sums of a loss

@@ -1,7 +1,7 @@
 """A machine with a GPU, as far as a processor can play it: Python runs this at its start where this folder is on PYTHONPATH.
 
-torch says that there is an H100; tensors for it are made on the processor, Triton interprets, and what few machines have installed
-is not there. So every line that only a GPU would run is run, save the GPU's own.
+torch says that there is an H100; tensors for it are made on the processor, Triton interprets, and what few machines have
+installed is not there. So every line that only a GPU would run is run, save the GPU's own.
 """
 
 from __future__ import annotations
