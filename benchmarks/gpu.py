@@ -35,6 +35,7 @@ class Sizes:
     """What the parts' commands are given; `small` ones are a rehearsal's."""
 
     words: tuple[str, ...]  # of every benchmark
+    rows: tuple[str, ...]  # of every step
     checked: int  # tokens of the problem that the loss is checked on: more predictions than one chunk of logits has
     model: str
     wide: str
@@ -46,9 +47,10 @@ class Sizes:
     times: int  # a processor may take so many times as long as a GPU: what every limit is multiplied by
 
 
-FULL = Sizes((), 30_000, "base", "large", (128, 512, 1024), 32_768, 131_072, (), 6, 1)
+FULL = Sizes((), (), 30_000, "base", "large", (128, 512, 1024), 32_768, 131_072, (), 6, 1)
 SMALL = Sizes(
     ("--small",),
+    ("--only", "this", "hf eager"),
     40,
     "tiny",
     "tiny",
@@ -73,7 +75,16 @@ class Part:
 def parts(sizes: Sizes, results: Path, dataset: str) -> list[Part]:
     """In order of worth."""
     of_kernels = ["-m", "benchmarks.kernels", *sizes.words]
-    of_steps = ["-m", "benchmarks.throughput", *sizes.words, "--turns", "4", "--patience", str(90 * sizes.times)]
+    of_steps = [
+        "-m",
+        "benchmarks.throughput",
+        *sizes.words,
+        *sizes.rows,
+        "--turns",
+        "4",
+        "--patience",
+        str(90 * sizes.times),
+    ]
     short, middle, long = map(str, sizes.lengths)
     slots = ["--tokens", str(sizes.slots)]
 
@@ -90,7 +101,7 @@ def parts(sizes: Sizes, results: Path, dataset: str) -> list[Part]:
         *_in_parallel(sizes.test_processes),
         *(sizes.tests or kernel_tests()),
     ]
-    checked = ["--check", "--only", "cross_entropy", "--tokens", str(sizes.checked)]
+    checked = ["--check", "--part", "base", "--only", "cross_entropy", "--tokens", str(sizes.checked)]
     found = [
         Part(MACHINE, 60, ["-m", "benchmarks.machine", "--gpu", "--out", str(results / "machine.json")]),
         Part("loss", 60, [*of_kernels, *checked, "--out", str(results / "loss")]),

@@ -93,7 +93,7 @@ def nvidia_smi() -> dict[str, str]:
 def driver_here() -> str | None:
     """The driver's version as its kernel module says it, where there is no nvidia-smi."""
     try:
-        found = re.search(r"Kernel Module\D*([\d.]+)", DRIVER.read_text(errors="replace"))
+        found = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", DRIVER.read_text(errors="replace"))
     except OSError:
         return None
     return found[1] if found else None

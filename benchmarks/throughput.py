@@ -39,6 +39,7 @@ SIZES = {
     "base": (768, 12, 12, 3072),
     "large": (1024, 24, 16, 4096),
 }
+LAST_LINES = 40  # of the log of a process that failed, which are shown
 WARM_UP, STEPS_A_TURN = 3, {"cpu": 3, "cuda": 8}
 TOKENS = {"cpu": 4_096, "cuda": 32_768}  # token slots a step; on a GPU half of it, and so on, until all processes fit
 
@@ -258,8 +259,11 @@ class Worker:
             self.row["problem"] = answer.pop("absent")
         return answer
 
+    def _log_lines(self) -> list[str]:
+        return self._log.read_text(errors="replace").strip().splitlines()
+
     def _last_line(self) -> str:
-        lines = self._log.read_text(errors="replace").strip().splitlines()
+        lines = self._log_lines()
         return lines[-1][:200] if lines else f"status {self._process.wait()}"
 
     def close(self) -> None:
@@ -272,6 +276,14 @@ class Worker:
                 self._process.kill()
                 self._process.wait()
             self._process.stdout.close()
+            if self.row["problem"]:  # whose log lies in a temporary folder
+                print(
+                    f"  {self.row['name']}:",
+                    *self._log_lines()[-LAST_LINES:],
+                    sep="\n    ",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 os.environ["TRITON_INTERPRET"] = "1"
 os.environ["TORCH_COMPILE_DISABLE"] = "1"  # minutes of a processor
-ABSENT = ("composer", "streaming", "omegaconf", "flash_attn", "xformers", "liger_kernel", "matplotlib")
+ABSENT = ("composer", "streaming", "omegaconf", "flash_attn", "xformers", "liger_kernel", "matplotlib", "transformers")
 GIB = 2**30
 FREE, TOTAL = 78 * GIB, 79 * GIB
 
@@ -82,6 +82,7 @@ def change(torch) -> None:
         "get_device_name": lambda device=None: properties.name,
         "get_device_properties": lambda device=None: properties,
         "is_available": lambda: True,
+        "is_current_stream_capturing": lambda: False,
         "is_bf16_supported": lambda including_emulation=True: True,
         "max_memory_allocated": lambda device=None: GIB,
         "mem_get_info": lambda device=None: (FREE, TOTAL),
