@@ -32,35 +32,28 @@ NO_TESTS = 5  # pytest's exit status where it has found none
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the parts' commands are given; `small` ones are a rehearsal's."""
+    """What the parts' commands are given."""
 
-    words: tuple[str, ...]  # of every benchmark
-    rows: tuple[str, ...]  # of every step
-    checked: int  # tokens of the problem that the loss is checked on: more predictions than one chunk of logits has
-    model: str
-    wide: str
-    lengths: tuple[int, int, int]
-    slots: int  # of a step that all rows share
-    alone: int  # of a step that has the GPU for itself
-    tests: tuple[str, ...]  # empty: all
-    test_processes: int  # where pytest can have several
-    times: int  # a processor may take so many times as long as a GPU: what every limit is multiplied by
+    words: str = ""  # of every benchmark
+    rows: str = "--turns 4"  # of every step
+    checked: int = (
+        30_000  # tokens of the problem that the loss is checked on: more predictions than one chunk of logits has
+    )
+    model: str = "base"
+    wide: str = "large"
+    lengths: tuple[int, int, int] = (128, 512, 1024)
+    slots: int = 32_768  # of a step that all rows share
+    alone: int = 131_072  # of a step that has the GPU for itself
+    tests: str = ""  # all
+    test_processes: int = 6  # where pytest can have several
+    times: int = 1  # what every limit is multiplied by
 
 
-FULL = Sizes((), (), 30_000, "base", "large", (128, 512, 1024), 32_768, 131_072, (), 6, 1)
+FULL = Sizes()
 SMALL = Sizes(
-    ("--small",),
-    ("--only", "this", "hf eager"),
-    40,
-    "tiny",
-    "tiny",
-    (16, 24, 32),
-    64,
-    128,
-    ("tests/kernels/test_padding_triton.py", "-k", "as_torch"),
-    0,
-    20,
-)
+    words="--small", rows="--turns 1", checked=40, model="tiny", wide="tiny", lengths=(8, 16, 24), slots=24, alone=32,
+    tests="tests/kernels/test_padding_triton.py -k as_torch", test_processes=0, times=20,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,59 +67,47 @@ class Part:
 
 def parts(sizes: Sizes, results: Path, dataset: str) -> list[Part]:
     """In order of worth."""
-    of_kernels = ["-m", "benchmarks.kernels", *sizes.words]
-    of_steps = [
-        "-m",
-        "benchmarks.throughput",
-        *sizes.words,
-        *sizes.rows,
-        "--turns",
-        "4",
-        "--patience",
-        str(90 * sizes.times),
-    ]
-    short, middle, long = map(str, sizes.lengths)
-    slots = ["--tokens", str(sizes.slots)]
+    short, middle, long = sizes.lengths
 
-    def step(*words: str, model: str = sizes.model, name: str = "") -> list[str]:
-        return [*of_steps, "--models", model, *words, "--out", str(results / f"{name}.json")]
+    def benchmark(name: str, words: str, out: str) -> list[str]:
+        return ["-m", f"benchmarks.{name}", *sizes.words.split(), *words.split(), "--out", str(results / out)]
+
+    def step(out: str, length: int, words: str = "", model: str = sizes.model, slots: int = sizes.slots) -> list[str]:
+        words = (
+            f"{sizes.rows} --patience {90 * sizes.times} --models {model} --lengths {length} --tokens {slots} {words}"
+        )
+        return benchmark("throughput", words, f"{out}.json")
 
     def kernels(part: str, processes: int, seconds: int) -> list[str]:
-        words = ["--processes", str(processes), "--seconds", str(seconds * sizes.times)]
-        return [*of_kernels, "--part", part, *words, "--out", str(results / f"kernels-{part}")]
+        words = f"--part {part} --processes {processes} --seconds {seconds * sizes.times}"
+        return benchmark("kernels", words, f"kernels-{part}")
 
+    checked = f"--check --part base --only cross_entropy --tokens {sizes.checked}"
     tests = ["-m", "pytest", "-v", "-p", "no:cacheprovider", "--confcutdir=tests/kernels"]
-    tests += [
-        f"--junitxml={results / 'tests.xml'}",
-        *_in_parallel(sizes.test_processes),
-        *(sizes.tests or kernel_tests()),
-    ]
-    checked = ["--check", "--part", "base", "--only", "cross_entropy", "--tokens", str(sizes.checked)]
+    tests += [f"--junitxml={results / 'tests.xml'}", *_in_parallel(sizes.test_processes)]
+    tests += sizes.tests.split() or kernel_tests()
     found = [
         Part(MACHINE, 60, ["-m", "benchmarks.machine", "--gpu", "--out", str(results / "machine.json")]),
-        Part("loss", 60, [*of_kernels, *checked, "--out", str(results / "loss")]),
+        Part("loss", 60, benchmark("kernels", checked, "loss")),
         Part("kernels-base", 150, kernels("base", 6, 110)),
-        Part("step-128", 130, step("--lengths", short, *slots, name="step-128")),
-        Part("step-512", 110, step("--lengths", middle, *slots, name="step-512")),
+        Part("step-128", 130, step("step-128", short)),
+        Part("step-512", 110, step("step-512", middle)),
         Part("tests", 120, tests, ("pytest",)),
-        Part(
-            "step-alone",
-            60,
-            step("--lengths", short, "--only", "this", "--tokens", str(sizes.alone), name="step-alone"),
-        ),
+        Part("step-alone", 60, step("step-alone", short, "--only this", slots=sizes.alone)),
         Part("kernels-rest", 150, kernels("rest", 4, 100)),
-        Part("step-large", 110, step("--lengths", short, *slots, model=sizes.wide, name="step-large")),
-        Part("step-1024", 100, step("--lengths", long, *slots, name="step-1024")),
+        Part("step-large", 110, step("step-large", short, model=sizes.wide)),
+        Part("step-1024", 100, step("step-1024", long)),
     ]
-    found += trainer_parts(sizes, results, dataset)
+    if sizes is FULL:  # the trainer's have no small form
+        found += trainer_parts(results, dataset)
     return [replace(part, limit_s=part.limit_s * sizes.times) for part in found]
 
 
-def trainer_parts(sizes: Sizes, results: Path, dataset: str) -> list[Part]:
+def trainer_parts(results: Path, dataset: str) -> list[Part]:
     """What needs the whole lock, and then a dataset."""
     yaml, needs = "yamls/pretrain/mosaic-bert-base.yaml", ("composer", "streaming", "omegaconf")
     words = [f"data.path={dataset}", "autoresume=false"]
-    short, middle, _ = sizes.lengths
+    short, middle, _ = FULL.lengths
     marked = ["-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", "gpu", "--ignore=tests/kernels", "tests"]
     rows = ["--only", "this", "this, trainer", "--lengths", str(short), str(middle), "--turns", "4"]
     trainer = [

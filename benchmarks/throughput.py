@@ -34,7 +34,7 @@ from recipe import shipped
 from recipe.training import ceilings
 
 SIZES = {
-    "tiny": (64, 2, 2, 128),  # to rehearse with
+    "tiny": (32, 1, 1, 64),  # to rehearse with
     "small": (256, 4, 4, 1024),
     "base": (768, 12, 12, 3072),
     "large": (1024, 24, 16, 4096),
@@ -278,9 +278,7 @@ class Worker:
             self._process.stdout.close()
             if self.row["problem"]:  # whose log lies in a temporary folder
                 print(
-                    f"  {self.row['name']}:",
-                    *self._log_lines()[-LAST_LINES:],
-                    sep="\n    ",
+                    "\n    ".join([f"  {self.row['name']}:", *self._log_lines()[-LAST_LINES:]]),
                     file=sys.stderr,
                     flush=True,
                 )

@@ -28,6 +28,13 @@ def kept(out: Path) -> dict[str, str]:
         return {m.name: archive.extractfile(m).read().decode() for m in archive.getmembers() if m.isfile()}
 
 
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "LEAST_S", 0)
@@ -39,9 +46,12 @@ def test_parts_stand_in_the_order_of_their_worth_and_the_first_fit_the_limit():
     names = [part.name for part in FULL]
     assert names[: len(WORTH)] == WORTH and len(set(names)) == len(names)
     assert sum(part.limit_s for part in FULL if part.name in WORTH) <= gpu.LIMIT_S - gpu.COPYING_S
-    assert [part.name for part in gpu.parts(gpu.SMALL, Path("results"), "data/books")] == names, "a rehearsal has all"
+    small = [part.name for part in gpu.parts(gpu.SMALL, Path("results"), "data/books")]
+    assert small == [part.name for part in FULL if "streaming" not in part.needs], (
+        "a rehearsal has all but the trainer's"
+    )
     outputs = [word for part in FULL for word in part.words if "results/" in word]
-    assert len(outputs) == len(set(outputs)) >= len(WORTH), "each has a file of its own"
+    assert len(outputs) == len(set(outputs)) == len(FULL) - 1, "each has a file of its own"
 
 
 @pytest.mark.parametrize("sizes", [gpu.FULL, gpu.SMALL], ids=["full", "small"])
@@ -52,7 +62,7 @@ def test_every_part_s_words_are_understood(sizes, monkeypatch):
         if module == "benchmarks.kernels":
             asked = kernels.arguments(words)
             chosen = [case.kernel for case in kernels.chosen(asked, "cuda")]
-            assert chosen and (asked.part != "base" or len(set(chosen)) == len(chosen) == 5)
+            assert chosen and (asked.part != "base" or len(set(chosen)) == len(chosen) == (1 if asked.check else 5))
             assert asked.check or asked.seconds + 25 <= part.limit_s, "time is left to measure in"
         elif module == "benchmarks.throughput":
             asked = throughput.arguments(words)
@@ -82,10 +92,8 @@ def test_a_part_that_fails_or_hangs_costs_only_itself(run, tmp_path, capsys):
     files = kept(tmp_path / "out")
     assert files["results/a.json"] == "1" and files["results/half.txt"] == "half a table"
     assert "begun" in files["logs/hangs.log"]
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(alive.read_text()), 0)
-        time.sleep(0.5)  # the system may take a moment to bury it
-        os.kill(int(alive.read_text()), 0)
+    while is_running(int(alive.read_text())):  # it was killed, which may take a moment
+        time.sleep(0.05)
     summary = (tmp_path / "out/summary.txt").read_text()
     assert "fails          FAILED (exit 1)" in summary and "hangs          FAILED (cut after 5 s)" in summary
     assert "right          done" in summary and "half a table" in summary
@@ -123,7 +131,8 @@ def test_stopped_it_leaves_what_it_has(tmp_path):
     text = (
         "from benchmarks import gpu\n"
         "gpu.parts = lambda *_: [gpu.Part('first', 600, ['-c', 'print(1234)']),\n"
-        f"    gpu.Part('second', 600, ['-c', 'open({str(tmp_path / 'begun')!r}, \"w\"); import time; time.sleep(600)'])]\n"
+        "    gpu.Part('second', 600, ['-c', 'import time; open(\"begun\", \"w\"); time.sleep(600)'])]\n"
+        f"gpu.ROOT = {str(tmp_path)!r}\n"
         "raise SystemExit(gpu.main([]))\n"
     )
     environment = {**os.environ, "OUT": str(tmp_path / "out"), "TMPDIR": str(tmp_path), "PARTS": "", "LIMIT": "6000"}
