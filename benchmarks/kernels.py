@@ -111,10 +111,14 @@ def fault(case: Case, name: str, run: Implementation, tokens: int, device: str) 
     return None
 
 
+def check_tokens() -> int:
+    return SMALL_TOKENS if interpreting() else CHECK_TOKENS
+
+
 def check_all(cases: list[Case], device: str, tokens: int | None = None, out: Path | None = None) -> int:
     """Print whether our kernels are right on small problems, or on one of `tokens`; 1 if one is not."""
     rows: list[dict[str, Any]] = []
-    tokens = tokens or (SMALL_TOKENS if interpreting() else CHECK_TOKENS)
+    tokens = tokens or check_tokens()
     for case in cases:
         if interpreting() and case.kernel == "attention" and not case.name.startswith("128"):
             continue  # hours in the interpreter
@@ -188,7 +192,7 @@ def prepare(case: Case, device: str, tokens: int, small: bool = False) -> Callab
     work = {"forward": problem.forward_work, "both": problem.total_work}
 
     def measure() -> Times:
-        times = time_in_turns(calls, 0.0 if small else SECONDS_PER_CASE, device)
+        times = time_in_turns(calls, 0.0 if small else SECONDS_PER_CASE, device, 1 if small else ROUNDS)
         torch._dynamo.reset()
         return Times(times, problems, work)
 
@@ -229,7 +233,7 @@ def why_not(case: Case, name: str, run: Implementation, problem: Problem, dout: 
     What torch.compile makes is not checked: that would be another compilation, for the small problem's shapes.
     """
     try:
-        if name != COMPILED and (found := fault(case, name, run, CHECK_TOKENS, device)):
+        if name != COMPILED and (found := fault(case, name, run, check_tokens(), device)):
             return f"wrong: {found}"
         for _ in range(2):
             forward(run, problem)
@@ -246,7 +250,7 @@ def why_not(case: Case, name: str, run: Implementation, problem: Problem, dout: 
     return None
 
 
-def time_in_turns(calls: dict[Any, Any], seconds: float, device: str) -> dict[Any, list[float]]:
+def time_in_turns(calls: dict[Any, Any], seconds: float, device: str, rounds: int = ROUNDS) -> dict[Any, list[float]]:
     """Milliseconds of each call, one of each a round."""
     cache = torch.empty(CACHE_BYTES if seconds else 1 << 20, dtype=torch.int8, device=device)
 
@@ -256,7 +260,7 @@ def time_in_turns(calls: dict[Any, Any], seconds: float, device: str) -> dict[An
             torch.cuda._sleep(HEAD_START_CYCLES)
         return 1e3 * measurement.timed(call, device)[0]
 
-    return measurement.in_turns({name: partial(time_one, call) for name, call in calls.items()}, ROUNDS, seconds)
+    return measurement.in_turns({name: partial(time_one, call) for name, call in calls.items()}, rounds, seconds)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,8 @@ def test_every_part_s_words_are_understood(sizes, monkeypatch):
             assert asked.check or asked.seconds + 25 <= part.limit_s, "time is left to measure in"
         elif module == "benchmarks.throughput":
             asked = throughput.arguments(words)
-            assert asked.patience < 600 * sizes.times and asked.out.parent == Path("results")
+            assert asked.out.parent == Path("results")
+            assert part.needs or asked.patience <= part.limit_s
     checked = kernels.arguments(FULL[1].words[2:])
     assert checked.check and 0.3 * checked.tokens * 30_528 * 2 > 512 << 20, "more than one chunk of the loss"
 

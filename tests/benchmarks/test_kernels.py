@@ -142,7 +142,7 @@ def test_measuring(kernel, device, monkeypatch, tmp_path):
     monkeypatch.setattr(machine, "provenance", lambda: record()["provenance"])
     times = {"eager": 2.0, "reference": 4.0, "sdpa": 1.0, "cpu": 1.5}
 
-    def in_turns(calls, seconds, device):
+    def in_turns(calls, seconds, device, rounds):
         return {(name, mode): [call() or times.get(name, 1.0)] * 5 for (name, mode), call in calls.items()}
 
     monkeypatch.setattr(kernels, "time_in_turns", in_turns)
