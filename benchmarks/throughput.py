@@ -34,7 +34,7 @@ from recipe import shipped
 from recipe.training import ceilings
 
 SIZES = {
-    "tiny": (32, 1, 1, 64),  # to rehearse with
+    "tiny": (32, 1, 1, 64, 1536),  # to rehearse with, and the size of its vocabulary
     "small": (256, 4, 4, 1024),
     "base": (768, 12, 12, 3072),
     "large": (1024, 24, 16, 4096),
@@ -109,9 +109,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def models(words: argparse.Namespace, on_gpu: bool) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     """(name, sizes, {lr, yaml}) of each model to measure."""
     if not words.yamls:
-        keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
         names = words.models or (("base", "large") if on_gpu else ("small",))
-        return [(name, dict(zip(keys, SIZES[name], strict=True)), {"lr": 5e-4, "yaml": None}) for name in names]
+        return [(name, dict(zip(keys, SIZES[name], strict=False)), {"lr": 5e-4, "yaml": None}) for name in names]
     from recipe.config import TrainConfig, load
 
     found = []
