@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -51,7 +52,7 @@ class Sizes:
 
 FULL = Sizes()
 SMALL = Sizes(
-    words="--small", rows="--turns 1", checked=40, model="tiny", wide="tiny", lengths=(8, 16, 24), slots=24, alone=32,
+    words="--small", rows="--turns 1 --only this 'hf eager'", checked=40, model="tiny", wide="tiny", lengths=(8, 16, 24), slots=24, alone=32,
     tests="tests/kernels/test_padding_triton.py -k nothing_there", test_processes=0, times=20,
 )  # fmt: skip
 
@@ -70,7 +71,7 @@ def parts(sizes: Sizes, results: Path, dataset: str) -> list[Part]:
     short, middle, long = sizes.lengths
 
     def benchmark(name: str, words: str, out: str) -> list[str]:
-        return ["-m", f"benchmarks.{name}", *sizes.words.split(), *words.split(), "--out", str(results / out)]
+        return ["-m", f"benchmarks.{name}", *shlex.split(f"{sizes.words} {words}"), "--out", str(results / out)]
 
     def step(out: str, length: int, words: str = "", model: str = sizes.model, slots: int = sizes.slots) -> list[str]:
         words = (
