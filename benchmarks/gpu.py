@@ -52,8 +52,9 @@ class Sizes:
 
 FULL = Sizes()
 SMALL = Sizes(
-    words="--small", rows="--turns 1 --only this 'hf eager'", checked=40, model="tiny", wide="tiny", lengths=(8, 16, 24), slots=24, alone=32,
-    tests="tests/kernels/test_padding_triton.py -k nothing_there", test_processes=0, times=20,
+    words="--small", rows="--turns 1 --only this 'hf eager'", checked=40, model="tiny", wide="tiny",
+    lengths=(8, 16, 24), slots=24, alone=32, tests="tests/kernels/test_padding_triton.py -k nothing_there",
+    test_processes=0, times=20,
 )  # fmt: skip
 
 

@@ -82,9 +82,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tokens", type=int, help="token slots a step (4096; on a GPU 32768), halved until a GPU has room"
     )
-    parser.add_argument(
-        "--small", action="store_true", help="few steps, and ceilings of small products: a rehearsal"
-    )
+    parser.add_argument("--small", action="store_true", help="few steps, and ceilings of small products: a rehearsal")
     parser.add_argument("--seconds", type=float, help="start no model or length after so many")
     parser.add_argument(
         "--patience", type=float, default=600, help="seconds in which a process must be warm, or answer (%(default)s)"
