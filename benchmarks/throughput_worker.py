@@ -35,6 +35,8 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     if job["kept_memory"]:
         keep_freed_memory()
+    if job["memory_share"]:
+        torch.cuda.set_per_process_memory_fraction(job["memory_share"])
     try:
         if job["model"] == "trainer":
             from benchmarks.throughput_trainer import train

@@ -10,6 +10,7 @@ import math
 import numbers
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -27,6 +28,7 @@ PACKAGE = "bert-recipe"  # this project, as pyproject.toml names it
 FILE_NAME = "run.json"
 PROJECT = shipped.HOME
 LOCK = "requirements.txt"
+COMMIT = "COMMIT"  # beside LOCK in a copy without git: what `git rev-parse HEAD` said where it was made
 
 # Packages whose version can change a result or a speed. One that is not installed is recorded as null.
 PACKAGES = (
@@ -143,8 +145,10 @@ def dataset(vocabulary_sha256: str, eval_documents: int, eval_tokens: int) -> di
 
 
 def provenance(project: Path = PROJECT) -> dict[str, Any]:
-    """Which code runs, on which packages, since when; `commit` and `dirty` are null where `project` is no checkout."""
+    """Which code runs, on which packages, since when; where `project` is no checkout, or there is no git, `commit` is what
+    its file COMMIT says, or null, and `dirty` is null."""
     commit, dirty = _git_state(project)
+    commit = commit or _noted_commit(project)
     return {
         "version": _version(PACKAGE),
         "commit": commit,
@@ -302,6 +306,14 @@ def _git_state(project: Path) -> tuple[str | None, bool | None]:
     # Untracked files are left out of account: a user's own YAML is one, and the record holds its content as `config`.
     changes = _git(project, "status", "--porcelain", "--untracked-files=no")
     return _git(project, "rev-parse", "--verify", "HEAD"), None if changes is None else bool(changes)
+
+
+def _noted_commit(project: Path) -> str | None:
+    try:
+        text = (project / COMMIT).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return text if re.fullmatch(r"[0-9a-f]{7,64}", text) else None
 
 
 def _git(project: Path, *words: str) -> str | None:
