@@ -28,7 +28,7 @@ from benchmarks import kernel_report as report
 from benchmarks.kernel_cases import CHECK_TOKENS, COMPILED, TOKENS, Case, Implementation, Problem, ours
 from kernels.checks import interpreting
 from recipe import records
-from recipe.errors import class_and_line
+from recipe.errors import class_and_line, end
 from recipe.system.hardware import cpu_name
 
 OUT = Path("benchmarks/results/kernels")
@@ -233,4 +233,4 @@ def time_in_turns(calls: dict[Any, Any], seconds: float, device: str) -> dict[An
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    end(main)

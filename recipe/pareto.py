@@ -19,7 +19,7 @@ from pathlib import Path
 from recipe.config import SweepConfig, run_main
 from recipe.cost.frontier import AXES
 from recipe.cost.measures import LOSS, MEASURES, PAIRS, SCORE
-from recipe.errors import UserError, exit_status
+from recipe.errors import UserError, end, exit_status
 from recipe.report import figure, page, study, words
 from recipe.report.study import Study
 
@@ -170,4 +170,4 @@ def write_csv(found: Study, folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main)

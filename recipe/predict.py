@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from recipe.config import PredictConfig, run_main
 from recipe.config.finetune import Files
-from recipe.errors import UserError
+from recipe.errors import UserError, end
 from recipe.finetune.batches import Batch, ExampleCollator, outputs_of
 from recipe.finetune.examples import Examples
 from recipe.finetune.files import SUFFIXES, Position, Row, read_rows
@@ -244,4 +244,4 @@ def main(config: PredictConfig) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_main(PredictConfig, main, first=("model", "file")))
+    end(lambda: run_main(PredictConfig, main, first=("model", "file")))

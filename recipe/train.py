@@ -24,7 +24,7 @@ from recipe.data.batch import Batch, count_sequences, count_tokens, split_batch
 from recipe.data.cache import local_folder
 from recipe.data.shards import index_digest
 from recipe.data.stream import open_loader
-from recipe.errors import UserError
+from recipe.errors import UserError, end
 from recipe.objectives.objective import Counts
 from recipe.system.hardware import Hardware, keep_freed_memory
 from recipe.system.progress import clock
@@ -324,4 +324,4 @@ def main(config: TrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_main(TrainConfig, main))
+    end(lambda: run_main(TrainConfig, main))

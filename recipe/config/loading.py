@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -14,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from recipe import shipped
 from recipe.errors import UserError, exit_status, one_line
 from recipe.settings import check_values, describe
+from recipe.system.private import private
 
 C = TypeVar("C")
 WORDS = "command line"  # where a word comes from, in messages
@@ -70,11 +72,21 @@ def _merged(schema: type[C], file: tuple[DictConfig, str], overrides: Sequence[s
         if missing:
             remedy = "" if path == WORDS else "add it to the file or "
             raise UserError(f"{path}: `{missing[0]}` has no value; {remedy}say {missing[0]}=...")
-        config = OmegaConf.to_object(merged)
+        config = _expanded(OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise _refused(error, path) from None
     check_values(config)
     return config
+
+
+def _expanded(value: Any) -> Any:
+    """A config with `~/`, as records have it, for the home folder."""
+    if dataclasses.is_dataclass(value):
+        values = {field.name: _expanded(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **values)
+    if isinstance(value, list):
+        return [_expanded(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _refused(error: OmegaConfBaseException, where: str) -> UserError:
@@ -114,8 +126,8 @@ def _check_list(values: Any, key: str, where: str) -> None:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain dictionaries and lists, for a record."""
-    return dataclasses.asdict(config)
+    """A config as plain dictionaries and lists, for a record: without credentials, the home folder as `~`."""
+    return private(dataclasses.asdict(config))
 
 
 def run_main(

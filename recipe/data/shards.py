@@ -27,6 +27,7 @@ import numpy as np
 
 from recipe.errors import UserError
 from recipe.system.files import digest
+from recipe.system.private import private
 
 FORMAT = 2  # of dataset.json; 1: every vocabulary is a vocab.txt and every id uint16
 DTYPE, DTYPES = "uint16", ("uint16", "uint32")  # of ids: where nothing else is said, and all
@@ -215,7 +216,7 @@ def some_records(path: Path, split: str, count: int) -> list[tuple[int, np.ndarr
 
 def write_info(info: DatasetInfo, out: Path) -> None:
     (out / "dataset.json").write_text(
-        json.dumps(dataclasses.asdict(info), indent=2, ensure_ascii=False) + "\n", "utf-8"
+        json.dumps(private(dataclasses.asdict(info)), indent=2, ensure_ascii=False) + "\n", "utf-8"
     )
 
 
@@ -236,7 +237,7 @@ def read_info(path: str | Path) -> DatasetInfo:
         what = "holds no dataset.json" if Path(path).is_dir() else "does not exist"
         raise UserError(f"{path}: {what}; python -m recipe.prepare YAML writes a dataset there")
     try:
-        raw = json.loads(file.read_text("utf-8"))
+        raw = private(json.loads(file.read_text("utf-8")))
         if raw["format"] > FORMAT:
             raise UserError(
                 f"{file}: format {raw['format']}, written by a newer version; this one reads {FORMAT}: update it, or prepare the "

@@ -231,7 +231,7 @@ def find_checkpoint(path: str, key: str = "checkpoint") -> Checkpoint:
     Raises:
         UserError: nothing there, no encoder in it, no tokenizer beside it, or a tokenizer that does not fit.
     """
-    place, said = Path(path), f"{key}={path}"
+    place, said = Path(path).expanduser(), f"{key}={path}"
     if not place.exists():
         if not HUB_NAME.fullmatch(path):
             raise UserError(f"{said}: no such file or folder; {FORMS}")
