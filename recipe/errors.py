@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import sys
 from collections.abc import Callable
@@ -13,17 +14,20 @@ from recipe.system.private import without_credentials
 MOST = 400  # characters of another library's words: a YAML error with two places in it fits, a page of a proxy does not
 
 
+LONGEST = 2000  # characters of one line
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+|[\ud800-\udfff]")  # and what no terminal can encode
 READER_GONE = 141  # what a shell says of a program that wrote into a closed pipe
 
 
 class UserError(Exception):
     """One line that says what is wrong and what to do; entry points print it without a traceback and exit with 2.
 
-    It holds no credential, whatever it is made of.
+    Whatever it is made of, it is one line of bounded length, without a terminal's commands and without a credential.
     """
 
     def __init__(self, line: str) -> None:
-        super().__init__(without_credentials(line))
+        line = _CONTROL.sub(" ", without_credentials(line))  # a file's words may hold any
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}")
 
 
 def one_line(error: object) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from recipe import shipped
 from recipe.cost.prices import OWN_PRICE, Price
 from recipe.errors import UserError
-from recipe.system.files import digest, write_whole
+from recipe.system.files import digest, read_json, write_whole
 from recipe.system.private import private
 
 FORMAT = 2  # 2: device.price_row, trunk and dataset in every record
@@ -189,13 +189,15 @@ def read_record(path: str | Path) -> dict[str, Any]:
     """
     file = _file_of(path)
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_json(file)
     except OSError as error:
         raise UserError(f"{file}: cannot read it ({error.strerror}); give a run's folder or its {FILE_NAME}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno}: not valid JSON ({error.msg}); the run must write it again") from None
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise UserError(f"{file}: not UTF-8 text, so not the record of a run") from None
+    except ValueError as error:
+        raise UserError(f"{file}: not the record of a run ({error})") from None
     record = private(_upgraded(record))
     problem = _problem(record)
     if problem:

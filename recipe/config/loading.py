@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -16,8 +17,10 @@ from recipe import shipped
 from recipe.errors import UserError, exit_status, one_line
 from recipe.settings import check_values, describe
 from recipe.system.private import private
+from recipe.system.yaml_files import check_yaml
 
 C = TypeVar("C")
+_CALL = re.compile(r"\$\{[^{}]*:")
 WORDS = "command line"  # where a word comes from, in messages
 
 
@@ -33,6 +36,7 @@ def load(schema: type[C], path: str, overrides: Sequence[str] = ()) -> C:
             f"{path}: {shipped.moved(path) or 'no such file; the first argument is a YAML file, see yamls/'}"
         )
     try:
+        check_yaml(file.read_text("utf-8-sig"))
         from_file = OmegaConf.load(file)
     except Exception as error:  # the YAML library's own errors, some of them over several lines
         raise UserError(f"{path}: not valid YAML: {one_line(error)}") from None
@@ -62,7 +66,9 @@ def _merged(schema: type[C], file: tuple[DictConfig, str], overrides: Sequence[s
         raise UserError(f"{WORDS}: {one_line(error)}") from None
     merged = OmegaConf.structured(schema)
     for layer, where in (file, (words, WORDS)):
-        _check_shape(OmegaConf.to_container(layer), schema, "", where)
+        plain = OmegaConf.to_container(layer)
+        _check_words(plain, where)
+        _check_shape(plain, schema, "", where)
         try:
             merged = OmegaConf.merge(merged, layer)
         except OmegaConfBaseException as error:
@@ -73,6 +79,8 @@ def _merged(schema: type[C], file: tuple[DictConfig, str], overrides: Sequence[s
             remedy = "" if path == WORDS else "add it to the file or "
             raise UserError(f"{path}: `{missing[0]}` has no value; {remedy}say {missing[0]}=...")
         config = _expanded(OmegaConf.to_object(merged))
+    except RecursionError:
+        raise UserError(f"{path}: a value stands for itself (${{...}}); write the value") from None
     except OmegaConfBaseException as error:
         raise _refused(error, path) from None
     check_values(config)
@@ -91,6 +99,14 @@ def _expanded(value: Any) -> Any:
 
 def _refused(error: OmegaConfBaseException, where: str) -> UserError:
     return UserError(f"{where}: `{getattr(error, 'full_key', None) or '?'}`: {str(error).splitlines()[0]}")
+
+
+def _check_words(tree: Any, where: str) -> None:
+    """Raise for a text that calls one of OmegaConf's functions: `${oc.env:HF_TOKEN}` would bring a secret into the record."""
+    if isinstance(tree, str) and (call := _CALL.search(tree)):
+        raise UserError(f"{where}: `{call[0]}...`: a config calls no function; write the value itself")
+    for below in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        _check_words(below, where)
 
 
 def _check_shape(tree: dict, schema: type, prefix: str, where: str) -> None:

@@ -23,6 +23,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from recipe.config import Tokenizer as Settings
 from recipe.data.shards import Vocabulary
 from recipe.errors import UserError, one_line
+from recipe.system.files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -125,7 +126,7 @@ def special_ids(folder: Path, saved: Tokenizer) -> dict[str, int | None]:
     """`pad_id`, `mask_id` and the other roles' of the tokenizer that is saved in a folder."""
     names = dict(zip(ROLES, SPECIAL, strict=True))
     for file in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
-        found = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        found = read_json(file) if file.is_file() else {}
         for role in ROLES:
             token = found.get(f"{role}_token")
             names[role] = (token["content"] if isinstance(token, dict) else token) or names[role]

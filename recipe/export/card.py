@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from recipe.cost.measures import tasks_in_words
 from recipe.export.transformers_form import row_of
 from recipe.finetune.results import of_final_encoder
 from recipe.finetune.scores import CONVENTION
+from recipe.system import inert
 from recipe.system.files import write_whole
 from recipe.training.checkpoint import Checkpoint
 
@@ -24,6 +26,8 @@ TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
+TEMPLATES.filters["plain"] = inert.markdown  # names and words of the run, which may be a stranger's
+TEMPLATES.filters["literal"] = lambda text: json.dumps(text, ensure_ascii=True)  # in the code that is shown
 
 
 def write(checkpoint: Checkpoint, config: ExportConfig, record: dict[str, Any], folder: Path) -> None:

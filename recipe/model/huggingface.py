@@ -54,18 +54,18 @@ class HFFineTuned(nn.Module):
         if pretrained:
             self._load(folder, config)
         else:
-            self.model = self.auto_class.from_config(config)
+            self.model = self.auto_class.from_config(config, trust_remote_code=False)
 
     def _load(self, folder: Path, config: PretrainedConfig) -> None:
         self.model, info = self.auto_class.from_pretrained(
-            folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+            folder, config=config, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
         )
         unloaded = unloaded_names(info)
         encoder = f"{self.model.base_model_prefix}."
         inner = {name.removeprefix(encoder) for name in unloaded if name.startswith(encoder)}
         self.unloaded = sorted(name for name in inner if not name.startswith(POOLER))
         if any(is_classifier(name) and name not in unloaded for name in self.model.state_dict()):
-            fresh = self.auto_class.from_config(config).state_dict()
+            fresh = self.auto_class.from_config(config, trust_remote_code=False).state_dict()
             new = {name: tensor for name, tensor in fresh.items() if is_classifier(name)}
             self.model.load_state_dict(new, strict=False)
 
@@ -92,11 +92,11 @@ class HFEncoder(nn.Module):
         self.unloaded: list[str] = []  # weights that the folder does not have, or not in this shape
         if pretrained:
             self.model, info = AutoModel.from_pretrained(
-                folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+                folder, config=config, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
             )
             self.unloaded = [name for name in unloaded_names(info) if not name.startswith(POOLER)]
         else:
-            self.model = AutoModel.from_config(config)
+            self.model = AutoModel.from_config(config, trust_remote_code=False)
 
     def forward(self, batch: dict, keep: Tensor | None = None) -> Tensor:
         """Hidden states (K, D) at the places `keep` (K,) int64 of the flattened (S, L), or of all real tokens, in order."""
@@ -117,11 +117,11 @@ class HFForMaskedLM(nn.Module):
         self.unloaded: list[str] = []  # weights that the folder does not have, or not in this shape
         if pretrained:
             self.model, info = AutoModelForMaskedLM.from_pretrained(
-                folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+                folder, config=config, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
             )
             self.unloaded = unloaded_names(info)
         else:
-            self.model = AutoModelForMaskedLM.from_config(config)
+            self.model = AutoModelForMaskedLM.from_config(config, trust_remote_code=False)
 
     def masked_logits(self, batch: dict) -> Tensor:
         """(M, V) at `masked_indices` (M,) int64, places in the flattened (S, L) of input_ids and attention_mask."""
@@ -165,7 +165,7 @@ def read_family(folder: Path) -> Family:
             f"model_type `{kind}` is no encoder; give a model of BERT's family (bert, roberta, modernbert, ...)"
         )
     with torch.device("meta"):
-        model = AutoModel.from_config(config)
+        model = AutoModel.from_config(config, trust_remote_code=False)
     return Family(kind, model.get_input_embeddings().num_embeddings, config.pad_token_id, _longest_input(model))
 
 

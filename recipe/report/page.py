@@ -125,7 +125,7 @@ def _curves(found: Study) -> go.Figure:
         marks = study.ticks(min(costs) / 2, max(costs) * 2)
         texts = [words.tick_text(mark, found.axis) for mark in marks]
         figure.update_xaxes(type="log", tickprefix="", tickvals=marks, ticktext=texts)
-    figure.update_yaxes(title=words.words_of(found).axis)
+    figure.update_yaxes(title=escape(words.words_of(found).axis))
     return figure
 
 

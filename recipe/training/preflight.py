@@ -26,6 +26,7 @@ from recipe.model.encoder import Backends
 from recipe.objectives import objective
 from recipe.objectives.objective import Objective
 from recipe.settings import as_word, what_changed
+from recipe.system.files import leaving
 from recipe.system.hardware import Hardware, find_hardware
 from recipe.training import checkpoint_files, memory
 from recipe.training.checks import check_numbers, planned_documents
@@ -198,6 +199,8 @@ def resumes(config: TrainConfig) -> bool:
         raise UserError(f"out={out} is not empty and holds no run; choose another folder")
     if not config.autoresume:
         raise UserError(f"out={out} holds a run already; choose another folder, or continue it with autoresume=true")
+    if link := leaving(out):
+        raise UserError(f"{link}: a link that leaves the run's folder; copy what it leads to into its place")
     for key, (before, now) in what_changed(TrainConfig, records.read_record(out)["config"], to_dict(config)).items():
         raise UserError(
             f"out={out} holds a run with {key}={as_word(before)}, and now {key}={as_word(now)}; "
