@@ -20,7 +20,8 @@ CHANGED = "{file}: its hash or its size is not the one in the index, so its byte
 
 
 def check_files(folder: Path, split: str, remote: bool = False, dtype: str = DTYPE) -> None:
-    """Look at every shard's name, size and columns; reads the index alone, so a changed byte is found when the shard is opened.
+    """Look at every shard's name, size and columns, and at the lengths; reads the index alone, so a changed byte is found when the
+    shard is opened.
 
     With `remote`, a shard that is not there is fetched when it is read.
 
@@ -30,7 +31,9 @@ def check_files(folder: Path, split: str, remote: bool = False, dtype: str = DTY
     if link := leaving(Path(folder)):
         raise UserError(f"{link}: a link that leaves the dataset's folder; copy what it leads to into its place")
     folder = Path(folder) / split
-    for shard in read_index(folder, dtype):
+    index = read_index(folder, dtype)
+    check_lengths(folder, sum(shard["samples"] for shard in index))
+    for shard in index:
         raw, packed = shard["raw_data"], shard["zip_data"]
         file = folder / raw["basename"]
         wanted = raw["bytes"]
@@ -101,8 +104,8 @@ def check_lengths(folder: Path, documents: int) -> NDArray[np.uint16]:
         lengths = np.load(file, mmap_mode="r")
     except FileNotFoundError:
         raise UserError(f"{file}: no such file, and the batches are planned by it; prepare the dataset again") from None
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{file}: not an array of lengths ({error}); {REMEDY}") from None
+    except Exception as error:  # numpy reads the header as Python's source, and raises whatever that leads to
+        raise UserError(f"{file}: not an array of lengths ({one_line(error)}); {REMEDY}") from None
     if lengths.dtype != np.uint16 or lengths.shape != (documents,):
         raise UserError(f"{file}: {lengths.dtype} {lengths.shape}, the index has {documents:,} documents; {REMEDY}")
     return lengths

@@ -155,7 +155,18 @@ def encoder(folder: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
+    probe(tokenizer)
     return tokenizer
+
+
+def probe(tokenizer: Tokenizer) -> None:
+    """Raise a `ValueError` for a tokenizer that loads and does not work, as where it puts a token around a text that is none."""
+    try:
+        tokenizer.encode("a")
+    except BaseException as error:  # the library's own panics are no `Exception`
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        raise ValueError(f"it cannot encode a text: {one_line(error)}") from None
 
 
 def _word_piece(vocabulary: dict[str, int], lowercase: bool) -> Tokenizer:
@@ -235,6 +246,10 @@ def _load_named(name: str) -> PreTrainedTokenizerFast:
         raise UserError(
             f"`tokenizer.name: {name}` is a {type(tokenizer).__name__}, which has no fast form; give one with a tokenizer.json"
         )
+    try:
+        probe(tokenizer.backend_tokenizer)
+    except ValueError as error:
+        raise UserError(f"`tokenizer.name: {name}`: {error}; save it again, or give another") from None
     _set_roles(tokenizer, name)
     _frame(tokenizer, name)
     return tokenizer

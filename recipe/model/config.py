@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kernels.reference import ACTIVATIONS
 from recipe.system.files import write_whole
@@ -18,6 +20,7 @@ SIZES = (
     "intermediate_size",
     "type_vocab_size",
 )
+MOST, MOST_LABELS, MOST_LAYERS = 1 << 24, 1 << 20, 1 << 10  # any number, and those of what is made one by one
 VOCAB_MULTIPLE = 64  # the decoder's matrix product is fastest when its width is a multiple of this
 
 
@@ -73,6 +76,16 @@ class EncoderConfig:
         if values.get("pad_token_id", 0) is None:  # Hugging Face's word for none
             names.remove("pad_token_id")
         return cls(**{name: value for name, value in values.items() if name in names})
+
+
+def check_sizes(values: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` for a number in anybody's config.json that would fill the memory before the model is built: layers and
+    labels are made one by one.
+    """
+    for name, value in values.items():
+        most = MOST_LAYERS if "layer" in name and "norm" not in name else MOST_LABELS if name == "num_labels" else MOST
+        if isinstance(value, int) and abs(value) > most:
+            raise ValueError(f"{name}={value}: at most {most:,}")
 
 
 def padded_vocab_size(vocab_size: int) -> int:

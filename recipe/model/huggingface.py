@@ -24,6 +24,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils.hub import snapshot_download  # huggingface_hub's, which transformers itself calls
 
+from recipe.data.tokenizer import probe
 from recipe.errors import UserError, class_and_line
 
 POOLER = "pooler."  # of an encoder; masked-language models have none
@@ -211,6 +212,7 @@ def load_tokenizer(folder: Path) -> tuple[Tokenizer, int, int | None]:
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True
+    probe(backend)
     return backend, found.pad_token_id, found.mask_token_id
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from html import escape  # of plotly's labels, which are HTML; the template escapes all other text
+from functools import partial
+from html import escape as html_escape
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ SYMBOLS = {
     "P": "cross",
     "X": "x",
 }
+# Of plotly's labels, which are HTML but for quotation marks; the template escapes all other text.
+escape = partial(html_escape, quote=False)
 CONFIG = {"displaylogo": False, "responsive": True}
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),

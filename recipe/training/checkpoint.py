@@ -22,7 +22,7 @@ from recipe.data import tokenizer
 from recipe.errors import UserError, class_and_line
 from recipe.model.architecture import PADDED, Architecture, Shapes
 from recipe.model.architectures import ARCHITECTURES, architecture
-from recipe.model.config import EncoderConfig, padded_vocab_size
+from recipe.model.config import EncoderConfig, check_sizes, padded_vocab_size
 from recipe.model.encoder import Backends, initialize
 from recipe.model.heads import FineTuned
 from recipe.model.huggingface import (
@@ -290,6 +290,7 @@ def _recognised(file: Path, shapes: Shapes) -> tuple[Architecture, EncoderConfig
         values = read_json(file)
         if not isinstance(values["model_type"], str):
             raise ValueError("model_type is no name")
+        check_sizes(values)
         for name in ARCHITECTURES:
             row = architecture(name)
             if sizes := row.sizes_of(values, shapes):
