@@ -23,6 +23,11 @@ def cut(keep: float) -> Callable[[bytes], bytes]:
     return lambda content: content[: int(len(content) * keep)]
 
 
+def begin(content: bytes) -> bytes:
+    """So little that nothing in it depends on where it was written."""
+    return content[:60]
+
+
 def flip(content: bytes) -> bytes:
     return content[:-9] + bytes([content[-9] ^ 255]) + content[-8:]
 
@@ -66,7 +71,7 @@ def pickled_array() -> bytes:
     return stream.getvalue()
 
 
-BIGGER = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "[MASK]": 2, "word": 999}, unk_token="[UNK]")).to_str()
+BIGGER = Tokenizer(models.WordLevel({f"w{i}": i for i in range(1000)}, unk_token="w0")).to_str()
 TRAIN, PREPARE, FINETUNE = "train train.yaml", "prepare prepare.yaml", "finetune finetune.yaml"
 INDEX, SHARD = "dataset/train/index.json", "dataset/train/part-00000/shard.00000.mds"
 INFO, LENGTHS = "dataset/dataset.json", "dataset/train/lengths.npy"
@@ -155,7 +160,7 @@ TEXT: list[Case] = [
     (
         "a tokenizer's folder with a damaged tokenizer.json",
         f"{PREPARE} tokenizer.vocab_file=null tokenizer.name=encoder",
-        {"encoder/tokenizer.json": cut(0.5), "encoder/tokenizer_config.json": None, "encoder/config.json": None},
+        {"encoder/tokenizer.json": begin, "encoder/tokenizer_config.json": None, "encoder/config.json": None},
     ),
     ("a folder of something else at `out`", f"{PREPARE} out=own", {}),
     ("a dataset of another configuration at `out`", f"{PREPARE} out=dataset", {}),
@@ -170,7 +175,7 @@ TEXT: list[Case] = [
 DATASETS: list[Case] = [
     ("no such folder", f"{TRAIN} data.path=nowhere", {}),
     ("no dataset in it", f"{TRAIN} data.path=own", {}),
-    ("dataset.json cut off", TRAIN, {INFO: cut(0.5)}),
+    ("dataset.json cut off", TRAIN, {INFO: begin}),
     ("dataset.json of a newer version", TRAIN, {INFO: to("format", 9)}),
     ("dataset.json without a vocabulary", TRAIN, {INFO: to("vocabulary", ...)}),
     ("dataset.json with ids of 64 bits", TRAIN, {INFO: to("dtype", "int64")}),
@@ -179,7 +184,7 @@ DATASETS: list[Case] = [
     ("another vocabulary beside the shards", TRAIN, {"dataset/tokenizer/vocab.txt": lambda c: c + b"new\n"}),
     ("no vocabulary", TRAIN, {"dataset/tokenizer/vocab.txt": None}),
     ("no index", TRAIN, {INDEX: None}),
-    ("an index cut off", TRAIN, {INDEX: cut(0.5)}),
+    ("an index cut off", TRAIN, {INDEX: begin}),
     ("a column of pickles", TRAIN, {INDEX: to("shards", 0, "column_encodings", ["pkl"])}),
     ("a column of pickles, inspected", "inspect dataset", {INDEX: to("shards", 0, "column_encodings", ["pkl"])}),
     ("another column", TRAIN, {INDEX: to("shards", 0, "column_names", ["text"])}),
@@ -208,9 +213,9 @@ ENCODERS: list[Case] = [
     ("weights that are a pickle which calls a function", EXPORT,
      {"encoder/model.safetensors": None, "encoder/pytorch_model.bin": pickle.dumps(Evil(), 2)}),
     ("no tokenizer", EXPORT, {"encoder/tokenizer.json": None, "encoder/vocab.txt": None}),
-    ("a tokenizer cut off", EXPORT, {"encoder/tokenizer.json": cut(0.5)}),
+    ("a tokenizer cut off", EXPORT, {"encoder/tokenizer.json": begin}),
     ("another model's tokenizer", EXPORT, {"encoder/tokenizer.json": lambda _: BIGGER}),
-    ("config.json cut off", EXPORT, {"encoder/config.json": cut(0.5)}),
+    ("config.json cut off", EXPORT, {"encoder/config.json": begin}),
     ("config.json without a model_type", EXPORT, {"encoder/config.json": to("model_type", ...)}),
     ("a decoder", EXPORT, {"encoder/config.json": to("model_type", "gpt2")}),
     ("a model with code of its own", EXPORT,
@@ -260,7 +265,7 @@ OWN: list[Case] = [
     ("predictions into what is read", f"{PREDICT} out=own/test.csv", {}),
     ("predictions in a format that nobody knows", f"{PREDICT} out=own/a.xlsx", {}),
     ("predictions into no folder", f"{PREDICT} out=nowhere/a.csv", {}),
-    ("task.json cut off", PREDICT, {"model/task.json": cut(0.5)}),
+    ("task.json cut off", PREDICT, {"model/task.json": begin}),
     ("task.json of a newer version", PREDICT, {"model/task.json": to("format", 9)}),
     ("task.json of an unknown kind", PREDICT, {"model/task.json": to("kind", "poetry")}),
     ("task.json without labels", PREDICT, {"model/task.json": to("labels", ...)}),
@@ -289,11 +294,11 @@ SCORES: list[Case] = [
 RECORDS: list[Case] = [
     ("no such runs", "pareto plot nowhere --out drawn", {}),
     ("no run in it", "pareto plot own --out drawn", {}),
-    ("a record cut off", PLOT, {RUN: cut(0.5)}),
+    ("a record cut off", PLOT, {RUN: begin}),
     ("a record that is empty", PLOT, {RUN: ""}),
     ("a record of another kind of file", PLOT, {RUN: "[1, 2]"}),
     ("a record that is no UTF-8", PLOT, {RUN: b"\xff\xfe"}),
-    ("a record of a newer version", PLOT, {RUN: to("format", 9)}),
+    ("a record of a newer version", PLOT, {RUN: '{"format": 9}'}),
     ("a record without a bill", PLOT, {RUN: to("cost", ...)}),
     ("a bill that is text", PLOT, {RUN: to("cost", "usd", "much")}),
     ("a record nested a thousandfold", PLOT, {RUN: "[" * 100_000}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import io
 import os
 import re
 import sys
@@ -36,8 +37,9 @@ def load(schema: type[C], path: str, overrides: Sequence[str] = ()) -> C:
             f"{path}: {shipped.moved(path) or 'no such file; the first argument is a YAML file, see yamls/'}"
         )
     try:
-        check_yaml(file.read_text("utf-8-sig"))
-        from_file = OmegaConf.load(file)
+        text = file.read_text("utf-8-sig")
+        check_yaml(text)
+        from_file = OmegaConf.load(io.StringIO(text))
     except Exception as error:  # the YAML library's own errors, some of them over several lines
         raise UserError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(from_file, DictConfig):

@@ -20,8 +20,8 @@ CHANGED = "{file}: its hash or its size is not the one in the index, so its byte
 
 
 def check_files(folder: Path, split: str, remote: bool = False, dtype: str = DTYPE) -> None:
-    """Look at every shard's name, size and columns, and at the lengths; reads the index alone, so a changed byte is found when the
-    shard is opened.
+    """Look at the lengths and at every shard's name, size and columns; no shard is read, so a changed byte is found when it is
+    opened.
 
     With `remote`, a shard that is not there is fetched when it is read.
 

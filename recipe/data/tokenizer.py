@@ -24,6 +24,7 @@ from recipe.config import Tokenizer as Settings
 from recipe.data.shards import Vocabulary
 from recipe.errors import UserError, one_line
 from recipe.system.files import read_json
+from recipe.system.panics import probe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -157,16 +158,6 @@ def encoder(folder: Path) -> Tokenizer:
     tokenizer.encode_special_tokens = True
     probe(tokenizer)
     return tokenizer
-
-
-def probe(tokenizer: Tokenizer) -> None:
-    """Raise a `ValueError` for a tokenizer that loads and does not work, as where it puts a token around a text that is none."""
-    try:
-        tokenizer.encode("a")
-    except BaseException as error:  # the library's own panics are no `Exception`
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            raise
-        raise ValueError(f"it cannot encode a text: {one_line(error)}") from None
 
 
 def _word_piece(vocabulary: dict[str, int], lowercase: bool) -> Tokenizer:

@@ -18,14 +18,16 @@ from transformers import (
     AutoTokenizer,
     PretrainedConfig,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 from transformers.utils.hub import snapshot_download  # huggingface_hub's, which transformers itself calls
 
-from recipe.data.tokenizer import probe
 from recipe.errors import UserError, class_and_line
+from recipe.system.files import read_json
+from recipe.system.panics import probe
 
 POOLER = "pooler."  # of an encoder; masked-language models have none
 # What is fetched of a repository on the hub, weights without pickle if it has them; its code never is.
@@ -158,6 +160,11 @@ def read_family(folder: Path) -> Family:
         ValueError: no model of which transformers has both a masked-language-model and a classification form, or a decoder.
         OSError: no readable config.json.
     """
+    values = read_json(folder / "config.json")
+    if values.get("model_type") not in CONFIG_MAPPING_NAMES and "auto_map" in values:
+        raise ValueError(
+            f"model_type `{values.get('model_type')}` is known to code of its own only, which is never run here"
+        )
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     kind = config.model_type
     encoders = MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys() & MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.keys()
