@@ -28,7 +28,7 @@ from benchmarks import kernel_cases, kernel_processes, machine, measurement
 from benchmarks import kernel_report as report
 from benchmarks.kernel_cases import CHECK_TOKENS, COMPILED, TOKENS, Case, Implementation, Problem, ours
 from kernels.checks import interpreting
-from recipe.errors import class_and_line
+from recipe.errors import class_and_line, end
 
 OUT = Path("benchmarks/results/kernels")
 ROUNDS = 40
@@ -270,4 +270,4 @@ def time_in_turns(calls: dict[Any, Any], seconds: float, device: str, rounds: in
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    end(main)

@@ -31,6 +31,7 @@ from benchmarks import measurement, peers, throughput_batches, throughput_memory
 from benchmarks import throughput_report as report
 from benchmarks.peers import Absent
 from recipe import shipped
+from recipe.errors import end
 from recipe.training import ceilings
 
 SIZES = {
@@ -285,4 +286,4 @@ class Worker:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    end(main)

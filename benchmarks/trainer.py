@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import io
 import itertools
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -30,7 +29,7 @@ from benchmarks.measurement import spread
 from recipe import records, train
 from recipe.config import TrainConfig, load
 from recipe.data.batch import count_tokens, split_batch
-from recipe.errors import exit_status
+from recipe.errors import end, exit_status
 from recipe.model.architecture import STREAM
 from recipe.system.hardware import Hardware, keep_freed_memory
 from recipe.system.quiet import quiet_libraries
@@ -221,4 +220,4 @@ def _run(words: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main)

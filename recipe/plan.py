@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from recipe.config import BLOCK, TrainConfig, load, to_dict
 from recipe.cost import prices
 from recipe.cost.expectation import expectation
 from recipe.cost.measures import LOSS, PAIRS, SCORE
-from recipe.errors import UserError, exit_status
+from recipe.errors import UserError, end, exit_status
 from recipe.model.architectures import ARCHITECTURES, architecture
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.objectives import objective_of
@@ -347,4 +346,4 @@ def write_new(file: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main)

@@ -27,7 +27,7 @@ from recipe.data.cache import local_folder
 from recipe.data.masking import evenly
 from recipe.data.shards import index_digest
 from recipe.data.stream import open_loader
-from recipe.errors import UserError
+from recipe.errors import UserError, end
 from recipe.objectives.objective import Counts
 from recipe.system.hardware import Hardware, find_hardware, keep_freed_memory
 from recipe.system.progress import clock
@@ -351,4 +351,4 @@ def main(config: TrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_main(TrainConfig, main))
+    end(lambda: run_main(TrainConfig, main))

@@ -223,7 +223,9 @@ def build_loggers(names: Sequence[str], out: Path, record: Mapping[str, Any]) ->
 
 def run_id(record: Mapping[str, Any]) -> str:
     """The same for every start of a run, and for no other run: from what its record keeps of the first start."""
-    first = [record["name"], record["provenance"]["started"], record["config"]["out"], record["config"]["seed"]]
+    config = record["config"]
+    out = os.path.expanduser(config["out"])  # as records from before `~` was written have it
+    first = [record["name"], record["provenance"]["started"], out, config["seed"]]
     return hashlib.sha256(json.dumps(first).encode()).hexdigest()[:16]
 
 

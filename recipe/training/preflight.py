@@ -26,6 +26,7 @@ from recipe.model.encoder import Backends
 from recipe.objectives import objective_of
 from recipe.objectives.objective import Objective
 from recipe.settings import as_word, what_changed
+from recipe.system.files import leaving
 from recipe.system.hardware import Hardware, find_hardware
 from recipe.training import checkpoint_files, memory, nodes
 from recipe.training.checks import check_numbers, planned_batches, planned_documents
@@ -202,6 +203,8 @@ def find_run(config: TrainConfig) -> dict[str, Any] | None:
         raise UserError(f"out={out} is not empty and holds no run; choose another folder")
     if not config.autoresume:
         raise UserError(f"out={out} holds a run already; choose another folder, or continue it with autoresume=true")
+    if link := leaving(out):
+        raise UserError(f"{link}: a link that leaves the run's folder; copy what it leads to into its place")
     record = records.read_record(out)
     for key, (before, now) in what_changed(TrainConfig, record["config"], to_dict(config)).items():
         raise UserError(
