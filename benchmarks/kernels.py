@@ -64,10 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def gradients(run: Implementation, problem: Problem) -> list[Tensor]:
-    """The result, and the gradients that a fixed gradient of it brings."""
+    """The result, and the gradients that a fixed gradient of it brings; of two results, both in one tensor."""
     out = run(problem)
-    dout = torch.linspace(-1, 1, out.numel(), device=out.device).view(out.shape).to(out.dtype) if out.dim() else None
-    return [out.detach(), *torch.autograd.grad(out, tuple(problem.leaves.values()), dout)]
+    outs = out if isinstance(out, tuple) else (out,)
+    douts = [
+        torch.linspace(-1, 1, x.numel(), device=x.device).view(x.shape).to(x.dtype) if x.dim() else None for x in outs
+    ]
+    together = torch.stack([x.detach() for x in outs])
+    return [together, *torch.autograd.grad(outs, tuple(problem.leaves.values()), douts)]
 
 
 def fault(case: Case, name: str, run: Implementation, tokens: int, device: str) -> str | None:
@@ -180,7 +184,7 @@ def measure(case: Case, ceilings: dict[str, float], device: str) -> list[dict[st
 
 
 def case_output(case: Case, problem: Problem) -> Tensor:
-    """A tensor shaped as the result: of the case's first leaf in all but the two cases that say otherwise."""
+    """A tensor shaped as each result: of the case's first leaf in all but the two cases that say otherwise."""
     first = next(iter(problem.leaves.values())).detach()
     if case.kernel == "cross_entropy":
         return first.new_zeros((), dtype=torch.float32)
@@ -193,7 +197,9 @@ def forward(run: Implementation, problem: Problem) -> None:
 
 
 def both(run: Implementation, problem: Problem, dout: Tensor) -> None:
-    torch.autograd.grad(run(problem), tuple(problem.leaves.values()), dout)
+    out = run(problem)
+    douts = (dout,) * len(out) if isinstance(out, tuple) else dout
+    torch.autograd.grad(out, tuple(problem.leaves.values()), douts)
 
 
 def why_not(case: Case, name: str, run: Implementation, problem: Problem, dout: Tensor, device: str) -> str | None:
