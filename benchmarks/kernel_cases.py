@@ -339,36 +339,51 @@ def exact(case: Case, problem: Problem, name: str) -> Tensor | tuple[Tensor, ...
     return runs[case.kernel](problem, "reference")
 
 
-def _attention(length: int, full: bool, heads: int, size: int, window: int | None = None) -> Case:
-    def problem(device: str, tokens: int) -> Problem:
-        if tokens >= min(TOKENS.values()):
-            return attention_problem(device, tokens, length, full, heads, size, window)
-        return attention_problem(device, length + tokens, length, full, 3, size, window)  # to be checked, in float64
+def _attention_problem(
+    device: str, tokens: int, longest: int, full: bool, heads: int, size: int, window: int | None
+) -> Problem:
+    if tokens >= min(TOKENS.values()):
+        return attention_problem(device, tokens, longest, full, heads, size, window)
+    return attention_problem(device, longest + tokens, longest, full, 3, size, window)  # to be checked, in float64
 
+
+def _attention(length: int, full: bool, heads: int, size: int, window: int | None = None) -> Case:
+    problem = partial(_attention_problem, longest=length, full=full, heads=heads, size=size, window=window)
     kind = "full" if full else "C4-like"
     name = f"{length}, {kind if window is None else f'{kind}, local {2 * window}'}, {heads} x {size}"
     return Case("attention", name, "TFLOP/s", problem, attention_implementations)
 
 
-def all_cases(device: str = "cuda") -> list[Case]:
-    """In order of worth, so that a run that is short of time has measured what matters."""
+def all_cases(device: str = "cuda", small: bool = False) -> list[Case]:
+    """In order of worth, so that a run that is short of time has measured what matters. `small`: narrow ones, for a rehearsal."""
     lengths = (128, 512, 1024, 8192) if device == "cuda" else (128, 512, 1024)
+    lengths, narrow = ((128,), 12) if small else (lengths, 1)
+    vocabulary = VOCABULARY // narrow
     cases = [_attention(length, False, 12, 64) for length in lengths]
-    for columns, dropout_p in ((3072, 0.1), (4096, 0.0)):
+    for columns, dropout_p in ((3072 // narrow, 0.1), (4096 // narrow, 0.0)):
         make = partial(glu_problem, columns=columns, dropout_p=dropout_p)
         cases.append(Case("glu", f"F {columns}, dropout {dropout_p}", "GB/s", make, glu_implementations))
-    for columns, dropout_p in ((768, 0.1), (768, 0.0), (1024, 0.0)):
+    for columns, dropout_p in ((768 // narrow, 0.1), (768 // narrow, 0.0), (1024 // narrow, 0.0)):
         make = partial(norm_problem, columns=columns, dropout_p=dropout_p)
         cases.append(Case("layer_norm", f"D {columns}, dropout {dropout_p}", "GB/s", make, norm_implementations))
-    for columns in (768, 1024):
-        make = partial(loss_problem, columns=columns, vocabulary=VOCABULARY)
-        cases.append(Case("cross_entropy", f"V {VOCABULARY}, D {columns}", "TFLOP/s", make, loss_implementations))
-    make = partial(padding_problem, longest=512, columns=768)
-    cases.append(Case("padding", "512, C4-like, D 768", "GB/s", make, padding_implementations))
-    make = partial(prenorm_problem, columns=768)
-    cases.append(Case("add_layer_norm", "D 768, no bias", "GB/s", make, prenorm_implementations))
-    make = partial(rotary_problem, heads=12, size=64)
-    cases.append(Case("rotary", "12 x 64", "GB/s", make, rotary_implementations))
+    for columns in (768 // narrow, 1024 // narrow):
+        make = partial(loss_problem, columns=columns, vocabulary=vocabulary)
+        cases.append(Case("cross_entropy", f"V {vocabulary}, D {columns}", "TFLOP/s", make, loss_implementations))
+    columns = 768 // narrow
+    make = partial(padding_problem, longest=512, columns=columns)
+    cases.append(Case("padding", f"512, C4-like, D {columns}", "GB/s", make, padding_implementations))
+    make = partial(prenorm_problem, columns=columns)
+    cases.append(Case("add_layer_norm", f"D {columns}, no bias", "GB/s", make, prenorm_implementations))
+    make = partial(rotary_problem, heads=12 // narrow, size=64)
+    cases.append(Case("rotary", f"{12 // narrow} x 64", "GB/s", make, rotary_implementations))
     cases += [_attention(length, True, 12, 64, 64) for length in lengths if length >= 1024]
     cases += [_attention(length, True, 12, 64) for length in lengths]
     return cases
+
+
+def base_cases(cases: list[Case]) -> list[Case]:
+    """The first of each kernel: its shape in Base, at 128 tokens."""
+    first: dict[str, Case] = {}
+    for case in cases:
+        first.setdefault(case.kernel, case)
+    return list(first.values())

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ from benchmarks.profile_parts import PARTS, STEP
 from benchmarks.roofline import Counts
 from recipe import train
 from recipe.config import TrainConfig, load
-from recipe.errors import UserError, exit_status
+from recipe.errors import UserError, end, exit_status
 from recipe.model.architectures import architecture
 from recipe.system.quiet import quiet_libraries
 from recipe.training.callbacks import AfterBatch
@@ -204,4 +203,4 @@ def _run(words: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main)

@@ -7,6 +7,7 @@ A backend is a row: its name and the reason, if any, for which it cannot meet gi
 from __future__ import annotations
 
 import importlib.util
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -186,4 +187,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # behind `| head` it ends without a word
     main()

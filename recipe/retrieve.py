@@ -7,7 +7,6 @@ mirror was trained for it, any other is taken as pretraining left it. TF-IDF's r
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,11 +18,11 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor, nn
 
 from recipe.config import RetrieveConfig, run_main, to_dict
-from recipe.errors import UserError
+from recipe.errors import UserError, end
 from recipe.finetune.batches import Batch, ExampleCollator, outputs_of
 from recipe.finetune.examples import Examples
 from recipe.finetune.files import Row, read_rows
-from recipe.finetune.folder import TASK, open_fine_tuned
+from recipe.finetune.folder import is_fine_tuned, open_fine_tuned
 from recipe.finetune.kinds.embedding import EMBEDDING, Direction
 from recipe.finetune.ranking import RECALL_AT, Grades, measure
 from recipe.records import provenance
@@ -129,7 +128,7 @@ def load(config: RetrieveConfig, hardware: Hardware) -> tuple[Checkpoint, nn.Mod
     if hardware.kind == "cpu":
         keep_freed_memory()
     place = Path(config.checkpoint)
-    if any((folder / TASK).is_file() for folder in (place, place / "model")):
+    if is_fine_tuned(config.checkpoint):
         found = open_fine_tuned(config.checkpoint)
         if found.kind.head is not Direction:
             raise UserError(
@@ -192,4 +191,4 @@ def main(config: RetrieveConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(RetrieveConfig, main))
+    end(lambda: run_main(RetrieveConfig, main))

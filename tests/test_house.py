@@ -103,7 +103,7 @@ def test_modernbert(yaml, tmp_path):
 
 
 def test_an_objective(yaml, tmp_path, monkeypatch):
-    monkeypatch.setitem(OBJECTIVES, "two_networks", lambda: TWO_NETWORKS)
+    monkeypatch.setitem(OBJECTIVES, "two_networks", lambda config: TWO_NETWORKS)
     record = used(yaml, tmp_path, "objective=two_networks")
     last = record["loss_curve"][-1]
     assert last["loss"] == pytest.approx(last["filler_loss"] + last["main_loss"], rel=1e-5)
@@ -113,7 +113,7 @@ def test_an_objective(yaml, tmp_path, monkeypatch):
     whole = make_plan(load(TrainConfig, str(yaml), ["objective=two_networks", f"out={tmp_path / 'none'}"]))
     for batching in ("sequences", "tokens"):
         plan = dataclasses.replace(whole, batching=batching)
-        usual = dataclasses.replace(plan, objective=OBJECTIVES["masked_lm"]())
+        usual = dataclasses.replace(plan, objective=OBJECTIVES["masked_lm"]({}))
         assert len(masked_as(plan)) == 1 < len(masked_as(usual)), "its batches are its own in every form"
 
 
@@ -213,6 +213,7 @@ def test_what_is_in_no_table_is_refused_in_one_line(yaml):
         ("objective", "masked_lm"),
         ("optimizer.name", "adamw"),
         ("schedule.shape", "linear, wsd"),
+        ("average.shape", "window, ema"),
         ("parallel", "ddp"),
     ):
         with pytest.raises(UserError, match=rf"{key}.*unheard_of.*one of {known}"):

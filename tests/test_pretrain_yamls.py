@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipe.config import TrainConfig, load
+from recipe.config import TrainConfig, load, to_dict
 from recipe.model.architectures import architecture
-from recipe.objectives import objective
+from recipe.objectives import objective_of
 from recipe.plan import sizes_of
 from recipe.training.checks import parse_time
 from recipe.training.memory import GIB, MARGIN, choose_microbatch, training_need
@@ -63,7 +63,7 @@ def test_the_automatic_microbatch_fits_80_gb_and_is_the_one_stated(name):
     data = config.data
     kind = architecture(config.model.name)
     need = training_need(
-        objective(config.objective), kind, 8, sizes_of(config), data.sequence_length, data.mask_rate, torch.bfloat16
+        objective_of(to_dict(config)), kind, 8, sizes_of(config), data.sequence_length, data.mask_rate, torch.bfloat16
     )
     chosen = choose_microbatch(need, config.batch_size, 0, 80 * GIB, "gpu", "an 80 GB GPU")
     assert chosen.need <= (1 - MARGIN["gpu"]) * 80 * GIB

@@ -5,6 +5,7 @@ The process loads the draft as a stranger would, with transformers' caches in an
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -16,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from recipe import records
-from recipe.config import ExportConfig, to_dict
+from recipe.config import ExportConfig
 from recipe.errors import UserError
 from recipe.export.formats import FORMATS
+from recipe.export.subject import Subject
 from recipe.system.files import digest, write_whole
-from recipe.training.checkpoint import Checkpoint
 
 FILE_NAME = "export.json"
 FORMAT = 1
@@ -28,21 +29,23 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARAL
 CACHES = ("HF_HOME", "HF_MODULES_CACHE")
 
 
-def verify(checkpoint: Checkpoint, config: ExportConfig, draft: Path) -> dict[str, Any]:
-    """The record of a draft that is the run's encoder, as it now stands in it.
+def verify(subject: Subject, config: ExportConfig, draft: Path) -> dict[str, Any]:
+    """The record of a draft that computes what the subject does, as it now stands in it.
 
     Raises:
         UserError: it is not, or it could not be compared.
     """
     found = compared(config, draft)
     if found["different"]:
-        raise UserError(f"the export is not the run's encoder, so nothing was written: {found['different']}")
+        raise UserError(f"the export is not {subject.what}, so nothing was written: {found['different']}")
+    checkpoint = subject.checkpoint
     record = {
         "format": FORMAT,
         "kind": config.format,
         "model": checkpoint.model,
-        "name": checkpoint.name,
+        "name": subject.called,
         "batch": checkpoint.batch,
+        "task": subject.task and {key: subject.task[key] for key in ("name", "kind", "labels")},
         "weights_sha256": digest(checkpoint.files),
         "provenance": records.provenance(),
         "packages": {name: metadata.version(name) for name in FORMATS[config.format].packages},
@@ -57,7 +60,7 @@ def compared(config: ExportConfig, draft: Path) -> dict[str, Any]:
     """What the verifying process answers: `verified` and `facts` of `checks.Exported`, and what is `different`, or None."""
     with tempfile.TemporaryDirectory() as scratch:
         request = Path(scratch, "request.json")
-        request.write_text(json.dumps({"config": to_dict(config), "folder": str(draft)}), "utf-8")
+        request.write_text(json.dumps({"config": dataclasses.asdict(config), "folder": str(draft)}), "utf-8")
         environment = os.environ | OFFLINE | dict.fromkeys(CACHES, scratch)
         command = [sys.executable, "-m", "recipe.export.verifier", str(request)]
         nobody = subprocess.DEVNULL  # to ask whether code may run

@@ -33,6 +33,9 @@ class Export:
     name: Callable[[str], str]  # a parameter of `masked_lm` -> its name there
     # The module of these classes where transformers has none: one file that imports nothing of ours and goes along.
     code: Callable[[], ModuleType] | None = None
+    # A layer of the heads of `recipe.finetune.kinds` -> its name in the classes for such heads; absent where these compute
+    # something else.
+    heads: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)

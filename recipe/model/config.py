@@ -23,6 +23,7 @@ SIZES = (
     "intermediate_size",
 )
 POSITIONS, NORMS = ("alibi", "rope"), ("post", "pre")
+MOST, MOST_LABELS, MOST_LAYERS = 1 << 24, 1 << 20, 1 << 10  # any number, and those of what is made one by one
 VOCAB_MULTIPLE = 64  # the decoder's matrix product is fastest when its width is a multiple of this
 
 
@@ -137,6 +138,16 @@ def changed(sizes: EncoderConfig, settings: Mapping[str, Any], free: tuple[str, 
     own = EncoderConfig(**settings)
     found = ((name, getattr(sizes, name)) for name in BLOCK if name not in free)
     return ", ".join(f"{name}={value}" for name, value in found if value != getattr(own, name))
+
+
+def check_sizes(values: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` for a number in anybody's config.json that would fill the memory before the model is built: layers and
+    labels are made one by one.
+    """
+    for name, value in values.items():
+        most = MOST_LAYERS if "layer" in name and "norm" not in name else MOST_LABELS if name == "num_labels" else MOST
+        if isinstance(value, int) and abs(value) > most:
+            raise ValueError(f"{name}={value}: at most {most:,}")
 
 
 def padded_vocab_size(vocab_size: int) -> int:

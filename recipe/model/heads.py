@@ -78,7 +78,7 @@ class MosaicBertForMaskedLM(nn.Module):
         """(M, V) of a stream at its tokens `masked_indices` (M,) int64: input_ids (T,), cu_seqlens (S + 1,) int32, max_seqlen."""
         keep_M = batch["masked_indices"]
         wanted = len(keep_M)
-        if self.encoder.few_shapes:
+        if self.encoder.few_shapes and not torch.compiler.is_compiling():
             keep_M, _ = round_predictions(keep_M, keep_M)
         hidden_MD = self.encoder(batch, keep_M)
         return F.linear(self.head(hidden_MD), self.encoder.embeddings.word.weight, self.head.bias)[:wanted]

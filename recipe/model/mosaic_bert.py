@@ -24,6 +24,8 @@ TYPE, PUBLISHED_TYPE = (
 )  # model_type in config.json: ours, and in the published repositories, beside code
 WORD = "encoder.embeddings.word.weight"
 SETTINGS: dict[str, Any] = {}  # `EncoderConfig` is MosaicBERT's
+# Of a fine-tuned model, in the shipped file.
+HEADS = {"head.pooler": "bert.pooler.dense", "head.classifier": "classifier"}
 _PUBLISHED_WORD, _PUBLISHED_ATTENTION = "bert.embeddings.word_embeddings.weight", "attention.self.Wqkv.weight"
 
 
@@ -85,6 +87,6 @@ MOSAIC_BERT = Architecture(
     named=_named,
     encoder=Encoder,
     settings=SETTINGS,
-    export=Export("MosaicBert", _settings, convert.to_mosaicml_name, _exported_code),
+    export=Export("MosaicBert", _settings, convert.to_mosaicml_name, _exported_code, HEADS),
     vocabulary_rows=(WORD, "head.bias"),
 )

@@ -7,7 +7,6 @@ What Composer's loggers do otherwise, and why each is a class here:
   the settings in the run's record are kept; these do not change on resume.
 - Lines that a killed run logged after its last checkpoint are logged again by the resumed run. TensorBoard hides the first ones
   and MLflow is not given the second ones; on as many ranks they are equal.
-- Composer's autoresume asks every logger for a checkpoint that is not on disk.
 
 The environment decides what leaves the machine: `WANDB_MODE=online`, `MLFLOW_TRACKING_URI`. No package is imported unasked.
 """
@@ -139,10 +138,6 @@ class WandB(RunLogger, WandBLogger):
             ) from None
         atexit.register(self._set_is_in_atexit)
 
-    def download_file(self, *arguments: Any, **named: Any) -> None:
-        """As a logger without files does it. Composer's asks the server, and fails offline."""
-        raise NotImplementedError
-
 
 class MLFlow(RunLogger, MLFlowLogger):
     """A database in `mlflow/`, or the server that `MLFLOW_TRACKING_URI` names; the run is found there by a tag."""
@@ -228,7 +223,9 @@ def build_loggers(names: Sequence[str], out: Path, record: Mapping[str, Any]) ->
 
 def run_id(record: Mapping[str, Any]) -> str:
     """The same for every start of a run, and for no other run: from what its record keeps of the first start."""
-    first = [record["name"], record["provenance"]["started"], record["config"]["out"], record["config"]["seed"]]
+    config = record["config"]
+    out = os.path.expanduser(config["out"])  # as records from before `~` was written have it
+    first = [record["name"], record["provenance"]["started"], out, config["seed"]]
     return hashlib.sha256(json.dumps(first).encode()).hexdigest()[:16]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import kernel_cases, kernels, measurement
+from benchmarks import kernel_cases, kernels, machine, measurement
 from benchmarks import kernel_report as report
 from kernels.cpu import build
 from recipe import records
@@ -160,10 +160,10 @@ def test_measuring(kernel, device, monkeypatch, tmp_path):
     monkeypatch.setattr(torch, "compile", lambda function, **_: "not here")  # a minute each
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(measurement, "measure_ceilings", lambda *_: measurement.Ceilings(1e12, 1e10))
-    monkeypatch.setattr(kernels, "provenance", lambda _: record()["provenance"])
+    monkeypatch.setattr(machine, "provenance", lambda: record()["provenance"])
     times = {"eager": 2.0, "reference": 4.0, "sdpa": 1.0, "cpu": 1.5}
 
-    def in_turns(calls, seconds, device):
+    def in_turns(calls, seconds, device, rounds):
         return {(name, mode): [call() or times.get(name, 1.0)] * 5 for (name, mode), call in calls.items()}
 
     monkeypatch.setattr(kernels, "time_in_turns", in_turns)
@@ -181,7 +181,7 @@ def test_measuring(kernel, device, monkeypatch, tmp_path):
         assert len(ours) == 1 and "needs a CUDA GPU" in ours[0]["problem"]
     # and when the time is over, a line says what was not measured, which is no failure
     assert kernels.measure_all([on_cpu], -1, tmp_path, device) == 0
-    assert "not measured: -1 s were over" in next(tmp_path.glob("*.txt")).read_text()
+    assert "not measured: no time was left" in next(tmp_path.glob("*.txt")).read_text()
 
 
 def test_the_clock_of_a_cpu():

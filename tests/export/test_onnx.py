@@ -23,7 +23,7 @@ def test_any_batch_and_int8_with_its_score(export, tmp_path, model):
     run = write_run(tmp_path / "run", model)
     folder = export(run, tmp_path / "out", format="onnx", int8=str(tmp_path / "pairs.jsonl"))
     record = json.loads((folder / verify.FILE_NAME).read_text())
-    assert len(record["verified"]) == 8 and record["packages"].keys() == {"onnx", "onnxruntime"}
+    assert len(record["verified"]) == 10 and record["packages"].keys() == {"onnx", "onnxruntime"}
     facts = record["facts"]
     assert facts["int8 in score"] == facts["minimal pairs, int8"] - facts["minimal pairs, float32"]
     assert 0 <= facts["minimal pairs, float32"] <= 100

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer
 
 from recipe.export import sentence, verify
+from recipe.export.subject import PretrainedEncoder
 from recipe.model.encoder import Backends
 from recipe.training.checkpoint import find_checkpoint
 from tests.mistakes import refused
@@ -43,7 +44,10 @@ def test_its_embeddings_are_the_run_s(export, tmp_path, model, pooling):
 
 def test_other_pooling_than_the_folder_s_is_found(export, tmp_path, monkeypatch):
     """The comparison is not with itself."""
-    monkeypatch.setattr(sentence, "pooled", lambda hidden, lengths, pooling: F.normalize(
-        torch.stack([part[-1] for part in hidden.split(lengths.tolist())]), dim=1))  # fmt: skip
+
+    def last(subject, hidden, inputs, pooling):
+        return F.normalize(hidden[inputs["attention_mask"].sum(dim=1).cumsum(0) - 1], dim=1)
+
+    monkeypatch.setattr(PretrainedEncoder, "vectors", last)
     message = refused(export, write_run(tmp_path / "run"), tmp_path / "out", format="sentence")
     assert "embeddings differs by" in message and not (tmp_path / "out").exists()
