@@ -224,19 +224,19 @@ class Encoder(nn.Module):
 
 
 def initialize(model: nn.Module, std: float) -> None:
-    """N(0, std) for matrices and embeddings, 0 for biases; LayerNorm keeps its ones and zeros (BERT's initialisation)."""
+    """N(0, std) for matrices and embeddings, 0 for biases; LayerNorm keeps its ones and zeros (BERT's initialisation).
+
+    What a pre-norm encoder adds to its residual stream, which else grows with depth, begins smaller by sqrt(2 layers) (Megatron's
+    initialisation, arXiv 1909.08053, and ModernBERT's).
+    """
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=std)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def shrink_outputs(encoder: Encoder) -> None:
-    """Divide by sqrt(2 layers) what a pre-norm encoder adds to its residual, which else grows with depth (Megatron's
-    initialisation, arXiv 1909.08053; ModernBERT's, arXiv 2412.13663)."""
-    factor = (2 * len(encoder.layers)) ** -0.5
+    encoders = (module for module in model.modules() if isinstance(module, Encoder) and module.config.norm == "pre")
     with torch.no_grad():
-        for layer in encoder.layers if encoder.config.norm == "pre" else ():
-            layer.attention.out.weight.mul_(factor)
-            layer.feed_forward.out.weight.mul_(factor)
+        for encoder in encoders:
+            for layer in encoder.layers:
+                for part in (layer.attention, layer.feed_forward):
+                    part.out.weight.mul_((2 * len(encoder.layers)) ** -0.5)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import kernels
 from recipe.model.config import EncoderConfig
-from recipe.model.encoder import Backends, Encoder, LayerNorm, initialize, shrink_outputs
+from recipe.model.encoder import Backends, Encoder, LayerNorm, initialize
 from recipe.model.shapes import round_predictions
 
 
@@ -54,7 +54,6 @@ class MosaicBertForMaskedLM(nn.Module):
         self.encoder.embeddings.sparse_gradient = self.backends.kernels.fact("kernels", "adds_sparse")
         self.head = PredictionHead(config, self.backends)
         initialize(self, config.initializer_range)
-        shrink_outputs(self.encoder)
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         """`loss` and `masked_accuracy` at the masked positions of a stream, float32 scalars.
