@@ -28,9 +28,10 @@ import yaml
 from recipe import records
 from recipe.config import TrainConfig, load, to_dict
 from recipe.cost import prices
-from recipe.errors import UserError, exit_status
+from recipe.errors import UserError, end, exit_status
 from recipe.settings import MISSING, result_settings, setting
 from recipe.system.files import write_whole
+from recipe.system.private import private
 
 REFERENCE = "reference.json"
 TRUNK = "trunk"
@@ -202,7 +203,7 @@ def read_reference(config: CampaignConfig) -> dict[str, Any]:
     remedy = "on an idle machine run python -m benchmarks.campaign reference, with the same words"
     if not file.is_file():
         raise UserError(f"{file}: not measured; {remedy}")
-    found = json.loads(file.read_text("utf-8"))
+    found = private(json.loads(file.read_text("utf-8")))
     for model in models_of(config):
         # as JSON has it
         if found["models"].get(model.name, {}).get("settings") != json.loads(json.dumps(model.settings)):
@@ -318,4 +319,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main)

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from recipe.errors import UserError, exit_status
+from recipe.errors import UserError, end, exit_status
 from recipe.system.files import write_whole
 
 GRADES = {"1": 4, "2": 3, "3": 2, "4": 1}
@@ -97,4 +97,4 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(exit_status(lambda: main(sys.argv[1:])))
+    end(lambda: exit_status(lambda: main(sys.argv[1:])))

@@ -41,7 +41,7 @@ from recipe.data.packing import PackedBatchSampler
 from recipe.data.sampler import EpochSampler
 from recipe.data.shards import LENGTHS, DatasetInfo, read_info
 from recipe.data.stream import Loader, open_loader
-from recipe.errors import UserError, exit_status
+from recipe.errors import UserError, end, exit_status
 from recipe.prepare import prepare
 from recipe.system.processes import resolve
 
@@ -374,4 +374,4 @@ def table(record: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(exit_status(lambda: main(sys.argv[1:])))
+    end(lambda: exit_status(lambda: main(sys.argv[1:])))

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from recipe import pareto, prepare, records
 from recipe.config import PrepareConfig, SweepConfig, load
-from recipe.errors import exit_status
+from recipe.errors import end, exit_status
 from recipe.report import sweep
 from recipe.system.progress import clock
 
@@ -88,4 +87,4 @@ def keep(runs: Sequence[Path], untrained: Sequence[Path], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main)

@@ -49,7 +49,7 @@ class Problem:
         return replace(self, leaves=leaves)
 
 
-Implementation = Callable[[Problem], Tensor]
+Implementation = Callable[[Problem], Tensor | tuple[Tensor, ...]]
 
 
 def ours(device: str) -> str:
@@ -84,13 +84,23 @@ def randn(*shape: int, device: str, scale: float = 1.0, dtype: torch.dtype = tor
 # Attention: (T, N, H) of a packed projection.
 
 
-def attention_problem(device: str, tokens: int, longest: int, full: bool, heads: int, size: int) -> Problem:
+def attention_problem(
+    device: str, tokens: int, longest: int, full: bool, heads: int, size: int, window: int | None = None
+) -> Problem:
+    """With a window, local attention as ModernBERT's: without ALiBi."""
     lengths = [longest] * max(1, tokens // longest) if full else c4_lengths(tokens, longest)
     bounds = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=device)
     leaves = {name: randn(sum(lengths), heads, size, device=device) for name in "qkv"}
-    rest = {"cu_seqlens": bounds, "max_seqlen": max(lengths), "slopes": kernels.alibi_slopes(heads).to(device)}
-    work = 4.0 * sum(length**2 for length in lengths) * heads * size
+    slopes = kernels.alibi_slopes(heads).to(device) if window is None else None
+    rest = {"cu_seqlens": bounds, "max_seqlen": max(lengths), "slopes": slopes, "window": window}
+    work = 4.0 * sum(pairs(length, window) for length in lengths) * heads * size
     return Problem(leaves, rest, work, 3.5 * work)
+
+
+def pairs(length: int, window: int | None) -> int:
+    """How many tokens see how many of a sequence."""
+    hidden = 0 if window is None else max(0, length - 1 - window)  # by the first token
+    return length**2 - hidden * (hidden + 1)
 
 
 def run_attention(problem: Problem, backend: str, alibi: bool = True) -> Tensor:
@@ -106,23 +116,30 @@ def eager_attention(problem: Problem) -> Tensor:
     real = position < bounds.diff()[:, None]  # (S, L)
     rows = (bounds[:-1, None] + position).clamp(max=len(q) - 1)  # (S, L)
     q, k, v = (x[rows].transpose(1, 2) for x in (q, k, v))  # (S, N, L, H)
-    bias = -problem.rest["slopes"][:, None, None] * (position[:, None] - position).abs()
-    scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5 + bias.to(q.dtype)
-    weights = scores.masked_fill(~real[:, None, None], float("-inf")).softmax(-1)
+    slopes, window = problem.rest["slopes"], problem.rest["window"]
+    distance = (position[:, None] - position).abs()
+    scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
+    if slopes is not None:
+        scores = scores - (slopes[:, None, None] * distance).to(q.dtype)
+    hidden = ~real[:, None, None] if window is None else ~real[:, None, None] | (distance > window)
+    weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
     return (weights @ v).transpose(1, 2)[real]
 
 
 def attention_implementations(problem: Problem) -> dict[str, Implementation | str]:
     q = problem.leaves["q"]
     own = ours(q.device.type)
-    needs = Requirements(q.device.type, q.dtype, q.shape[-1])
+    alibi = problem.rest["slopes"] is not None
+    needs = Requirements(q.device.type, q.dtype, q.shape[-1], alibi=alibi)
     found: dict[str, Implementation | str] = {}
     for row in ATTENTION:
         found[row.name] = row.refusal(needs) or partial(run_attention, backend=row.name)
         plain = f"{row.name}, no ALiBi"
+        if not alibi:
+            continue
         if row.name == own or (row.refusal(needs) and not row.refusal(replace(needs, alibi=False))):
             found[plain] = partial(run_attention, backend=row.name, alibi=False)
-    if isinstance(found[own], str):
+    if alibi and isinstance(found[own], str):
         del found[f"{own}, no ALiBi"]
     return {**found, "eager": eager_attention, COMPILED: torch.compile(eager_attention, dynamic=False)}
 
@@ -184,6 +201,58 @@ def liger_layer_norm(problem: Problem) -> Tensor:
 
 def norm_implementations(problem: Problem) -> dict[str, Implementation | str]:
     return {**_common(problem, run_layer_norm, eager_layer_norm), "liger": _liger(liger_layer_norm)}
+
+
+# The sum and its LayerNorm, as a pre-norm block wants them: (T, D) each, no bias.
+
+
+def prenorm_problem(device: str, tokens: int, columns: int) -> Problem:
+    row = 2.0 * columns * tokens
+    leaves = {name: randn(tokens, columns, device=device) for name in ("x", "residual")}
+    leaves["weight"] = (torch.rand(columns, device=device) + 0.5).requires_grad_()
+    # forward: x, residual, both outputs; backward: their gradients, the sum, and the one gradient of x and residual
+    return Problem(leaves, {}, 4 * row, 8 * row)
+
+
+def eager_prenorm(problem: Problem) -> tuple[Tensor, Tensor]:
+    x, residual, weight = problem.leaves.values()
+    total = x + residual
+    return total, F.layer_norm(total, total.shape[-1:], weight.to(total.dtype), None, 1e-5)
+
+
+def run_prenorm(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:
+    return kernels.add_layer_norm(*problem.leaves.values(), None, 1e-5, backend=backend)
+
+
+def prenorm_implementations(problem: Problem) -> dict[str, Implementation | str]:
+    return _common(problem, run_prenorm, eager_prenorm)
+
+
+# Rotary embedding: (T, 3, N, H) of a projection, by a table that a batch makes once.
+
+
+def rotary_problem(device: str, tokens: int, heads: int, size: int) -> Problem:
+    bounds = torch.tensor([0, *np.cumsum(c4_lengths(tokens, 8192))], dtype=torch.int32, device=device)
+    table = kernels.rotary_table(bounds, tokens, size, 160_000.0)
+    leaves = {"qkv": randn(tokens, 3, heads, size, device=device)}
+    work = 2 * 2.0 * tokens * 3 * heads * size + 4.0 * table.numel()
+    return Problem(leaves, {"table": table}, work, 2 * work)
+
+
+def eager_rotary(problem: Problem) -> Tensor:
+    """As Hugging Face writes it, with q and k put beside v again."""
+    qkv = problem.leaves["qkv"]
+    cos, sin = torch.cat([problem.rest["table"]] * 2, -1).to(qkv.dtype)[:, :, None, None]
+    a, b = qkv[:, :2].chunk(2, -1)
+    return torch.cat([qkv[:, :2] * cos + torch.cat([-b, a], -1) * sin, qkv[:, 2:]], 1)
+
+
+def run_rotary(problem: Problem, backend: str) -> Tensor:
+    return kernels.rotary(problem.leaves["qkv"], problem.rest["table"], backend)
+
+
+def rotary_implementations(problem: Problem) -> dict[str, Implementation | str]:
+    return _common(problem, run_rotary, eager_rotary)
 
 
 # The masked-language-model loss: (M, D) against (V, D).
@@ -261,38 +330,60 @@ def _liger(function: Implementation) -> Implementation | str:
     return function if importlib.util.find_spec("liger_kernel") else "liger_kernel is not installed"
 
 
-def exact(case: Case, problem: Problem, name: str) -> Tensor:
+def exact(case: Case, problem: Problem, name: str) -> Tensor | tuple[Tensor, ...]:
     """What the reference says that implementation `name` should."""
     if case.kernel == "attention":
         return run_attention(problem, "reference", alibi="no ALiBi" not in name)
     runs = {"glu": run_glu, "layer_norm": run_layer_norm, "cross_entropy": run_loss, "padding": run_padding}
+    runs |= {"add_layer_norm": run_prenorm, "rotary": run_rotary}
     return runs[case.kernel](problem, "reference")
 
 
-def _attention(length: int, full: bool, heads: int, size: int) -> Case:
-    def problem(device: str, tokens: int) -> Problem:
-        if tokens >= min(TOKENS.values()):
-            return attention_problem(device, tokens, length, full, heads, size)
-        return attention_problem(device, length + tokens, length, full, 3, size)  # to be checked, in float64
+def _attention_problem(
+    device: str, tokens: int, longest: int, full: bool, heads: int, size: int, window: int | None
+) -> Problem:
+    if tokens >= min(TOKENS.values()):
+        return attention_problem(device, tokens, longest, full, heads, size, window)
+    return attention_problem(device, longest + tokens, longest, full, 3, size, window)  # to be checked, in float64
 
-    name = f"{length}, {'full' if full else 'C4-like'}, {heads} x {size}"
+
+def _attention(length: int, full: bool, heads: int, size: int, window: int | None = None) -> Case:
+    problem = partial(_attention_problem, longest=length, full=full, heads=heads, size=size, window=window)
+    kind = "full" if full else "C4-like"
+    name = f"{length}, {kind if window is None else f'{kind}, local {2 * window}'}, {heads} x {size}"
     return Case("attention", name, "TFLOP/s", problem, attention_implementations)
 
 
-def all_cases(device: str = "cuda") -> list[Case]:
-    """In order of worth, so that a run that is short of time has measured what matters."""
+def all_cases(device: str = "cuda", small: bool = False) -> list[Case]:
+    """In order of worth, so that a run that is short of time has measured what matters. `small`: narrow ones, for a rehearsal."""
     lengths = (128, 512, 1024, 8192) if device == "cuda" else (128, 512, 1024)
+    lengths, narrow = ((128,), 12) if small else (lengths, 1)
+    vocabulary = VOCABULARY // narrow
     cases = [_attention(length, False, 12, 64) for length in lengths]
-    for columns, dropout_p in ((3072, 0.1), (4096, 0.0)):
+    for columns, dropout_p in ((3072 // narrow, 0.1), (4096 // narrow, 0.0)):
         make = partial(glu_problem, columns=columns, dropout_p=dropout_p)
         cases.append(Case("glu", f"F {columns}, dropout {dropout_p}", "GB/s", make, glu_implementations))
-    for columns, dropout_p in ((768, 0.1), (768, 0.0), (1024, 0.0)):
+    for columns, dropout_p in ((768 // narrow, 0.1), (768 // narrow, 0.0), (1024 // narrow, 0.0)):
         make = partial(norm_problem, columns=columns, dropout_p=dropout_p)
         cases.append(Case("layer_norm", f"D {columns}, dropout {dropout_p}", "GB/s", make, norm_implementations))
-    for columns in (768, 1024):
-        make = partial(loss_problem, columns=columns, vocabulary=VOCABULARY)
-        cases.append(Case("cross_entropy", f"V {VOCABULARY}, D {columns}", "TFLOP/s", make, loss_implementations))
-    make = partial(padding_problem, longest=512, columns=768)
-    cases.append(Case("padding", "512, C4-like, D 768", "GB/s", make, padding_implementations))
+    for columns in (768 // narrow, 1024 // narrow):
+        make = partial(loss_problem, columns=columns, vocabulary=vocabulary)
+        cases.append(Case("cross_entropy", f"V {vocabulary}, D {columns}", "TFLOP/s", make, loss_implementations))
+    columns = 768 // narrow
+    make = partial(padding_problem, longest=512, columns=columns)
+    cases.append(Case("padding", f"512, C4-like, D {columns}", "GB/s", make, padding_implementations))
+    make = partial(prenorm_problem, columns=columns)
+    cases.append(Case("add_layer_norm", f"D {columns}, no bias", "GB/s", make, prenorm_implementations))
+    make = partial(rotary_problem, heads=12 // narrow, size=64)
+    cases.append(Case("rotary", f"{12 // narrow} x 64", "GB/s", make, rotary_implementations))
+    cases += [_attention(length, True, 12, 64, 64) for length in lengths if length >= 1024]
     cases += [_attention(length, True, 12, 64) for length in lengths]
     return cases
+
+
+def base_cases(cases: list[Case]) -> list[Case]:
+    """The first of each kernel: its shape in Base, at 128 tokens."""
+    first: dict[str, Case] = {}
+    for case in cases:
+        first.setdefault(case.kernel, case)
+    return list(first.values())

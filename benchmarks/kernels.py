@@ -3,6 +3,7 @@
     python -m benchmarks.kernels                      everything, into benchmarks/results/kernels/
     python -m benchmarks.kernels --only attention     cases whose kernel or name holds a word
     python -m benchmarks.kernels --check              correctness alone, small; with TRITON_INTERPRET=1 Triton's on a CPU
+    python -m benchmarks.kernels --processes 6        a process for each case, so many compiling at a time (kernel_processes.py)
 
 All implementations of a case are timed in turns within one run, with the cache emptied before each call and a GPU kept busy
 while the host prepares it, so that what is measured is the GPU's time, as in a training step whose host runs ahead. Needs
@@ -14,60 +15,80 @@ from __future__ import annotations
 import argparse
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks import kernel_cases, measurement
+from benchmarks import kernel_cases, kernel_processes, machine, measurement
 from benchmarks import kernel_report as report
 from benchmarks.kernel_cases import CHECK_TOKENS, COMPILED, TOKENS, Case, Implementation, Problem, ours
 from kernels.checks import interpreting
-from recipe import records
-from recipe.errors import class_and_line
-from recipe.system.hardware import cpu_name
+from recipe.errors import class_and_line, end
 
 OUT = Path("benchmarks/results/kernels")
 ROUNDS = 40
+SMALL_TOKENS = 24
 SECONDS_PER_CASE = 3.0  # of timing, split among a case's implementations
+PATIENCE_S = {False: 30.0, True: 900.0}  # with a process that times its case; in a rehearsal, on whatever processor
 CACHE_BYTES = 256 << 20  # more than any GPU's second-level cache, or a core's
-NOT_MEASURED = "not measured"
 HEAD_START_CYCLES = 2_000_000  # about a millisecond in which the host gets ahead
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status, 1 for a kernel that is wrong."""
+    words = arguments(argv)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    cases = chosen(words, device)
+    if words.check:
+        return check_all(cases, device, words.tokens, words.out)
+    if words.small:
+        measurement.small_ceilings()
+    return measure_all(cases, words.seconds, words.out or OUT, device, words.tokens, words.processes, words.small)
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", default=[], metavar="WORD", help="cases whose kernel or name holds a word")
+    parser.add_argument("--part", choices=("base", "rest"), help="each kernel once at its shape in Base, or all others")
     parser.add_argument("--check", action="store_true", help="check small problems for correctness, time nothing")
+    parser.add_argument("--tokens", type=int, help="of a problem that is timed, or checked; default: this device's")
+    parser.add_argument(
+        "--processes", type=int, default=0, help="that compile at a time, one for each case; 0: none but this"
+    )
     parser.add_argument("--seconds", type=float, default=300, help="start no case after so many (%(default)s)")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of results (%(default)s)")
+    parser.add_argument("--out", type=Path, help=f"folder of results ({OUT}); of a check, only where it is given")
+    parser.add_argument("--small", action="store_true", help="narrow problems, measured once or twice: a rehearsal")
     words = parser.parse_args(argv)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    cases = [
-        c
-        for c in kernel_cases.all_cases(device)
-        if not words.only or any(w in f"{c.kernel} {c.name}" for w in words.only)
-    ]
-    if words.check:
-        return check_all(cases, device)
-    if device == "cpu" and interpreting():
+    if interpreting() and not (words.check or words.small):
         parser.error("an interpreter's speed is nobody's: unset TRITON_INTERPRET, or say --check")
-    return measure_all(cases, words.seconds, words.out, device)
+    return words
+
+
+def chosen(words: argparse.Namespace, device: str) -> list[Case]:
+    cases = kernel_cases.all_cases(device, words.small)
+    if words.part:
+        base = kernel_cases.base_cases(cases)
+        cases = base if words.part == "base" else [case for case in cases if case not in base]
+    return [c for c in cases if not words.only or any(w in f"{c.kernel} {c.name}" for w in words.only)]
 
 
 # Correctness.
 
 
 def gradients(run: Implementation, problem: Problem) -> list[Tensor]:
-    """The result, and the gradients that a fixed gradient of it brings."""
+    """The result, and the gradients that a fixed gradient of it brings; of two results, both in one tensor."""
     out = run(problem)
-    dout = torch.linspace(-1, 1, out.numel(), device=out.device).view(out.shape).to(out.dtype) if out.dim() else None
-    return [out.detach(), *torch.autograd.grad(out, tuple(problem.leaves.values()), dout)]
+    outs = out if isinstance(out, tuple) else (out,)
+    douts = [
+        torch.linspace(-1, 1, x.numel(), device=x.device).view(x.shape).to(x.dtype) if x.dim() else None for x in outs
+    ]
+    together = torch.stack([x.detach() for x in outs])
+    return [together, *torch.autograd.grad(outs, tuple(problem.leaves.values()), douts)]
 
 
 def fault(case: Case, name: str, run: Implementation, tokens: int, device: str) -> str | None:
@@ -94,10 +115,14 @@ def fault(case: Case, name: str, run: Implementation, tokens: int, device: str) 
     return None
 
 
-def check_all(cases: list[Case], device: str) -> int:
-    """Print whether our kernels are right on small problems; 1 if one is not."""
-    wrong = 0
-    tokens = 24 if interpreting() else CHECK_TOKENS
+def check_tokens() -> int:
+    return SMALL_TOKENS if interpreting() else CHECK_TOKENS
+
+
+def check_all(cases: list[Case], device: str, tokens: int | None = None, out: Path | None = None) -> int:
+    """Print whether our kernels are right on small problems, or on one of `tokens`; 1 if one is not."""
+    rows: list[dict[str, Any]] = []
+    tokens = tokens or check_tokens()
     for case in cases:
         if interpreting() and case.kernel == "attention" and not case.name.startswith("128"):
             continue  # hours in the interpreter
@@ -106,57 +131,58 @@ def check_all(cases: list[Case], device: str) -> int:
             if name.startswith(ours(device)):
                 problem = run if isinstance(run, str) else fault(case, name, run, tokens, device)
                 print(f"{case.kernel:<14} {case.name:<28} {name:<16} {problem or 'right'}", flush=True)
-                wrong += problem is not None
-    return int(wrong > 0)
+                rows.append({"kernel": case.kernel, "case": case.name, "implementation": name, "problem": problem})
+                if out:
+                    measurement.write(out / "check.json", {"tokens": tokens, "rows": rows})
+    return int(any(row["problem"] for row in rows))
 
 
 # Speed.
 
 
-def measure_all(cases: list[Case], seconds: float, out: Path, device: str) -> int:
-    start, own = time.perf_counter(), ours(device)
-    best, made = measurement.measure_ceilings(device, torch.bfloat16), provenance(device)
+def measure_all(
+    cases: list[Case], seconds: float, out: Path, device: str, tokens: int | None = None, processes: int = 0,
+    small: bool = False,
+) -> int:  # fmt: skip
+    own, tokens = ours(device), tokens or (SMALL_TOKENS if small else TOKENS[device])
+    best, made = measurement.measure_ceilings(device, torch.bfloat16), machine.provenance()
     ceilings = {"GB/s": best.bytes_per_s / 1e9, "TFLOP/s": best.flops_per_s / 1e12}
     print(f"{made['device']}: {ceilings['GB/s']:.3g} GB/s copied, {ceilings['TFLOP/s']:.3g} TFLOP/s bf16")
     rows: list[dict[str, Any]] = []
     record = {
-        "provenance": made, "ceilings": ceilings, "lengths": kernel_cases.LENGTH_MODEL, "tokens": TOKENS[device],
+        "provenance": made, "ceilings": ceilings, "lengths": kernel_cases.LENGTH_MODEL, "tokens": tokens,
         "rows": rows,
     }  # fmt: skip
     written: list[Path] = []
-    for case in cases:
-        if time.perf_counter() - start > seconds:
-            found = [report.row(case.kernel, case.name, own, "", f"{NOT_MEASURED}: {seconds:.0f} s were over")]
+    prepare_one = partial(prepare, device=device, tokens=tokens, small=small)
+    limit = time.perf_counter() + seconds
+    for case, times in kernel_processes.measured(cases, prepare_one, limit, processes, device, PATIENCE_S[small]):
+        if isinstance(times, str):
+            found = [report.row(case.kernel, case.name, own, "", times)]
         else:
-            found = measure(case, ceilings, device)
+            found = rows_of(case, times, ceilings, device)
         rows += found
         print(report.table(found), flush=True)
         written = report.write(record, out)  # after each case, so that a run cut short leaves what it measured
     for path in written:
         print(path)
     problems = [r["problem"] for r in rows if r["implementation"].startswith(own) and r["problem"]]
-    return int(any(not problem.startswith(NOT_MEASURED) for problem in problems))
+    return int(any(not problem.startswith(kernel_processes.NOT_MEASURED) for problem in problems))
 
 
-def provenance(device: str) -> dict[str, Any]:
-    versions = {"torch": torch.__version__, "triton": metadata.version("triton")}
-    if device == "cpu":
-        return {**records.provenance(), "device": cpu_name(), "threads": torch.get_num_threads(), **versions}
-    properties = torch.cuda.get_device_properties(0)
-    return {
-        **records.provenance(),
-        "device": properties.name,
-        "capability": f"sm_{properties.major}{properties.minor}",
-        "memory_gib": round(properties.total_memory / 2**30, 1),
-        "cuda": torch.version.cuda,
-        **versions,
-    }
+@dataclass(frozen=True)
+class Times:
+    """What was measured of a case: milliseconds by implementation and mode, and for whom there are none, the reason."""
+
+    milliseconds: dict[tuple[str, str], list[float]]
+    problems: dict[str, str]
+    work: dict[str, float]  # of each mode
 
 
-def measure(case: Case, ceilings: dict[str, float], device: str) -> list[dict[str, Any]]:
-    """A row for each implementation and mode; without figures, and with the reason, where it is wrong or cannot run."""
+def prepare(case: Case, device: str, tokens: int, small: bool = False) -> Callable[[], Times]:
+    """Compiles, checks and warms up all of a case's implementations; what it returns measures them."""
     torch.manual_seed(0)
-    problem = case.problem(device, TOKENS[device])
+    problem = case.problem(device, tokens)
     dout = torch.randn_like(case_output(case, problem))
     calls: dict[tuple[str, str], Any] = {}
     problems: dict[str, str] = {}
@@ -167,20 +193,29 @@ def measure(case: Case, ceilings: dict[str, float], device: str) -> list[dict[st
         else:
             calls[name, "forward"] = partial(forward, run, problem)
             calls[name, "both"] = partial(both, run, problem, dout)
-    times = time_in_turns(calls, SECONDS_PER_CASE, device)
-    rows = [report.row(case.kernel, case.name, name, "", reason) for name, reason in problems.items()]
     work = {"forward": problem.forward_work, "both": problem.total_work}
-    for (name, mode), values in times.items():
+
+    def measure() -> Times:
+        times = time_in_turns(calls, 0.0 if small else SECONDS_PER_CASE, device, 1 if small else ROUNDS)
+        torch._dynamo.reset()
+        return Times(times, problems, work)
+
+    return measure
+
+
+def rows_of(case: Case, times: Times, ceilings: dict[str, float], device: str) -> list[dict[str, Any]]:
+    """A row for each implementation and mode; without figures, and with the reason, where it is wrong or cannot run."""
+    rows = [report.row(case.kernel, case.name, name, "", reason) for name, reason in times.problems.items()]
+    for (name, mode), values in times.milliseconds.items():
         figures = list(measurement.spread(values).values())
-        rate = work[mode] / figures[1] / (1e6 if case.unit == "GB/s" else 1e9)
+        rate = times.work[mode] / figures[1] / (1e6 if case.unit == "GB/s" else 1e9)
         rows.append(report.row(case.kernel, case.name, name, mode, None, figures, rate, case.unit, ceilings[case.unit]))
     report.add_ratios(rows, ours(device))
-    torch._dynamo.reset()
     return sorted(rows, key=lambda r: (r["mode"], r["p50_ms"] or 0))
 
 
 def case_output(case: Case, problem: Problem) -> Tensor:
-    """A tensor shaped as the result: of the case's first leaf in all but the two cases that say otherwise."""
+    """A tensor shaped as each result: of the case's first leaf in all but the two cases that say otherwise."""
     first = next(iter(problem.leaves.values())).detach()
     if case.kernel == "cross_entropy":
         return first.new_zeros((), dtype=torch.float32)
@@ -193,7 +228,9 @@ def forward(run: Implementation, problem: Problem) -> None:
 
 
 def both(run: Implementation, problem: Problem, dout: Tensor) -> None:
-    torch.autograd.grad(run(problem), tuple(problem.leaves.values()), dout)
+    out = run(problem)
+    douts = (dout,) * len(out) if isinstance(out, tuple) else dout
+    torch.autograd.grad(out, tuple(problem.leaves.values()), douts)
 
 
 def why_not(case: Case, name: str, run: Implementation, problem: Problem, dout: Tensor, device: str) -> str | None:
@@ -202,7 +239,7 @@ def why_not(case: Case, name: str, run: Implementation, problem: Problem, dout: 
     What torch.compile makes is not checked: that would be another compilation, for the small problem's shapes.
     """
     try:
-        if name != COMPILED and (found := fault(case, name, run, CHECK_TOKENS, device)):
+        if name != COMPILED and (found := fault(case, name, run, check_tokens(), device)):
             return f"wrong: {found}"
         for _ in range(2):
             forward(run, problem)
@@ -219,9 +256,9 @@ def why_not(case: Case, name: str, run: Implementation, problem: Problem, dout: 
     return None
 
 
-def time_in_turns(calls: dict[Any, Any], seconds: float, device: str) -> dict[Any, list[float]]:
+def time_in_turns(calls: dict[Any, Any], seconds: float, device: str, rounds: int = ROUNDS) -> dict[Any, list[float]]:
     """Milliseconds of each call, one of each a round."""
-    cache = torch.empty(CACHE_BYTES, dtype=torch.int8, device=device)
+    cache = torch.empty(CACHE_BYTES if seconds else 1 << 20, dtype=torch.int8, device=device)
 
     def time_one(call: Any) -> float:
         cache.zero_()
@@ -229,8 +266,8 @@ def time_in_turns(calls: dict[Any, Any], seconds: float, device: str) -> dict[An
             torch.cuda._sleep(HEAD_START_CYCLES)
         return 1e3 * measurement.timed(call, device)[0]
 
-    return measurement.in_turns({name: partial(time_one, call) for name, call in calls.items()}, ROUNDS, seconds)
+    return measurement.in_turns({name: partial(time_one, call) for name, call in calls.items()}, rounds, seconds)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    end(main)

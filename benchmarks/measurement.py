@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
-from recipe import records
+from benchmarks import machine
 from recipe.system.files import write_whole
-from recipe.training.ceilings import best_seconds, matmul_flops
+from recipe.training import ceilings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -136,17 +136,22 @@ def measure_ceilings(device: str, dtype: torch.dtype, seconds: float = 1.0) -> C
     size = COPY_BYTES[device]
     source = torch.ones(size, dtype=torch.int8, device=device)
     target = torch.empty_like(source)
-    copy_s = best_seconds(lambda: target.copy_(source), device, seconds)
-    return Ceilings(matmul_flops(device, dtype, seconds / 3), 2 * size / copy_s)
+    copy_s = ceilings.best_seconds(lambda: target.copy_(source), device, seconds)
+    return Ceilings(ceilings.matmul_flops(device, dtype, seconds / 3), 2 * size / copy_s)
+
+
+def small_ceilings() -> None:
+    """For a rehearsal on a processor, which would take minutes for what a GPU does in milliseconds."""
+    COPY_BYTES["cuda"], ceilings.SIDES["cuda"] = 1 << 20, (128,)
 
 
 # Results.
 
 
 def write(file: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Write `record` as JSON, and with it the code's provenance, unless it brings its own; returns what was written."""
+    """Write `record` as JSON, and with it `machine.provenance`, unless it brings its own; returns what was written."""
     if "provenance" not in record:
-        record = {"provenance": records.provenance(), **record}
+        record = {"provenance": machine.provenance(), **record}
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, lambda draft: draft.write_text(text, "utf-8"))

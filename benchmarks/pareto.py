@@ -2,8 +2,9 @@
 
 import sys
 
+from recipe.errors import end
 from recipe.pareto import main
 
 if __name__ == "__main__":
     print("benchmarks.pareto is now recipe.pareto; the old name goes with the next release", file=sys.stderr)
-    sys.exit(main())
+    end(main)

@@ -22,7 +22,7 @@ import torch
 from benchmarks.measurement import in_turns, peak_mem_gib, spread, write
 from recipe.config import PredictConfig
 from recipe.config.finetune import Files
-from recipe.errors import UserError, exit_status
+from recipe.errors import UserError, end, exit_status
 from recipe.finetune.files import read_rows
 from recipe.finetune.folder import FineTunedFolder, open_fine_tuned
 from recipe.predict import Tally, load_predictor
@@ -161,4 +161,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(exit_status(main))
+    end(lambda: exit_status(main))

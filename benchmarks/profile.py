@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ from benchmarks.profile_parts import PARTS, STEP
 from benchmarks.roofline import Counts
 from recipe import train
 from recipe.config import TrainConfig, load
-from recipe.errors import UserError, exit_status
+from recipe.errors import UserError, end, exit_status
 from recipe.model.architectures import architecture
 from recipe.system.quiet import quiet_libraries
 from recipe.training.callbacks import AfterBatch
@@ -105,7 +104,7 @@ def measure(config: TrainConfig, steps: int, trace: str | None = None) -> dict[s
 def _record(config: TrainConfig, run: dict[str, Any], watch: Watch, ceilings: Ceilings) -> dict[str, Any]:
     sequences, tokens, squared, masked = watch.counted
     kind = architecture(config.model.name)
-    counts = Counts(tokens, squared, kind.predicted(tokens, masked))
+    counts = Counts(tokens, squared, masked)
     width = 2 if run["precision"] == "bfloat16" else 4
     work = roofline.floors(run["encoder"], kind.gated, run["parameters"], counts, width)
     step_ms = 1e3 * sum(watch.seconds) / watch.steps
@@ -204,4 +203,4 @@ def _run(words: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main)

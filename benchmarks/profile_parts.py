@@ -22,14 +22,21 @@ PARTS = ("matmuls", "attention", "norms", "GLU", "head", "embeddings", "casts", 
          "loader wait", "Python and Composer", "other")  # fmt: skip
 STEP = "training steps"  # the range around the measured ones
 _RANGE = "part: "
-_FUNCTIONS = {"attention": "attention", "glu": "GLU", "layer_norm": "norms", "masked_cross_entropy": "head"}
+_FUNCTIONS = {
+    "attention": "attention",
+    "rotary": "attention",
+    "glu": "GLU",
+    "layer_norm": "norms",
+    "add_layer_norm": "norms",
+    "masked_cross_entropy": "head",
+}
 _MODULES = {"head": "head", "cls": "head", "embeddings": "embeddings"}  # by the last word of a module's name
 _NAMES = (
     (r"^Optimizer\.(step|zero_grad)|^## Optimizer", "optimizer"),
     (r"^enumerate\(DataLoader\)", "loader wait"),
     (r"c10d|nccl|gloo", "communication"),
     (r"cross_entropy|nll_loss|log_softmax", "head"),
-    (r"scaled_dot_product|flash_attn|efficient_attention|bert_kernels::attention", "attention"),
+    (r"scaled_dot_product|flash_attn|efficient_attention|bert_kernels::attention|bert_kernels::rotary", "attention"),
     (r"layer_norm|dropout", "norms"),
     (r"gelu|bert_kernels::glu", "GLU"),
     (r"linear|addmm|::mm$|::matmul", "matmuls"),

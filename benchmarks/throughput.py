@@ -13,8 +13,10 @@ it frees, as `recipe.train` lets it (on a CPU); the rivals' do not, as their use
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -25,27 +27,30 @@ from typing import Any
 
 import torch
 
-from benchmarks import measurement, peers, throughput_batches
+from benchmarks import measurement, peers, throughput_batches, throughput_memory
 from benchmarks import throughput_report as report
 from benchmarks.peers import Absent
 from recipe import shipped
+from recipe.errors import end
 from recipe.training import ceilings
 
 SIZES = {
+    "tiny": (32, 1, 1, 64, 1536),  # to rehearse with, and the size of its vocabulary
     "small": (256, 4, 4, 1024),
     "base": (768, 12, 12, 3072),
     "large": (1024, 24, 16, 4096),
 }
+SMALL_STEPS = 2  # too few for a loss to fall
+LAST_LINES = 40  # of the log of a process that failed, which are shown
 WARM_UP, STEPS_A_TURN = 3, {"cpu": 3, "cuda": 8}
-# Token slots a step. The processes are all there at once, each with its weights and what its largest step needed: Hugging Face's
-# loss alone takes 12 bytes times the vocabulary a token.
-TOKENS = {"cpu": 4_096, "cuda": 32_768}
-WIDE, TOKENS_WIDE = 1024, 16_384  # from this hidden size on, on a GPU
+TOKENS = {"cpu": 4_096, "cuda": 32_768}  # token slots a step; on a GPU half of it, and so on, until all processes fit
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; the exit status is 1 where a loss did not fall."""
     words = arguments(argv)
+    if words.small:
+        measurement.small_ceilings()
     on_gpu, start = torch.cuda.is_available(), time.perf_counter()
     device = "cuda" if on_gpu else "cpu"
     ceiling = ceilings.matmul_flops(device, torch.bfloat16, 1.0)
@@ -62,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(report.table(case), flush=True)
             report.write(cases, words.out, ceiling, on_gpu)  # after each, so that a run cut short leaves what it has
     print(words.out)
-    return int(any(row["fell"] is False for case in cases for row in case["rows"]))
+    return int(not words.small and any(row["fell"] is False for case in cases for row in case["rows"]))
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -74,8 +79,15 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH", help="a rival's checkout")
     parser.add_argument("--python", action="append", default=[], metavar="NAME=PATH", help="the interpreter for a peer")
     parser.add_argument("--lengths", nargs="+", type=int, help="sequence lengths (128 512, on a GPU also 1024)")
-    parser.add_argument("--tokens", type=int, help="token slots a step (4096; on a GPU 32768, wide models 16384)")
+    parser.add_argument("--models", nargs="+", choices=SIZES, help="sizes, where no YAML gives them")
+    parser.add_argument(
+        "--tokens", type=int, help="token slots a step (4096; on a GPU 32768), halved until a GPU has room"
+    )
+    parser.add_argument("--small", action="store_true", help="few steps, and ceilings of small products: a rehearsal")
     parser.add_argument("--seconds", type=float, help="start no model or length after so many")
+    parser.add_argument(
+        "--patience", type=float, default=600, help="seconds in which a process must be warm, or answer (%(default)s)"
+    )
     parser.add_argument("--turns", type=int, default=6, help="of each model (%(default)s)")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="these rows alone")
     parser.add_argument("--out", type=Path, help="the JSON file; the plot lies beside it")
@@ -97,9 +109,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def models(words: argparse.Namespace, on_gpu: bool) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     """(name, sizes, {lr, yaml}) of each model to measure."""
     if not words.yamls:
-        keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        names = ("base", "large") if on_gpu else ("small",)
-        return [(name, dict(zip(keys, SIZES[name], strict=True)), {"lr": 5e-4, "yaml": None}) for name in names]
+        keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+        names = words.models or (("base", "large") if on_gpu else ("small",))
+        return [(name, dict(zip(keys, SIZES[name], strict=False)), {"lr": 5e-4, "yaml": None}) for name in names]
     from recipe.config import TrainConfig, load
 
     found = []
@@ -124,7 +136,7 @@ def rows(words: argparse.Namespace, settings: dict[str, Any], on_gpu: bool) -> l
         found.append({"name": "hf eager, kept", "model": "hf", "kept_memory": True})
     for name, path in words.peer.items():
         found.append({"name": name, "model": "peer", "path": str(Path(path).resolve())})
-    defaults = {"kept_memory": False, "compile": False, "path": None}
+    defaults = {"kept_memory": False, "compile": False, "path": None, "memory_share": None}
     return [{**defaults, **row} for row in found if not words.only or row["name"] in words.only]
 
 
@@ -133,9 +145,15 @@ def measure(
 ) -> dict[str, Any]:
     """One model at one length: rows with the seconds and losses of each step, in turns."""
     device = "cuda" if on_gpu else "cpu"
-    wide = on_gpu and sizes["hidden_size"] >= WIDE
-    sequences = max(1, (words.tokens or (TOKENS_WIDE if wide else TOKENS[device])) // length)
-    count = WARM_UP + words.turns * STEPS_A_TURN[device]
+    measured, tokens = rows(words, settings, on_gpu), words.tokens or TOKENS[device]
+    if on_gpu:
+        free, total = throughput_memory.free_bytes()
+        tokens = throughput_memory.fitting_slots(measured, sizes, tokens, free)
+        for row, share in zip(measured, throughput_memory.shares(measured, sizes, tokens, free, total), strict=True):
+            row["memory_share"] = share
+    sequences = max(1, tokens // length)
+    steps = SMALL_STEPS if words.small else STEPS_A_TURN[device]
+    count = WARM_UP + words.turns * steps
     with tempfile.TemporaryDirectory() as folder:
         if words.data:
             batches, source = throughput_batches.from_dataset(words.data, length, sequences, count, seed=17)
@@ -149,21 +167,22 @@ def measure(
         }  # fmt: skip
         job["words"] = trainer_words(words, folder, length, sequences, count, on_gpu)
         workers = []
-        for row in rows(words, settings, on_gpu):
+        for row in measured:
             print(f"  {name} at {length}: starting {row['name']}", file=sys.stderr, flush=True)
-            workers.append(Worker(row, {**job, **row}, words.python.get(row["name"], sys.executable), Path(folder)))
+            python = words.python.get(row["name"], sys.executable)
+            workers.append(Worker(row, {**job, **row}, python, Path(folder), words.patience))
             if not on_gpu:  # a GPU's machine has cores enough to compile for all at once
                 workers[-1].wait()
         for worker in workers:
             worker.wait()
-        take_turns([w for w in workers if not w.row["problem"]], words.turns, STEPS_A_TURN[device])
+        take_turns([w for w in workers if not w.row["problem"]], words.turns, steps)
         for worker in workers:
             worker.close()
-    measured = [{key: value for key, value in worker.row.items() if key != "path"} for worker in workers]
+    found = [{key: value for key, value in worker.row.items() if key != "path"} for worker in workers]
     work = [report.counts(batch) for batch in batches[WARM_UP:]]
     return {
         "model": name, "sizes": sizes, "length": length, "sequences": sequences, "batches": source, "work": work,
-        "turns": words.turns, "dtype": "bfloat16 autocast", "optimizer": "torch AdamW, fused, for all", "rows": measured,
+        "turns": words.turns, "dtype": "bfloat16 autocast", "optimizer": "torch AdamW, fused, for all", "rows": found,
     }  # fmt: skip
 
 
@@ -190,8 +209,9 @@ def take_turns(workers: list[Worker], turns: int, steps: int) -> None:
 class Worker:
     """A model's process, ready to do steps; `row` says what it measured, or the problem for which it cannot."""
 
-    def __init__(self, row: dict[str, Any], job: dict[str, Any], python: str, folder: Path) -> None:
+    def __init__(self, row: dict[str, Any], job: dict[str, Any], python: str, folder: Path, patience_s: float) -> None:
         self.row = {**row, "problem": None, "note": None, "seconds": [], "loss": []}
+        self._patience_s, self._due = patience_s, time.perf_counter() + patience_s
         self._log = folder / f"{row['name'].replace(' ', '-')}.log"
         environment = dict(os.environ)
         try:
@@ -217,33 +237,53 @@ class Worker:
         if self.row["problem"]:
             return
         assert self._process and self._process.stdin
-        print(json.dumps({"steps": steps}), file=self._process.stdin, flush=True)
-        answer = self._answer()
+        self._due = time.perf_counter() + self._patience_s
+        answer = self._answer({"steps": steps})
         for key in ("seconds", "loss"):
             self.row[key] += answer.get(key, [])
         self.row["peak_mem_gib"] = answer.get("peak_mem_gib")
 
-    def _answer(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
+    def _answer(self, question: dict[str, Any] | None = None) -> dict[str, Any]:
+        """One line of its process, which is ended where it does not come in time."""
+        try:
+            if question:
+                print(json.dumps(question), file=self._process.stdin, flush=True)
+            if not select.select([self._process.stdout], [], [], max(0, self._due - time.perf_counter()))[0]:
+                self._process.kill()
+                self.row["problem"] = f"no answer within {self._patience_s:.0f} s"
+                return {}
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
         answer = json.loads(line) if line else {"absent": f"its process ended: {self._last_line()}"}
         if "absent" in answer:
             self.row["problem"] = answer.pop("absent")
         return answer
 
+    def _log_lines(self) -> list[str]:
+        return self._log.read_text(errors="replace").strip().splitlines()
+
     def _last_line(self) -> str:
-        lines = self._log.read_text(errors="replace").strip().splitlines()
+        lines = self._log_lines()
         return lines[-1][:200] if lines else f"status {self._process.wait()}"
 
     def close(self) -> None:
         if self._process:
-            self._process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
             try:
                 self._process.wait(timeout=20)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
             self._process.stdout.close()
+            if self.row["problem"]:  # whose log lies in a temporary folder
+                print(
+                    "\n    ".join([f"  {self.row['name']}:", *self._log_lines()[-LAST_LINES:]]),
+                    file=sys.stderr,
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    end(main)

@@ -21,7 +21,7 @@ from benchmarks.peers import Absent, Loss, Sizes
 from benchmarks.throughput_channel import Channel, Steps
 from kernels.backends import Requirements, resolve
 from recipe.data.batch import pad_batch
-from recipe.errors import class_and_line
+from recipe.errors import class_and_line, end
 from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends
 from recipe.model.heads import MosaicBertForMaskedLM
@@ -35,6 +35,8 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     if job["kept_memory"]:
         keep_freed_memory()
+    if job["memory_share"]:
+        torch.cuda.set_per_process_memory_fraction(job["memory_share"])
     try:
         if job["model"] == "trainer":
             from benchmarks.throughput_trainer import train
@@ -133,4 +135,4 @@ def on_device(batch: dict[str, Any], device: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import io
 import itertools
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -30,7 +29,7 @@ from benchmarks.measurement import spread
 from recipe import records, train
 from recipe.config import TrainConfig, load
 from recipe.data.batch import count_tokens, split_batch
-from recipe.errors import exit_status
+from recipe.errors import end, exit_status
 from recipe.model.architecture import STREAM
 from recipe.system.hardware import Hardware, keep_freed_memory
 from recipe.system.quiet import quiet_libraries
@@ -110,7 +109,7 @@ def microbatches(plan: Plan, rounds: int) -> list[dict[str, Any]]:
     """Tokens a second with the batch in 1, 2, 4 and 8 pieces, as the C library has it by default and keeping freed memory."""
     batches, model = first_batches(plan, 2), train.build_model(plan)
     wrapped = Pretraining(model, plan.hardware.device, plan.hardware.autocast).train()
-    optimizer = build_optimizer(model, plan.config.optimizer)
+    optimizer = build_optimizer(model, plan.config.optimizer, plan.hardware.activation_dtype)
     sizes = [plan.config.batch_size // pieces for pieces in (1, 2, 4, 8) if plan.config.batch_size >= pieces]
 
     def tokens_per_s(keep: bool, size: int, source: Iterator[dict[str, Any]]) -> float:
@@ -142,7 +141,7 @@ def growth(plan: Plan, rounds: int) -> dict[str, Any]:
     sizes = [dataclasses.replace(plan.encoder, num_hidden_layers=n * plan.encoder.num_hidden_layers) for n in LAYERS]
     models = [plan.architecture.masked_lm(one, length, plan.backends).to(hardware.device) for one in sizes]
     wrapped = [Pretraining(model, hardware.device, hardware.autocast).train() for model in models]
-    optimizers = [build_optimizer(model, plan.config.optimizer) for model in models]
+    optimizers = [build_optimizer(model, plan.config.optimizer, plan.hardware.activation_dtype) for model in models]
     steps = [partial(step, *pair, batch, size, hardware) for pair in zip(wrapped, optimizers, strict=True)]
     calls = {number: lambda one=one: measurement.timed(one, hardware.device)[0] for number, one in enumerate(steps)}
     times = [spread(seconds, 1e3)["p50"] for seconds in measurement.in_turns(calls, rounds).values()]
@@ -221,4 +220,4 @@ def _run(words: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main)

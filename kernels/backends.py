@@ -7,6 +7,7 @@ A backend is a row: its name and the reason, if any, for which it cannot meet gi
 from __future__ import annotations
 
 import importlib.util
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ class Requirements:
     head_dim: int
     attention_dropout: float = 0.0
     alibi: bool = True
+    window: bool = False  # in some layer
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ def _xformers(needs: Requirements) -> str | None:
         return "the package xformers is not installed"
     if needs.alibi:
         return "ALiBi: xformers adds it only as a dense (heads, tokens, tokens) bias; take triton, flex or sdpa"
+    if needs.window:
+        return "windows: xformers' block-diagonal mask has none; take triton, flex or sdpa"
     return None
 
 
@@ -183,4 +187,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # behind `| head` it ends without a word
     main()

@@ -7,6 +7,8 @@ import importlib.util
 import re
 from pathlib import Path
 
+from recipe.errors import end
+
 COMMANDS = (
     "recipe.prepare",
     "recipe.train",
@@ -48,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end(main)

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import os
+import re
+import select
 import sys
 from collections.abc import Callable
+from typing import IO, NoReturn
+
+from recipe.system.private import without_credentials
 
 MOST = 400  # characters of another library's words: a YAML error with two places in it fits, a page of a proxy does not
 
 
+LONGEST = 2000  # characters of one line
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+|[\ud800-\udfff]")  # and what no terminal can encode
+READER_GONE = 141  # what a shell says of a program that wrote into a closed pipe
+
+
 class UserError(Exception):
-    """One line that says what is wrong and what to do; entry points print it without a traceback and exit with 2."""
+    """One line that says what is wrong and what to do; entry points print it without a traceback and exit with 2.
+
+    Whatever it is made of, it is one line of bounded length, without a terminal's commands and without a credential.
+    """
+
+    def __init__(self, line: str) -> None:
+        line = _CONTROL.sub(" ", without_credentials(line))  # a file's words may hold any
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}")
 
 
 def one_line(error: object) -> str:
     """What another library's exception says, without line breaks and full stop, or its class if it says nothing."""
-    return " ".join(str(error).split())[:MOST].rstrip(".") or type(error).__name__
+    return without_credentials(" ".join(str(error).split()))[:MOST].rstrip(".") or type(error).__name__
 
 
 def class_and_line(error: Exception) -> str:
@@ -25,7 +43,7 @@ def class_and_line(error: Exception) -> str:
 
 def say_error(text: object) -> None:
     """The one form in which a user is told what went wrong."""
-    print(f"error: {text}", file=sys.stderr, flush=True)
+    print(f"error: {without_credentials(str(text))}", file=sys.stderr, flush=True)
 
 
 def exit_status(action: Callable[[], object]) -> int:
@@ -39,3 +57,26 @@ def exit_status(action: Callable[[], object]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def end(main: Callable[[], int | None]) -> NoReturn:
+    """The end of every entry point: exit with what `main` returns; without a word where nobody reads the output any more, as
+    behind `| head`."""
+    try:
+        try:
+            status = main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _closed(sys.stdout):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still writes at its end
+        status = READER_GONE
+    sys.exit(status)
+
+
+def _closed(stream: IO[str]) -> bool:
+    """Whether it is the pipe that this stream writes into that nobody reads."""
+    asked = select.poll()
+    asked.register(stream.fileno(), select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in asked.poll(0))

@@ -14,7 +14,7 @@ import torch
 
 from recipe import records
 from recipe.config import GlueConfig, run_main
-from recipe.errors import UserError
+from recipe.errors import UserError, end
 from recipe.finetune import scores
 from recipe.finetune.jobs import ENCODER, Job, Worker, check_one_process
 from recipe.finetune.kinds.siamese import APART
@@ -223,4 +223,4 @@ def main(config: GlueConfig) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_main(GlueConfig, main))
+    end(lambda: run_main(GlueConfig, main))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from recipe import records
 from recipe.config import PairsConfig, run_main, to_dict
 from recipe.cost import prices
-from recipe.errors import UserError
+from recipe.errors import UserError, end
 from recipe.finetune.batches import ExampleCollator, first_tokens
 from recipe.finetune.minimal_pairs import (
     REPORTED,
@@ -231,4 +231,4 @@ def main(config: PairsConfig) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_main(PairsConfig, main))
+    end(lambda: run_main(PairsConfig, main))

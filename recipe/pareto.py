@@ -19,9 +19,10 @@ from pathlib import Path
 from recipe.config import SweepConfig, run_main
 from recipe.cost.frontier import AXES
 from recipe.cost.measures import LOSS, MEASURES, PAIRS, SCORE
-from recipe.errors import UserError, exit_status
+from recipe.errors import UserError, end, exit_status
 from recipe.report import figure, page, study, words
 from recipe.report.study import Study
+from recipe.system import inert
 
 TERMINAL_COLUMNS = ("run", "model", "way", "protocol", SCORE.column, PAIRS.column, LOSS.column, "ci95", "usd", "device_hours",
                     "seconds", "tokens", "frontier")  # fmt: skip
@@ -164,10 +165,10 @@ def write_csv(found: Study, folder: Path) -> Path:
     file = folder / f"{found.measure.file}.csv"
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, dict.fromkeys(key for row in rows for key in row))
-        writer.writeheader()
-        writer.writerows(rows)
+        writer.writerow({key: inert.cell(key) for key in writer.fieldnames})
+        writer.writerows({key: inert.cell(value) for key, value in row.items()} for row in rows)
     return file
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main)

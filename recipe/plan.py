@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,29 @@ import torch
 import yaml
 
 from recipe import records, shipped
-from recipe.config import TrainConfig, load, to_dict
+from recipe.config import BLOCK, TrainConfig, load, to_dict
 from recipe.cost import prices
 from recipe.cost.expectation import expectation
 from recipe.cost.measures import LOSS, PAIRS, SCORE
-from recipe.errors import UserError, exit_status
+from recipe.errors import UserError, end, exit_status
 from recipe.model.architectures import ARCHITECTURES, architecture
 from recipe.model.config import EncoderConfig, padded_vocab_size
-from recipe.objectives import objective, objective_of
+from recipe.objectives import objective_of
 from recipe.objectives.objective import Counts
 from recipe.report.published import published_score
 from recipe.system.files import write_whole
 from recipe.system.hardware import data_sheet_flops, find_hardware
 from recipe.training.checkpoint import find_checkpoint
-from recipe.training.memory import GIB, Need, check_fits, choose_microbatch, need_of_batch, traced
+from recipe.training.memory import (
+    GIB,
+    Need,
+    average_bytes,
+    check_fits,
+    choose_microbatch,
+    need_of_batch,
+    optimizer_bytes,
+    traced,
+)
 from recipe.training.optimizers import OPTIMIZERS
 from recipe.training.parallel import PARALLEL
 from recipe.training.start import adopt
@@ -43,7 +51,7 @@ MODELS = {
 }
 BERT_VOCABULARY = 30522  # where the YAML names none and there are no shards yet
 PUBLISHED_MFU = 0.28  # of MosaicBERT-Base on A100s, derived from the hours that arXiv 2312.17482 gives
-GLUE_SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+GLUE_SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", *BLOCK)
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ def forecast(
         UserError: no budget, no device, or a budget below one batch.
     """
     sizes, data = sizes_of(config), config.data
-    kind, learns = architecture(config.model.name), objective(config.objective)
+    kind, learns = architecture(config.model.name), objective_of(to_dict(config))
     if budget_usd <= 0 or count < 1:
         raise UserError(f"--budget-usd {budget_usd:g} --count {count}: give more than 0 dollars and at least 1 device")
     step = step_of(config, speed, count)
@@ -98,7 +106,8 @@ def forecast(
     # A GPU trains in bf16; of a CPU only a run on it says whether it can.
     bf16 = config.precision != "fp32" and (row.kind == "gpu" if speed.bf16 is None else speed.bf16)
     autocast, ranks = torch.bfloat16 if bf16 else None, ranks_of(row, count)
-    beside = PARALLEL[config.parallel].bytes_beside(OPTIMIZERS[config.optimizer.name].state_bytes, ranks)
+    state_bytes = optimizer_bytes(OPTIMIZERS[config.optimizer.name], learns, kind, sizes, data.sequence_length)
+    beside = PARALLEL[config.parallel].bytes_beside(state_bytes + average_bytes(config.average), ranks)
     need = need_of_batch(
         learns, kind, beside, sizes, data.sequence_length, data.mask_rate, autocast,
         traced(config.model.attention, config.model.kernels),
@@ -124,8 +133,10 @@ def step_of(config: TrainConfig, speed: Speed, count: int) -> Step:
     length = speed.tokens_per_sequence or data.sequence_length
     tokens = config.batch_size * length
     counts = Counts(tokens, tokens * length, tokens * data.mask_rate)
-    sizes = dataclasses.asdict(sizes_of(config))
-    flops = objective(config.objective).flops(architecture(config.model.name), sizes, counts)
+    kind, learns, sizes = architecture(config.model.name), objective_of(to_dict(config)), sizes_of(config)
+    if problem := learns.problem(kind, sizes):
+        raise UserError(problem)
+    flops = learns.flops(kind, dataclasses.asdict(sizes), counts)
     return Step(tokens, flops / (speed.flops * count))
 
 
@@ -159,10 +170,8 @@ def microbatch_of(config: TrainConfig, row: prices.Row, count: int, need: Need) 
 
 def sizes_of(config: TrainConfig) -> EncoderConfig:
     model = config.model
-    shared = {f.name for f in dataclasses.fields(EncoderConfig)} & {f.name for f in dataclasses.fields(model)}
-    values = {name: getattr(model, name) for name in shared}
     try:
-        return EncoderConfig(**{**values, "vocab_size": padded_vocab_size(vocabulary_of(config))})
+        return architecture(model.name).sizes(vars(model), padded_vocab_size(vocabulary_of(config)))
     except ValueError as error:
         raise UserError(f"model: {error}") from None
 
@@ -225,6 +234,7 @@ def expectations(
 ) -> dict[str, str]:
     """What the recorded runs of this very model give at so many tokens, in words, by what is measured."""
     alike = [run for run in runs if run["model"] == config.model.name and shape_of(run) == shape_of_config(config)]
+    alike = [run for run in alike if objective_of(run["config"]).name == config.objective]
     scored = [run for run in alike if run["glue"] and run["glue"]["benchmark"] == "GLUE"]
     found = {
         "GLUE": expectation(SCORE, scored, tokens),
@@ -236,13 +246,16 @@ def expectations(
 
 
 def shape_of(run: dict[str, Any]) -> dict[str, Any]:
-    """The sizes by which a recorded run's scores are another's."""
-    model = run["config"].get("model", {})
-    return {name: model.get(name) for name in GLUE_SHAPE}
+    """The sizes, and what is changed of the block, by which a recorded run's scores are another's."""
+    return _stated(run["config"].get("model", {}))
 
 
 def shape_of_config(config: TrainConfig) -> dict[str, Any]:
-    return {name: getattr(config.model, name) for name in GLUE_SHAPE}
+    return _stated(vars(config.model))
+
+
+def _stated(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: model[name] for name in GLUE_SHAPE if model.get(name) is not None}
 
 
 def tell(found: Forecast) -> list[str]:
@@ -333,4 +346,4 @@ def write_new(file: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main)

@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 from recipe.config import PredictConfig, run_main
 from recipe.config.finetune import Files
-from recipe.errors import UserError
+from recipe.errors import UserError, end
 from recipe.finetune.batches import Batch, ExampleCollator, outputs_of
 from recipe.finetune.examples import Examples
-from recipe.finetune.files import SUFFIXES, Position, Row, read_rows
+from recipe.finetune.files import PREDICTIONS, SUFFIXES, Position, Row, read_rows
 from recipe.finetune.folder import FineTunedFolder, open_fine_tuned
 from recipe.finetune.own import text_of
 from recipe.settings import check_values
+from recipe.system import inert
 from recipe.system.files import write_whole
 from recipe.system.hardware import Hardware, find_hardware, keep_freed_memory
 from recipe.system.progress import ProgressLine, clock, time_left
@@ -37,7 +38,6 @@ from recipe.system.quiet import quiet_libraries
 CHUNK_ROWS, CHUNK_CHARACTERS = 4096, 1 << 22  # that are in memory at a time: the first of the two that is reached
 MAX_TOKENS, MAX_TOKENS_PADDED = 8192, 1024  # that run at a time, the second for padded rows on a CPU
 NAMED = 5  # rows without a prediction that are named at the end
-COLUMNS = ("row", "prediction", "probability", "problem")
 Write = Callable[[dict[str, Any]], None]
 
 
@@ -203,7 +203,7 @@ def _writer(stream: IO[str], suffix: str, predictor: Predictor) -> Write:
     if suffix == ".jsonl":
         return lambda row: stream.write(json.dumps(row, ensure_ascii=False) + "\n") and None
     divider = predictor.found.task.get("separator") or predictor.found.kind.separator or ","
-    columns = [*COLUMNS, *(["probabilities"] if predictor.all_labels else [])]
+    columns = [*PREDICTIONS, *(["probabilities"] if predictor.all_labels else [])]
     table = csv.DictWriter(
         stream, columns, restval="", delimiter="\t" if suffix == ".tsv" else ",", lineterminator="\n"
     )
@@ -214,7 +214,7 @@ def _writer(stream: IO[str], suffix: str, predictor: Predictor) -> Write:
             return json.dumps(value, ensure_ascii=False)
         return divider.join(map(str, value)) if isinstance(value, list) else value
 
-    return lambda row: table.writerow({key: cell(value) for key, value in row.items()})
+    return lambda row: table.writerow({key: inert.cell(cell(value)) for key, value in row.items()})
 
 
 def progress(tally: Tally, share: float, seconds: float) -> str:
@@ -244,4 +244,4 @@ def main(config: PredictConfig) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_main(PredictConfig, main, first=("model", "file")))
+    end(lambda: run_main(PredictConfig, main, first=("model", "file")))

@@ -30,7 +30,7 @@ from recipe.corpus.sources import Part, Rejected
 from recipe.data import shards, storage, tokenizer
 from recipe.data.shards import DatasetInfo, Lengths, SourceInfo, Vocabulary
 from recipe.data.storage import Mirror
-from recipe.errors import UserError, exit_status
+from recipe.errors import UserError, end, exit_status
 from recipe.settings import check_values
 from recipe.system.files import locked, write_whole
 from recipe.system.processes import resolve
@@ -295,4 +295,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    end(main)

@@ -10,6 +10,7 @@ import math
 import numbers
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -20,13 +21,15 @@ from typing import Any
 from recipe import shipped
 from recipe.cost.prices import OWN_PRICE, Price
 from recipe.errors import UserError
-from recipe.system.files import digest, write_whole
+from recipe.system.files import digest, read_json, write_whole
+from recipe.system.private import private
 
 FORMAT = 2  # 2: device.price_row, trunk and dataset in every record
 PACKAGE = "bert-recipe"  # this project, as pyproject.toml names it
 FILE_NAME = "run.json"
 PROJECT = shipped.HOME
 LOCK = "requirements.txt"
+COMMIT = "COMMIT"  # beside LOCK in a copy without git: what `git rev-parse HEAD` said where it was made
 
 # Packages whose version can change a result or a speed. One that is not installed is recorded as null.
 PACKAGES = (
@@ -143,8 +146,10 @@ def dataset(vocabulary_sha256: str, eval_documents: int, eval_tokens: int) -> di
 
 
 def provenance(project: Path = PROJECT) -> dict[str, Any]:
-    """Which code runs, on which packages, since when; `commit` and `dirty` are null where `project` is no checkout."""
+    """Which code runs, on which packages, since when; where `project` is no checkout, or there is no git, `commit` is what
+    its file COMMIT says, or null, and `dirty` is null."""
     commit, dirty = _git_state(project)
+    commit = commit or _noted_commit(project)
     return {
         "version": _version(PACKAGE),
         "commit": commit,
@@ -160,9 +165,9 @@ def provenance(project: Path = PROJECT) -> dict[str, Any]:
 def write_record(path: str | Path, record: dict[str, Any]) -> Path:
     """Write `record` to `path`, a run.json or the folder for it, and return the file's path.
 
-    A reader sees the old record or the new one, never half of one.
+    A reader sees the old record or the new one, never half of one. It names no credential, and the home folder as `~`.
     """
-    record = _plain(record)
+    record = private(_plain(record))
     problem = _problem(record)
     assert problem is None, problem
     file = _file_of(path)
@@ -180,21 +185,24 @@ def write_record(path: str | Path, record: dict[str, Any]) -> Path:
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """The record in `path`, a run.json or the folder that holds it; one of an older format as this format would have it.
+    """The record in `path`, a run.json or the folder that holds it; one of an older format as this format would have it, and one
+    that names the home folder or a credential as it is written today.
 
     Raises:
         UserError: for a file that is missing, not JSON, of a newer format, or without a key that readers need.
     """
     file = _file_of(path)
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_json(file)
     except OSError as error:
         raise UserError(f"{file}: cannot read it ({error.strerror}); give a run's folder or its {FILE_NAME}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno}: not valid JSON ({error.msg}); the run must write it again") from None
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise UserError(f"{file}: not UTF-8 text, so not the record of a run") from None
-    record = _upgraded(record)
+    except ValueError as error:
+        raise UserError(f"{file}: not the record of a run ({error})") from None
+    record = private(_upgraded(record))
     problem = _problem(record)
     if problem:
         raise UserError(f"{file}: {problem}")
@@ -215,7 +223,7 @@ def _upgraded(record: Any) -> Any:
 
 
 def _file_of(path: str | Path) -> Path:
-    path = Path(path)
+    path = Path(path).expanduser()
     return path if path.suffix == ".json" else path / FILE_NAME
 
 
@@ -302,6 +310,14 @@ def _git_state(project: Path) -> tuple[str | None, bool | None]:
     # Untracked files are left out of account: a user's own YAML is one, and the record holds its content as `config`.
     changes = _git(project, "status", "--porcelain", "--untracked-files=no")
     return _git(project, "rev-parse", "--verify", "HEAD"), None if changes is None else bool(changes)
+
+
+def _noted_commit(project: Path) -> str | None:
+    try:
+        text = (project / COMMIT).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return text if re.fullmatch(r"[0-9a-f]{7,64}", text) else None
 
 
 def _git(project: Path, *words: str) -> str | None:

@@ -7,7 +7,6 @@ mirror was trained for it, any other is taken as pretraining left it. TF-IDF's r
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor, nn
 
 from recipe.config import RetrieveConfig, run_main, to_dict
-from recipe.errors import UserError
+from recipe.errors import UserError, end
 from recipe.finetune.batches import Batch, ExampleCollator, outputs_of
 from recipe.finetune.examples import Examples
 from recipe.finetune.files import Row, read_rows
@@ -192,4 +191,4 @@ def main(config: RetrieveConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(RetrieveConfig, main))
+    end(lambda: run_main(RetrieveConfig, main))

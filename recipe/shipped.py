@@ -25,7 +25,7 @@ MOVED = {f"yamls/{old}.yaml": f"benchmarks/books/{new}.yaml" for old, new in _BO
 
 def find(path: str | Path) -> Path:
     """`path` as it stands from the current folder; where nothing is there, what ships under that name, if something does."""
-    given = Path(path)
+    given = Path(path).expanduser()
     shipped = HOME / given
     if given.exists() or given.is_absolute() or given.parts[:1] not in [(folder,) for folder in FOLDERS]:
         return given

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,14 +24,16 @@ from recipe.config import TrainConfig, run_main, to_dict
 from recipe.cost import prices
 from recipe.data.batch import Batch, count_sequences, count_tokens, split_batch
 from recipe.data.cache import local_folder
+from recipe.data.masking import evenly
 from recipe.data.shards import index_digest
 from recipe.data.stream import open_loader
-from recipe.errors import UserError
+from recipe.errors import UserError, end
 from recipe.objectives.objective import Counts
-from recipe.system.hardware import Hardware, keep_freed_memory
+from recipe.system.hardware import Hardware, find_hardware, keep_freed_memory
 from recipe.system.progress import clock
 from recipe.system.quiet import quiet_libraries
-from recipe.training import ceilings, checkpoint_files, memory
+from recipe.training import ceilings, checkpoint_files, memory, nodes
+from recipe.training.averaging import Averaging
 from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, limit_of, loss_words, say
 from recipe.training.checks import parse_time
 from recipe.training.compiled import compiled_step
@@ -39,24 +43,26 @@ from recipe.training.optimizers import build_optimizer
 from recipe.training.parallel import PARALLEL
 from recipe.training.preflight import Plan, make_plan
 from recipe.training.rates import Rate
+from recipe.training.schedules import fallen
 from recipe.training.trainer import OnDevice, Trainer, join_ranks
 
 
+@nodes.all_ranks()
 def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
     """Pretrain one encoder and return its record, which is also `run.json` in the output folder.
 
     `callbacks` are Composer's, beside the run's own.
 
     Raises:
-        UserError: before anything is written, for whatever cannot work; later, if memory runs out.
+        UserError: before anything is written, for whatever cannot work; later, if memory runs out or another rank is gone.
     """
+    join_ranks(find_hardware(config.device, config.precision, dist.get_world_size()).kind)
     plan = make_plan(config)
-    if plan.resumes and (record := records.read_record(plan.out))["status"] == "finished":
+    if plan.run and plan.run["status"] == "finished":
         say(f"{plan.out} is finished already; nothing to do")
-        return record
+        return plan.run
     if plan.hardware.kind == "cpu":
         keep_freed_memory()
-    join_ranks(plan.hardware.kind)
     plan = agreed(plan)  # no rank writes before every rank has checked
     reproducibility.seed_all(config.seed)
     model = build_model(plan)
@@ -70,13 +76,16 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, 
         keep(plan, record),
         plan.objective.metrics,
     )
+    averaging = Averaging(model, config.average, plan.batches) if config.average.steps else None
     logs = build_loggers(config.loggers, plan.out, record)
-    trainer = build_trainer(plan, model, [meter, *callbacks], logs)
+    trainer = build_trainer(plan, model, [meter, *filter(None, [averaging]), *callbacks], logs)
     say_start(plan, record, hardware)
     for log in logs:
         say(f"  log: {log.where}")
     try:
         trainer.fit()
+        if averaging:
+            record["averaged_batches"] = averaging.count
         finish(plan, model, record, meter.progress)
     except RuntimeError as error:
         if not memory.out_of_memory(error):
@@ -92,6 +101,20 @@ def agreed(plan: Plan) -> Plan:
     size = torch.tensor(plan.microbatch.size, device=plan.hardware.device)
     dist.all_reduce(size, reduce_operation="MIN")
     return dataclasses.replace(plan, microbatch=dataclasses.replace(plan.microbatch, size=int(size)))
+
+
+def last_checkpoint(plan: Plan) -> Path | None:
+    """The one that the run continues from, on this machine; None before there is one."""
+    if not plan.resumes:
+        return None
+    file, torn = nodes.decided(lambda: checkpoint_files.newest_whole(plan.out))
+    for one in torn:
+        say(
+            f"  {one} is torn, as if the run was killed while writing it; {'passed over' if file else 'starting again'}"
+        )
+        if dist.get_global_rank() == 0:
+            checkpoint_files.set_aside(one)
+    return nodes.bring(plan.out / checkpoint_files.FOLDER / file.name) if file else None
 
 
 def build_model(plan: Plan) -> nn.Module:
@@ -124,12 +147,12 @@ def wrapped(plan: Plan, model: nn.Module) -> Pretraining:
 def build_trainer(
     plan: Plan, model: nn.Module, callbacks: Sequence[Callback], loggers: Sequence[LoggerDestination] = ()
 ) -> Trainer:
-    config, gpu = plan.config, plan.hardware.kind == "gpu"
+    config, gpu, checkpoint = plan.config, plan.hardware.kind == "gpu", last_checkpoint(plan)
     random_state = RandomStateOnResume()
     trainer = PARALLEL[config.parallel].trainer(
         count_tokens=batch_weight,
         model=wrapped(plan, model),
-        optimizers=build_optimizer(model, config.optimizer),
+        optimizers=build_optimizer(model, config.optimizer, plan.hardware.activation_dtype),
         schedulers=Rate(config.schedule),
         train_dataloader=data_spec(plan, train=True, batch_size=config.batch_size // plan.ranks),
         eval_dataloader=evaluator(plan),
@@ -146,7 +169,7 @@ def build_trainer(
         save_latest_filename=checkpoint_files.LATEST,
         save_interval=save_interval(plan),
         save_num_checkpoints_to_keep=config.keep_checkpoints,
-        autoresume=plan.resumes,
+        load_path=str(checkpoint) if checkpoint else None,
         callbacks=[*callbacks, random_state],
         loggers=loggers,
         progress_bar=False,
@@ -177,6 +200,7 @@ def save_interval(plan: Plan) -> str | Callable[[State, Event], bool]:
 
 def data_spec(plan: Plan, train: bool, batch_size: int) -> DataSpec:
     config = plan.config
+    falls = {"evenly": evenly, "with_lr": partial(fallen, settings=config.schedule)}
     loader = open_loader(
         config.data,
         plan.info,
@@ -186,6 +210,7 @@ def data_spec(plan: Plan, train: bool, batch_size: int) -> DataSpec:
         batching=plan.batching,
         workers=plan.workers,
         run_documents=plan.run_documents,
+        fallen=falls[config.data.mask_rate_falls],
         collator=plan.objective.collator,
     )
     return DataSpec(
@@ -219,8 +244,8 @@ def evaluator(plan: Plan) -> Evaluator:
 
 def start_record(plan: Plan, model: nn.Module) -> dict[str, Any]:
     """The record of this run, or of the one that it continues; on rank 0 also on disk."""
-    if plan.resumes:
-        record = records.read_record(plan.out)
+    if plan.run:
+        record = plan.run
         record["resumed"] = [*record.get("resumed", []), records.provenance()]
     else:
         hardware = plan.hardware
@@ -280,6 +305,8 @@ def finish(plan: Plan, model: nn.Module, record: dict[str, Any], progress: Progr
         f"{plan.out}: evaluation {said} at {plan.config.data.eval_mask_rate:.0%} masking; "
         f"{record['tokens']:,} tokens in {clock(cost['seconds'])}, ${cost['usd']:.4f}"
     )
+    if "averaged_batches" in record:
+        say(f"  evaluated and saved: the mean of the weights after {record['averaged_batches']:,} batches")
     limit = record["waiting_for_data"]
     if limit["limit"] == "loader":
         waited = f"{limit['waiting']:.1%} of the time went into waiting for the next batch"
@@ -324,4 +351,4 @@ def main(config: TrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_main(TrainConfig, main))
+    end(lambda: run_main(TrainConfig, main))

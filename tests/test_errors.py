@@ -1,12 +1,15 @@
 """One line for whatever ends a command, and one place that makes it."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from recipe import pareto, plan
-from recipe.errors import MOST, UserError, class_and_line, exit_status, one_line
+from recipe.errors import MOST, READER_GONE, UserError, class_and_line, end, exit_status, one_line
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,3 +49,36 @@ def test_nothing_makes_such_a_line_by_hand():
     by_hand = re.compile(r"str\((error|exception|e)\)\.split\(\)|f\"error: ")
     files = [file for folder in ("recipe", "benchmarks") for file in (ROOT / folder).rglob("*.py")]
     assert [file.name for file in files if by_hand.search(file.read_text("utf-8"))] == ["errors.py"]
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_behind_head_a_command_ends_without_a_word(unbuffered):
+    """What it prints is left in the pipe's buffer or not: either way nobody reads it."""
+    many = "from recipe.errors import end; end(lambda: [print('x' * 99) for _ in range(9999)] and 0)"
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    for words in (["-m", "recipe"], ["-c", many]):
+        read, write = os.pipe()
+        command = subprocess.Popen(
+            [sys.executable, *words], cwd=ROOT, env=environment, stdout=write, stderr=subprocess.PIPE, text=True
+        )
+        os.close(write)
+        os.close(read)
+        assert (command.communicate(timeout=60)[1], command.returncode) == ("", READER_GONE), words
+
+
+def test_another_pipe_that_breaks_is_no_end_of_the_output(capfd):
+    def other():
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        end(other)
+
+
+def test_every_entry_point_ends_so():
+    starts = re.compile(r'^if __name__ == "__main__":\n((?:    .*\n)+)', re.M)
+    ends = {}
+    for folder in ("recipe", "benchmarks"):
+        for file in (ROOT / folder).rglob("*.py"):
+            if found := starts.search(file.read_text("utf-8")):
+                ends[file.relative_to(ROOT).as_posix()] = found[1].splitlines()[-1]
+    assert len(ends) > 20 and [name for name, line in ends.items() if not line.startswith("    end(")] == []

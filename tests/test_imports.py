@@ -16,6 +16,7 @@ import pytest
 from recipe.finetune.kinds import KINDS
 from recipe.model.architectures import ARCHITECTURES
 from recipe.objectives import OBJECTIVES
+from recipe.training.averages import AVERAGES
 from recipe.training.optimizers import OPTIMIZERS
 from recipe.training.parallel import PARALLEL
 from recipe.training.schedules import SCHEDULES
@@ -61,7 +62,7 @@ ONLY_IN = {
     "jinja2": ["recipe/report/", "recipe/export/card.py"],
 }
 # The names of rows, which the tables alone know.
-ROWS = {*ARCHITECTURES, *OBJECTIVES, *OPTIMIZERS, *SCHEDULES, *PARALLEL, *KINDS}
+ROWS = {*ARCHITECTURES, *OBJECTIVES, *OPTIMIZERS, *SCHEDULES, *AVERAGES, *PARALLEL, *KINDS}
 # What the files below a folder never import.
 NEVER = {
     "kernels/": ["recipe", "benchmarks", "tests"],

@@ -39,6 +39,8 @@ def seen_by(yaml: Path, *words: str, fail_at: int = 0) -> list[list[str]]:
 @pytest.mark.parametrize("batching", ["sequences", "tokens"])
 def test_two_ranks_that_are_killed_become_one(yaml, tmp_path, batching):
     words = (f"data.batching={batching}", "data.workers=1")
+    if batching == "tokens":
+        words = (*words, "data.mask_rate_falls=with_lr", "schedule.shape=wsd", "schedule.decay=0.7")
     unbroken = seen_by(yaml, *words, f"out={tmp_path / 'unbroken'}")
     out = f"out={tmp_path / 'broken'}"
     before = interrupted(tmp_path / "seen", str(yaml), *words, out, ranks=2, sent=signal.SIGKILL, at=13)
@@ -47,6 +49,25 @@ def test_two_ranks_that_are_killed_become_one(yaml, tmp_path, batching):
     a, b = (read_record(tmp_path / name) for name in ("broken", "unbroken"))
     assert (a["tokens"], a["sequences"], a["batches"]) == (b["tokens"], b["sequences"], b["batches"])
     assert a["status"] == "finished"
+
+
+def test_a_machine_vanishes_and_the_run_continues(yaml, tmp_path):
+    """Two that share nothing: each has a folder of its own, checkpoints are in the first one's alone, and its newest is torn."""
+    unbroken = seen_by(yaml, f"out={tmp_path / 'unbroken'}")
+    nodes = [f"out={tmp_path / name / 'run'}" for name in ("one", "two")]
+    before = interrupted(tmp_path / "seen", str(yaml), ranks=2, sent=signal.SIGKILL, at=13, nodes=nodes, dies=1)
+    assert before == unbroken[:13]
+    first, second = (tmp_path / name / "run/checkpoints" for name in ("one", "two"))
+    newest = first / "ba10-rank0.pt"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert not list(second.glob("*.pt"))
+    again = interrupted(tmp_path / "again", str(yaml), "autoresume=true", ranks=2, sent=0, at=0, nodes=nodes)
+    assert again == unbroken[5:]
+    assert (second / "ba5-rank0.pt").read_bytes() == (first / "ba5-rank0.pt").read_bytes()
+    assert (first / "ba10-rank0.pt.torn").is_file(), "set aside, so that it could be written anew"
+    a, b = (read_record(tmp_path / name) for name in ("one/run", "unbroken"))
+    assert (a["tokens"], a["sequences"], a["batches"]) == (b["tokens"], b["sequences"], b["batches"])
+    assert a["status"] == "finished" and not (tmp_path / "two/run/run.json").exists()
 
 
 @pytest.mark.parametrize("fail_at", [7, 8])

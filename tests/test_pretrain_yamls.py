@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipe.config import TrainConfig, load
+from recipe.config import TrainConfig, load, to_dict
 from recipe.model.architectures import architecture
-from recipe.objectives import objective
+from recipe.objectives import objective_of
 from recipe.plan import sizes_of
 from recipe.training.checks import parse_time
 from recipe.training.memory import GIB, MARGIN, choose_microbatch, training_need
@@ -28,7 +28,15 @@ def heading(name: str) -> str:
 
 def test_the_recipes_that_are_promised_are_there():
     base = "mosaic-bert-base"
-    assert {base, f"{base}-512", f"{base}-1024", "mosaic-bert-large", "bert-base", "budget-20-usd"} <= set(GPU_FILES)
+    assert {
+        base,
+        f"{base}-512",
+        f"{base}-1024",
+        "mosaic-bert-large",
+        "modern-base",
+        "bert-base",
+        "budget-20-usd",
+    } <= set(GPU_FILES)
 
 
 @pytest.mark.parametrize("name", GPU_FILES)
@@ -55,7 +63,7 @@ def test_the_automatic_microbatch_fits_80_gb_and_is_the_one_stated(name):
     data = config.data
     kind = architecture(config.model.name)
     need = training_need(
-        objective(config.objective), kind, 8, sizes_of(config), data.sequence_length, data.mask_rate, torch.bfloat16
+        objective_of(to_dict(config)), kind, 8, sizes_of(config), data.sequence_length, data.mask_rate, torch.bfloat16
     )
     chosen = choose_microbatch(need, config.batch_size, 0, 80 * GIB, "gpu", "an 80 GB GPU")
     assert chosen.need <= (1 - MARGIN["gpu"]) * 80 * GIB

@@ -220,6 +220,20 @@ def test_an_installed_copy_does_not_claim_the_commit_of_the_repository_around_it
     assert state["commit"] is None and state["dirty"] is None
 
 
+def test_a_copy_without_git_says_which_commit_it_was_made_of(tmp_path, monkeypatch):
+    for text, expected in (("0123abc\n", "0123abc"), ("main\n", None), ("", None)):
+        (tmp_path / records.COMMIT).write_text(text)
+        state = provenance(tmp_path)
+        assert (state["commit"], state["dirty"]) == (expected, None)
+    (tmp_path / records.COMMIT).write_text("0123abc\n")
+    git(tmp_path, "init")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "first")
+    assert len(provenance(tmp_path)["commit"]) == 40, "where git answers, nothing else is asked"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert provenance(tmp_path)["commit"] == "0123abc"
+
+
 def test_provenance_names_versions_and_says_what_is_not_installed():
     from importlib.metadata import version
 

@@ -176,6 +176,8 @@ _WIDE = {
     "dq": {32: (128, 64, 8, 2), 64: (128, 64, 8, 2), 128: (128, 32, 8, 2)},
     "dkdv": {32: (64, 64, 4, 2), 64: (64, 64, 4, 2), 128: (64, 64, 8, 2)},
 }
+# With a window, what a tile meets beyond it is computed for nothing: 64 queries and a reach of 64 meet 192 keys, 128 would 256.
+_LOCAL = {"forward": _WARP["dq"], "dq": _WARP["dq"]}
 _FLOAT32 = {
     "forward": {32: (32, 32, 4, 1), 64: (32, 32, 4, 1), 128: (16, 16, 4, 1)},
     "dq": {32: (32, 32, 4, 1), 64: (32, 32, 4, 1), 128: (16, 16, 4, 1)},
@@ -187,8 +189,10 @@ def constants(kernel: str, gpu: int, head: int, dtype: torch.dtype, slopes: bool
     """The constants of a launch of "forward", "dq" or "dkdv", for launchers and for ahead-of-time compilation."""
     block_h = padded_head(head)
     table = _FLOAT32 if dtype == torch.float32 else _WIDE if nearest(gpu) in (90, 100) else _WARP
+    if window and table is not _FLOAT32:
+        table = {**table, **_LOCAL}
     kept, step, warps, stages = table[kernel][block_h]
-    if window and kernel == "dkdv" and table is _WARP and block_h == 128:
+    if window and kernel == "dkdv" and table["dkdv"] is _WARP["dkdv"] and block_h == 128:
         step = 32  # with 64, Triton 3.9 spills on sm_120
     block_m, block_k = (step, kept) if kernel == "dkdv" else (kept, step)
     return {

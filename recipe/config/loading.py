@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import io
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -14,8 +17,11 @@ from omegaconf.errors import OmegaConfBaseException
 from recipe import shipped
 from recipe.errors import UserError, exit_status, one_line
 from recipe.settings import check_values, describe
+from recipe.system.private import private
+from recipe.system.yaml_files import check_yaml
 
 C = TypeVar("C")
+_CALL = re.compile(r"\$\{[^{}]*:")
 WORDS = "command line"  # where a word comes from, in messages
 
 
@@ -31,7 +37,9 @@ def load(schema: type[C], path: str, overrides: Sequence[str] = ()) -> C:
             f"{path}: {shipped.moved(path) or 'no such file; the first argument is a YAML file, see yamls/'}"
         )
     try:
-        from_file = OmegaConf.load(file)
+        text = file.read_text("utf-8-sig")
+        check_yaml(text)
+        from_file = OmegaConf.load(io.StringIO(text))
     except Exception as error:  # the YAML library's own errors, some of them over several lines
         raise UserError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(from_file, DictConfig):
@@ -60,7 +68,9 @@ def _merged(schema: type[C], file: tuple[DictConfig, str], overrides: Sequence[s
         raise UserError(f"{WORDS}: {one_line(error)}") from None
     merged = OmegaConf.structured(schema)
     for layer, where in (file, (words, WORDS)):
-        _check_shape(OmegaConf.to_container(layer), schema, "", where)
+        plain = OmegaConf.to_container(layer)
+        _check_words(plain, where)
+        _check_shape(plain, schema, "", where)
         try:
             merged = OmegaConf.merge(merged, layer)
         except OmegaConfBaseException as error:
@@ -70,15 +80,35 @@ def _merged(schema: type[C], file: tuple[DictConfig, str], overrides: Sequence[s
         if missing:
             remedy = "" if path == WORDS else "add it to the file or "
             raise UserError(f"{path}: `{missing[0]}` has no value; {remedy}say {missing[0]}=...")
-        config = OmegaConf.to_object(merged)
+        config = _expanded(OmegaConf.to_object(merged))
+    except RecursionError:
+        raise UserError(f"{path}: a value stands for itself (${{...}}); write the value") from None
     except OmegaConfBaseException as error:
         raise _refused(error, path) from None
     check_values(config)
     return config
 
 
+def _expanded(value: Any) -> Any:
+    """A config with `~/`, as records have it, for the home folder."""
+    if dataclasses.is_dataclass(value):
+        values = {field.name: _expanded(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **values)
+    if isinstance(value, list):
+        return [_expanded(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
+
+
 def _refused(error: OmegaConfBaseException, where: str) -> UserError:
     return UserError(f"{where}: `{getattr(error, 'full_key', None) or '?'}`: {str(error).splitlines()[0]}")
+
+
+def _check_words(tree: Any, where: str) -> None:
+    """Raise for a text that calls one of OmegaConf's functions: `${oc.env:HF_TOKEN}` would bring a secret into the record."""
+    if isinstance(tree, str) and (call := _CALL.search(tree)):
+        raise UserError(f"{where}: `{call[0]}...`: a config calls no function; write the value itself")
+    for below in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        _check_words(below, where)
 
 
 def _check_shape(tree: dict, schema: type, prefix: str, where: str) -> None:
@@ -114,8 +144,8 @@ def _check_list(values: Any, key: str, where: str) -> None:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain dictionaries and lists, for a record."""
-    return dataclasses.asdict(config)
+    """A config as plain dictionaries and lists, for a record: without credentials, the home folder as `~`."""
+    return private(dataclasses.asdict(config))
 
 
 def run_main(

@@ -9,6 +9,7 @@ from recipe.config.cost import Cost
 from recipe.model.architectures import ARCHITECTURES
 from recipe.objectives import OBJECTIVES
 from recipe.settings import MISSING, setting
+from recipe.training.averages import AVERAGES
 from recipe.training.optimizers import OPTIMIZERS
 from recipe.training.parallel import PARALLEL
 from recipe.training.schedules import SCHEDULES
@@ -42,7 +43,13 @@ class Data:
     masking: str = setting("token", "what is masked as a whole", choices=("token", "word", "span"))
     mask_rate: float = setting(0.30, "share of tokens that training predicts", above=0, below=1)
     mask_rate_end: Optional[float] = setting(
-        None, "share that `mask_rate` reaches at the end of the run, linearly; none: constant", above=0, below=1
+        None, "share that `mask_rate` reaches at the end of the run; none: constant", above=0, below=1
+    )
+    mask_rate_falls: str = setting(
+        "evenly",
+        "how it gets there; evenly: linearly over the run; with_lr: as the learning rate falls after its warm-up, so with wsd "
+        "in its decay alone",
+        choices=("evenly", "with_lr"),
     )
     eval_mask_rate: float = setting(0.15, "share of tokens that evaluation predicts", above=0, below=1)
     eval_documents: int = setting(0, "documents to evaluate on", least=0, special="0 for the whole split")
@@ -56,18 +63,43 @@ class Data:
     shuffle_seed: int = setting(9176, "of the order of documents")
 
 
+_AS_ROW = "none: as the architecture has it"
+# Keys of `Model` that make an ablation of an architecture, which is a model of its own where runs are compared.
+BLOCK = ("positions", "norm", "embedding_norm", "window", "global_every", "biases", "rope_theta", "local_rope_theta")
+
+
 @dataclass
 class Model:
-    """The encoder. The defaults are MosaicBERT-Base; `hf_bert` is the baseline at the same sizes."""
+    """The encoder. The defaults are MosaicBERT-Base; `hf_bert` is the baseline at the same sizes, `modern` is ModernBERT's. The
+    keys from `positions` to `local_rope_theta` make ablations of `mosaic_bert` and `modern`, or one of the other."""
 
     name: str = setting("mosaic_bert", "the architecture", choices=ARCHITECTURES)
     hidden_size: int = setting(768, "width of the encoder, a multiple of `num_attention_heads`", least=1)
     num_hidden_layers: int = setting(12, "layers", least=1)
     num_attention_heads: int = setting(12, "attention heads per layer", least=1)
     intermediate_size: int = setting(3072, "width of the feed-forward layers", least=1)
+    positions: Optional[str] = setting(None, f"what tells the order of tokens; {_AS_ROW}", choices=("alibi", "rope"))
+    norm: Optional[str] = setting(
+        None, f"LayerNorm after each sum with the residual, or before each block and at the end; {_AS_ROW}",
+        choices=("post", "pre"),
+    )  # fmt: skip
+    embedding_norm: Optional[bool] = setting(None, f"LayerNorm of the embeddings; {_AS_ROW}")
+    window: Optional[int] = setting(
+        None, f"tokens around one that local layers see, half on each side, so an even number; {_AS_ROW}", least=2
+    )
+    global_every: Optional[int] = setting(
+        None,
+        f"where there is a window: of so many layers one sees the whole sequence, the first of them; {_AS_ROW}",
+        least=1,
+        special="1 for no local layers",
+    )
+    biases: Optional[bool] = setting(None, f"of projections and LayerNorms; {_AS_ROW}")
+    rope_theta: Optional[float] = setting(None, f"base of rotary angles in layers that see all; {_AS_ROW}", above=0)
+    local_rope_theta: Optional[float] = setting(None, f"the same in local layers; {_AS_ROW}", above=0)
     vocab_size: Optional[int] = setting(None, "stated here, it is checked against the shards' vocabulary", least=1)
     hidden_dropout_prob: float = setting(0.1, "dropout of embeddings and of each layer's outputs", least=0, below=1)
     attention_probs_dropout_prob: float = setting(0.0, "dropout of attention probabilities", least=0, below=1)
+    initializer_range: float = setting(0.02, "standard deviation of the initial weights", above=0)
     attention: str = setting("auto", "attention backend, a name that `python -m kernels.backends` prints")
     kernels: str = setting("auto", "backend of the other kernels, likewise")
     compile: bool = setting(False, "run the training step through torch.compile; its first step takes up to a minute")
@@ -75,13 +107,15 @@ class Model:
 
 @dataclass
 class Optimizer:
-    """adamw is the paper's DecoupledAdamW: decay is `weight_decay` x lr / initial lr, on every parameter."""
+    """adamw is the paper's DecoupledAdamW: decay is `weight_decay` x lr / initial lr, on every parameter. muon's steps are
+    scaled to AdamW's size, so these keys mean the same to both."""
 
-    name: str = setting("adamw", "the optimizer", choices=OPTIMIZERS)
+    name: str = setting("adamw", "muon: for the layers' matrices, AdamW for the rest", choices=OPTIMIZERS)
     lr: float = setting(5e-4, "peak learning rate", above=0)
     betas: list[float] = setting([0.9, 0.98], "decay rates of Adam's two moments", least=0, below=1)
     eps: float = setting(1e-6, "added to the denominator of Adam's step", above=0)
     weight_decay: float = setting(1e-5, "per step at the peak learning rate", least=0)
+    momentum: float = setting(0.95, "of muon's gradients, with Nesterov's step", least=0, below=1)
 
 
 @dataclass
@@ -97,6 +131,30 @@ class Schedule:
 
 
 @dataclass
+class Average:
+    """The mean of the last weights: with it, the mean is what is evaluated, saved and scored, and training goes on without it."""
+
+    steps: int = setting(0, "batches whose weights are averaged", least=0, special="0 for none: the last weights")
+    shape: str = setting(
+        "window",
+        "window: the plain mean over the run's last `steps` batches; ema: exponential from the first batch on, the newest "
+        "weights at 1 / `steps`",
+        choices=AVERAGES,
+    )
+
+
+@dataclass
+class Generator:
+    """The second network of objective=replaced_tokens; it has the encoder's word embeddings and is not kept."""
+
+    hidden_size: Optional[int] = setting(
+        None, "its width, at most the encoder's and whole heads of its size; none: a third of the heads", least=1
+    )
+    num_hidden_layers: Optional[int] = setting(None, "its layers; none: as many as the encoder", least=1)
+    detection_weight: float = setting(50.0, "of detection's mean over all tokens, beside the generator's loss", above=0)
+
+
+@dataclass
 class TrainConfig:
     """`python -m recipe.train`: shards to an encoder and its bill."""
 
@@ -108,8 +166,10 @@ class TrainConfig:
     )
     data: Data = setting(Data, "the shards, and how batches are made of them")
     model: Model = setting(Model, "the encoder")
-    optimizer: Optimizer = setting(Optimizer, "AdamW")
+    optimizer: Optimizer = setting(Optimizer, "AdamW, or Muon")
     schedule: Schedule = setting(Schedule, "the learning rate over the run")
+    average: Average = setting(Average, "the mean of the last weights")
+    generator: Generator = setting(Generator, "of objective=replaced_tokens")
     cost: Cost = setting(Cost, "the bill")
     duration: str = setting(
         "70000ba",
@@ -125,7 +185,12 @@ class TrainConfig:
     precision: str = setting("auto", "auto: bf16 where the device computes in it", choices=("auto", "amp_bf16", "fp32"))
     device: str = setting("auto", "auto: the GPUs where there are some", choices=("auto", "gpu", "cpu"), result=False)
     parallel: str = setting("ddp", "how several ranks train one model", choices=PARALLEL, result=False)
-    objective: str = setting("masked_lm", "what is learnt from the text", choices=OBJECTIVES)
+    objective: str = setting(
+        "masked_lm",
+        "what is learnt from the text; masked_lm: what stood at [MASK]; swapped_lm: what stood where a random token is now; "
+        "swapped_tokens: which tokens are random ones; replaced_tokens: which ones a small generator filled in",
+        choices=OBJECTIVES,
+    )
     seed: int = setting(17, "of the initial weights, the masks and dropout", least=0, most=2**32 - 1)
     log_every: int = setting(20, "batches between two lines of progress", least=1, result=False)
     eval_every: str = setting("0ba", "time between two evaluations; 0ba: at the end only", result=False)

@@ -5,11 +5,11 @@ DIR may be in an object store; of its shards only the first of each split is the
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 
 from recipe.data import shards, storage, tokenizer
+from recipe.data.shard_files import read_index
 from recipe.data.shards import DatasetInfo
 from recipe.errors import UserError
 
@@ -38,9 +38,11 @@ def _fetch(remote: str, folder: Path) -> None:
             f"{remote}: holds no dataset.json; python -m recipe.prepare YAML writes a dataset there"
         ) from None
     storage.fetch(remote, "tokenizer/tokenizer.json", folder)
-    for split in shards.read_info(folder).splits:
-        index = json.loads(storage.fetch(remote, f"{split}/index.json", folder).read_text("utf-8"))
-        storage.fetch(remote, f"{split}/{index['shards'][0]['zip_data']['basename']}", folder)
+    info = shards.read_info(folder)
+    for split in info.splits:
+        storage.fetch(remote, f"{split}/index.json", folder)
+        for shard in read_index(folder / split, info.dtype)[:1]:
+            storage.fetch(remote, f"{split}/{(shard['zip_data'] or shard['raw_data'])['basename']}", folder)
 
 
 def print_vocabulary(name: str, info: DatasetInfo, took: str = "") -> None:
@@ -56,6 +58,8 @@ def print_vocabulary(name: str, info: DatasetInfo, took: str = "") -> None:
 
 def show(name: str, folder: Path) -> None:
     """Print what the dataset in this folder holds."""
+    from recipe.data.documents import some_records  # brings in the streaming library, which takes seconds
+
     info = shards.read_info(folder)
     print_vocabulary(name, info)
     decoder = tokenizer.encoder(folder / "tokenizer")
@@ -63,7 +67,7 @@ def show(name: str, folder: Path) -> None:
         lengths = "  ".join(f"{key} {value:,}" for key, value in split.lengths.items())
         print(f"\n{name}: {split.documents:,} documents, {split.tokens:,} tokens; lengths: {lengths}")
         print(f"  cut at {info.max_tokens}: {split.truncated:.2%} of tokens lost; [UNK]: {split.unknown:.2%}")
-        for number, tokens in shards.some_records(folder, name, _DOCUMENTS):
+        for number, tokens in some_records(folder, name, _DOCUMENTS, info.dtype):
             more = "" if len(tokens) <= _TOKENS else " ..."
             print(f"  {number:,} ({len(tokens):,} tokens): {decoder.decode(tokens[:_TOKENS].tolist())}{more}")
     for name, source in info.sources.items():

@@ -24,6 +24,7 @@ from recipe.data.storage import Mirror
 from recipe.errors import UserError
 from recipe.settings import what_changed
 from recipe.system.files import write_whole
+from recipe.system.private import private
 
 _PACKAGES = ("tokenizers", "transformers", "mosaicml-streaming", "datasets", "pyarrow", "numpy")
 INFO, PLAN = "dataset.json", f"{STATE}/plan.json"
@@ -43,7 +44,7 @@ def finished(config: PrepareConfig, origins: dict[str, Any]) -> DatasetInfo | No
     different = sorted(what_changed(PrepareConfig, info.config, to_dict(config)))
     if different:
         raise UserError(f"{out}: holds a dataset of another configuration (`{'`, `'.join(different)}`); {remedy}")
-    if {key: source.origin for key, source in info.sources.items()} != origins:
+    if {key: source.origin for key, source in info.sources.items()} != private(origins):
         raise UserError(f"{out}: its text has changed since (files, sizes or package versions); {remedy}")
     if config.tokenizer.vocab_file and tokenizer.digest(tokenizer.load(config.tokenizer)) != info.vocabulary.sha256:
         raise UserError(f"{out}: {config.tokenizer.vocab_file} has changed since; {remedy}")
@@ -66,6 +67,7 @@ def _read_remote(out: str) -> DatasetInfo | None:
 def plan(config: PrepareConfig, origins: dict[str, Any]) -> dict[str, Any]:
     """The config, and what else the bytes of the parts depend on: a part knows its own file's size; where it depends on every
     file, all count."""
+    origins = private(origins)
     found = to_dict(config) | {"packages": packages(), "text": origins}
     given = config.tokenizer.vocab_file or config.tokenizer.name
     if given and not config.drop_duplicates:
@@ -135,7 +137,7 @@ def _compare(mirror: Mirror, plan: dict[str, Any]) -> None:
         write_whole(file, json.dumps(plan))
         mirror.push(PLAN)
         return
-    found = json.loads(file.read_text("utf-8"))
+    found = private(json.loads(file.read_text("utf-8")))
     settings = ({key: value for key, value in of.items() if key not in ("packages", "text")} for of in (found, plan))
     different = [*what_changed(PrepareConfig, *settings)]
     different += [key for key in ("packages", "text") if plan[key] != found.get(key)]

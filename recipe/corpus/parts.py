@@ -36,6 +36,7 @@ from recipe.data.shards import Lengths, ShardWriter, Vocabulary
 from recipe.data.storage import Mirror
 from recipe.errors import UserError
 from recipe.system.files import DISK_FULL, locked, write_whole
+from recipe.system.private import private
 from recipe.system.processes import WorkerPool, end_if_stopped
 
 _CHUNK_DOCUMENTS = 256  # tokenized at a time
@@ -177,7 +178,7 @@ def _write(job: Job) -> None:
         "rejected": rejected.counts,
         "rejected_examples": rejected.examples,
     }
-    _publish(job, json.dumps(record))
+    _publish(job, json.dumps(private(record)))
     tally.finish()
 
 

@@ -14,7 +14,6 @@ import hashlib
 import io
 import itertools
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +30,8 @@ from recipe.errors import UserError, one_line
 _COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 _FORMATS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 _EMBEDDED_PARTS = 8  # constant, so that shards do not depend on the number of processes
+LONGEST = 1 << 26  # characters of a line, a cell or a document
+MOST_EXPANSION, FREE_EXPANSION = 250, 1 << 26  # times the bytes of a compressed file, and bytes beside them
 _EXAMPLES = 5  # rejected records kept of each kind
 
 # why a record was rejected
@@ -251,34 +252,73 @@ def _open(path: Path, position: Position, newline: str | None = None) -> io.Text
     # pyarrow notices a compressed file that was cut off, which zstandard's reader does not
     stream = file = pyarrow.OSFile(str(path))
     if compression := _format(path)[1]:
-        stream = pyarrow.CompressedInputStream(file, compression)
+        stream = io.BufferedReader(_Unpacked(path, file, compression), 1 << 16)
     bytes_in_all = max(file.size(), 1)
     position.share = lambda: 1.0 if file.closed else file.tell() / bytes_in_all
     return io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline=newline)
 
 
+class _Unpacked(io.RawIOBase):
+    """A compressed file's bytes, as long as they are not far more than a text's would be."""
+
+    def __init__(self, path: Path, file: pyarrow.NativeFile, compression: str) -> None:
+        self._path, self._file, self._bytes = path, file, 0
+        self._stream = pyarrow.CompressedInputStream(file, compression)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self._stream.read(len(buffer))
+        buffer[: len(piece)] = piece
+        self._bytes += len(piece)
+        if self._bytes > MOST_EXPANSION * self._file.tell() + FREE_EXPANSION:
+            raise Unreadable(
+                f"{self._path}: unpacks to more than {MOST_EXPANSION} times its size, which no text does; unpack it "
+                "yourself, if it is one"
+            )
+        return len(piece)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._stream.close()
+            self._file.close()
+        super().close()
+
+
+def _lines(path: Path, stream: io.TextIOBase) -> Iterator[str]:
+    """Its lines, of which none may fill the memory."""
+    while line := stream.readline(LONGEST):
+        if len(line) == LONGEST:
+            raise Unreadable(f"{path}: a line of more than {LONGEST:,} characters; divide it, or remove the file")
+        yield line
+
+
 def _read_txt(path: Path, key: str, position: Position) -> Iterator[Record]:
-    start, block = 1, []
-    with _open(path, position) as lines:
-        for number, line in enumerate(lines, 1):
+    start, block, characters = 1, [], 0
+    with _open(path, position) as stream:
+        for number, line in enumerate(_lines(path, stream), 1):
             if line.strip():
                 start = start if block else number
                 block.append(line)
+                characters += len(line)
+                if characters >= LONGEST:
+                    raise Unreadable(f"{path}:{start}: no blank line for {LONGEST:,} characters; divide the documents")
             elif block:
                 yield start, "".join(block).rstrip("\n"), None
-                block = []
+                block, characters = [], 0
     if block:
         yield start, "".join(block).rstrip("\n"), None
 
 
 def _read_jsonl(path: Path, key: str, position: Position) -> Iterator[Record]:
-    with _open(path, position) as lines:
-        yield from _json_lines(lines, key)
+    with _open(path, position) as stream:
+        yield from _json_lines(_lines(path, stream), key)
 
 
 def _read_json(path: Path, key: str, position: Position) -> Iterator[Record]:
-    with _open(path, position) as lines:
-        head = []
+    with _open(path, position) as stream:
+        head, lines = [], _lines(path, stream)
         for line in lines:
             head.append(line)
             if line.strip():
@@ -287,7 +327,7 @@ def _read_json(path: Path, key: str, position: Position) -> Iterator[Record]:
             yield from _json_lines(itertools.chain(head, lines), key)
             return
         try:
-            values = json.loads("".join(head) + lines.read())
+            values = json.loads("".join(head) + stream.read())
         except (ValueError, RecursionError) as error:
             line = getattr(error, "lineno", 1)
             raise Unreadable(f"{path}:{line}: malformed JSON list: {one_line(error)}; repair or remove it") from None
@@ -316,9 +356,11 @@ def _field(value: Any, key: str) -> tuple[Any, str | None]:
 
 
 def _read_csv(path: Path, key: str, position: Position) -> Iterator[Record]:
-    csv.field_size_limit(sys.maxsize)  # the default, 128 KiB, is less than a long document
+    csv.field_size_limit(LONGEST)  # the default, 128 KiB, is less than a long document
     with _open(path, position, newline="") as stream:
-        rows = csv.DictReader(stream, strict=True)  # strict: an open quote would swallow the rows after it
+        rows = csv.DictReader(
+            _lines(path, stream), strict=True
+        )  # strict: an open quote would swallow the rows after it
         rows.fieldnames  # noqa: B018 - reads the header line
         line = rows.line_num + 1
         for row in rows:

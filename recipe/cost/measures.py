@@ -118,7 +118,7 @@ def why_no_loss(record: Record) -> str | None:
 
 
 def loss_of(record: Record, tasks: Sequence[str] = ()) -> float:
-    """Of the last evaluation: the mean over the masked tokens, in nats."""
+    """Of the last evaluation: the mean over the masked tokens, in nats; of another objective, what that minimises."""
     return record["eval"]["loss"]
 
 
@@ -133,6 +133,7 @@ def loss_aspects(records: Sequence[Record], tasks: Sequence[str]) -> list[Aspect
             f"--tasks {','.join(tasks)}: an evaluation loss has no tasks; leave them out, or --measure score"
         )
     remedy = "evaluate them alike or leave runs out"
+    learnt = Aspect("objective", [record["config"].get("objective", "masked_lm") for record in records], remedy)
     datasets, data = [record["dataset"] for record in records], [record["config"].get("data", {}) for record in records]
     if all(datasets):
         keys = dict.fromkeys(key for dataset in datasets for key in dataset)
@@ -143,7 +144,7 @@ def loss_aspects(records: Sequence[Record], tasks: Sequence[str]) -> list[Aspect
         found = [Aspect("data.path", paths, remedy), Aspect("vocabulary size", sizes, remedy)]
     for key in ("eval_split", "eval_mask_rate", "eval_documents", "sequence_length"):
         found.append(Aspect(f"data.{key}", [json.dumps(one.get(key)) for one in data], remedy))
-    return found
+    return [*found, learnt]
 
 
 def why_no_pairs(record: Record) -> str | None:

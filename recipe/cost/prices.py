@@ -9,6 +9,7 @@ from typing import Any
 
 from recipe import shipped
 from recipe.errors import UserError, one_line
+from recipe.system.yaml_files import read_yaml
 
 ROW_KEYS = ("name", "match", "usd_per_hour", "source")
 MAY_KEYS = ("memory_gib",)
@@ -99,10 +100,10 @@ def load(path: str) -> list[Row]:
     import yaml  # here, as benchmarks write records on machines that lack it
 
     try:
-        rows = yaml.safe_load(shipped.find(path).read_text(encoding="utf-8"))
+        rows = read_yaml(shipped.find(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot read the price table ({error.strerror}); set cost.prices=FILE") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(rows, list) or not rows:
         raise UserError(f"{path}: expected a list of rows, each with {', '.join(ROW_KEYS)}")

@@ -1,7 +1,7 @@
 """Tokenised documents by number, out of MDS shards.
 
-Streaming fetches, checks and unpacks a shard; it is then mapped into memory and read in place. Streaming's own dataset would hand
-out some 9,000 samples a second, and shares its state with other processes in memory that a killed run leaves behind; here
+A shard is fetched, checked and unpacked, then mapped into memory and read in place. Streaming's own dataset would hand out
+some 9,000 samples a second, and shares its state with other processes in memory that a killed run leaves behind; here
 processes share files alone, and a document costs a few microseconds.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,17 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 from numpy.typing import NDArray
-from streaming import Stream
-from streaming.base.format import reader_from_json
 from streaming.base.hashing import get_hash
 
 from recipe.data import storage
 from recipe.data.sampler import Block
-from recipe.data.shard_files import CHANGED, check_lengths, fault, read_index
+from recipe.data.shard_files import CHANGED, COMPRESSION, REMEDY, check_lengths, fault, read_index
 from recipe.data.shards import DTYPE, HASH
 from recipe.errors import UserError
-from recipe.system.files import locked
+from recipe.system.files import locked, write_whole
 
 _THREADS = 2  # that fetch and unpack shards
 
@@ -57,7 +57,6 @@ class Documents:
         self._first = np.cumsum(self.sizes) - self.sizes
         self._keep_bytes = keep_gib * 2**30
         self._remote = f"{remote.rstrip('/')}/{split}" if remote else None
-        self._stream = Stream(local=str(folder), split=split, validate_hash=HASH, keep_zip=True)
         self._opened: dict[int, Future[_Shard]] = {}
         self._entered: list[int] = []  # shards of the block
         self._pool: ThreadPoolExecutor | None = None  # of the process that reads, which may be a fork of this one
@@ -128,7 +127,7 @@ class Documents:
             np.int64
         )
         header = np.diff(ends) - bytes_of_tokens  # the column's size (4), the shape's type (1), the shape (1 or 2)
-        if ((header < 6) | (header > 7)).any():
+        if ((header < 6) | (header > 7)).any() or ends[-1] > len(buffer):
             raise UserError(
                 f"{raw}: not of the lengths in {self._folder}; copy both again, or prepare the dataset again"
             )
@@ -137,19 +136,21 @@ class Documents:
     def _prepare(self, number: int) -> mmap.mmap:
         """Fetch and unpack a shard, unless another process has done so meanwhile."""
         raw, shard = self._raw(number), self._index[number]
-        packed = self._folder / (shard["zip_data"] or shard["raw_data"])["basename"]
+        packed = shard["zip_data"] and self._folder / shard["zip_data"]["basename"]
         raw.parent.mkdir(parents=True, exist_ok=True)
         with locked(raw.with_name(f"{raw.name}.lock")):
             while True:
                 with suppress(FileNotFoundError):  # or removed again by a process that has read it already
                     return _map(raw)
                 if self._remote:
-                    storage.fetch(self._remote, packed.relative_to(self._folder).as_posix(), self._folder)
+                    storage.fetch(self._remote, (packed or raw).relative_to(self._folder).as_posix(), self._folder)
+                if not packed:
+                    return _map(raw)
                 try:
-                    self._stream.prepare_shard(reader_from_json(self._stream.local, self._stream.split, shard))
-                except (OSError, ValueError, RuntimeError) as error:
+                    unpack(packed, raw, shard)
+                except (OSError, ValueError) as error:
                     raise fault(error, packed) from None
-                if self._remote and shard["zip_data"]:
+                if self._remote:
                     packed.unlink()
 
     def _evict(self, wanted: set[int]) -> None:
@@ -174,3 +175,63 @@ def _map(file: Path) -> mmap.mmap:
         if os.fstat(stream.fileno()).st_size == 0:
             raise UserError(CHANGED.format(file=file))  # which cannot be mapped
         return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def unpack(packed: Path, raw: Path, shard: dict[str, Any]) -> None:
+    """Write the file that a packed one of the index holds, a piece at a time and no more bytes than the index says.
+
+    Raises:
+        UserError: its hash is another, or there is more in it.
+        OSError, ValueError: what the system, or the decompressor, said.
+    """
+    if get_hash(HASH, packed.read_bytes()) != shard["zip_data"]["hashes"][HASH]:
+        raise UserError(f"{packed}: its hash is not the one in the index, so its bytes have changed; {REMEDY}")
+    most = shard["raw_data"]["bytes"]
+
+    def write(draft: Path) -> None:
+        written = 0
+        with (
+            pyarrow.CompressedInputStream(pyarrow.OSFile(str(packed)), COMPRESSION) as stream,
+            draft.open("wb") as file,
+        ):
+            while piece := stream.read(1 << 20):
+                written += len(piece)
+                if written > most:
+                    raise UserError(f"{packed}: unpacks to more than the {most:,} bytes that the index says; {REMEDY}")
+                file.write(piece)
+
+    write_whole(raw, write)
+
+
+def some_records(
+    folder: Path, split: str, count: int, dtype: str = DTYPE
+) -> list[tuple[int, NDArray[np.unsignedinteger]]]:
+    """(number, tokens (length,)) of `count` documents, evenly spaced over the first shard of a split; nothing is written beside
+    the shards.
+
+    Raises:
+        UserError: an index or a shard that cannot be used.
+    """
+    index = read_index(folder / split, dtype)
+    if not index or not index[0]["samples"]:
+        return []
+    shard, samples = index[0], index[0]["samples"]
+    raw, packed = folder / split / shard["raw_data"]["basename"], shard["zip_data"]
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            if packed:
+                raw = Path(scratch) / "raw"
+                unpack(folder / split / packed["basename"], raw, shard)
+            content = raw.read_bytes()
+            if get_hash(HASH, content) != shard["raw_data"]["hashes"][HASH]:
+                raise UserError(CHANGED.format(file=folder / split / shard["raw_data"]["basename"]))
+            places = np.frombuffer(content, np.uint32, samples + 1, 4).astype(np.int64)
+            chosen = sorted({i * samples // count for i in range(count)})
+            return [(number, _tokens(content[places[number] : places[number + 1]], dtype)) for number in chosen]
+        except (OSError, ValueError, IndexError) as error:
+            raise fault(error, folder / split / (packed or shard["raw_data"])["basename"]) from None
+
+
+def _tokens(sample: bytes, dtype: str) -> NDArray[np.unsignedinteger]:
+    """Of one record: the column's size (4 bytes), the width of the shape (1), the shape, the tokens."""
+    return np.frombuffer(sample[5 + 2 ** (sample[4] % 4) :], dtype)

@@ -11,6 +11,7 @@ it chooses at a higher one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -19,25 +20,28 @@ from numpy.typing import NDArray
 
 from recipe.data.words import Words
 
-MASK_SHARE, RANDOM_SHARE = 0.8, 0.1  # of the chosen tokens; the rest stay as they are
-
 # of spans, by how many tokens they go on: the share that is longer than k = 0, 1, ...
 _LONGER = 1 - np.cumsum([0, *(0.8**k for k in range(10))])[:-1] / sum(0.8**k for k in range(10))
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
+def evenly(progress: float) -> float:
+    return progress
+
+
 @dataclass(frozen=True)
 class RateSchedule:
-    """Linear from `first` to `last` over a run's documents, constant after."""
+    """From `first` to `last` over a run's documents, constant after."""
 
     first: float
     last: float
     documents: int
+    fallen: Callable[[float], float] = evenly  # at a progress in [0, 1] how much of the way is behind
 
     def __call__(self, seen: int) -> float:
         """The rate of a batch before which the run has seen so many documents."""
-        return self.first + (self.last - self.first) * min(seen / self.documents, 1.0)
+        return self.first + (self.last - self.first) * self.fallen(min(seen / self.documents, 1.0))
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Masker:
     kind: str = "token"  # token, word or span
     words: Words | None = None  # for words
     ids: int = 2**16  # every token id is below it
+    mask_share: float = 0.8  # of the chosen tokens, what becomes [MASK], and
+    random_share: float = 0.1  # what becomes an ordinary token, itself among them; the rest stay as they are
 
     @cached_property
     def is_special(self) -> NDArray[np.bool_]:
@@ -96,9 +102,9 @@ class Masker:
         labels = input_ids[chosen]
         fate = _uniform(key[chosen], 2)
         pick = (_uniform(key[chosen], 3) * len(self.ordinary_ids)).astype(np.int64)
-        replaced = np.where(fate < MASK_SHARE + RANDOM_SHARE, self.ordinary_ids[pick], labels)
+        replaced = np.where(fate < self.mask_share + self.random_share, self.ordinary_ids[pick], labels)
         masked = input_ids.copy()
-        masked[chosen] = np.where(fate < MASK_SHARE, self.mask_id, replaced)
+        masked[chosen] = np.where(fate < self.mask_share, self.mask_id, replaced)
         return masked, chosen, labels
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import tempfile
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from recipe.errors import UserError
-from recipe.system.files import digest
+from recipe.system.files import digest, read_json
+from recipe.system.private import private
 
 FORMAT = 2  # of dataset.json; 1: every vocabulary is a vocab.txt and every id uint16
 DTYPE, DTYPES = "uint16", ("uint16", "uint32")  # of ids: where nothing else is said, and all
@@ -198,24 +198,9 @@ def merge_parts(out: Path, split: str, count: int) -> None:
         logging.disable(logging.NOTSET)
 
 
-def some_records(path: Path, split: str, count: int) -> list[tuple[int, np.ndarray]]:
-    """(number, tokens (length,)) of `count` records, evenly spaced over the first shard of a split."""
-    from streaming.base.compression import decompress
-    from streaming.base.format import reader_from_json
-
-    first = json.loads((path / split / "index.json").read_text("utf-8"))["shards"][0]
-    packed, raw = path / split / first["zip_data"]["basename"], Path(first["raw_data"]["basename"]).name
-    with tempfile.TemporaryDirectory() as folder:  # nothing is written beside the shards
-        (Path(folder) / raw).write_bytes(decompress(first["compression"], packed.read_bytes()))
-        plain = {**first, "compression": None, "zip_data": None, "raw_data": {**first["raw_data"], "basename": raw}}
-        reader = reader_from_json(folder, None, plain)
-        chosen = sorted({i * reader.samples // count for i in range(count)})
-        return [(number, reader.get_item(number)["tokens"]) for number in chosen]
-
-
 def write_info(info: DatasetInfo, out: Path) -> None:
     (out / "dataset.json").write_text(
-        json.dumps(dataclasses.asdict(info), indent=2, ensure_ascii=False) + "\n", "utf-8"
+        json.dumps(private(dataclasses.asdict(info)), indent=2, ensure_ascii=False) + "\n", "utf-8"
     )
 
 
@@ -236,8 +221,8 @@ def read_info(path: str | Path) -> DatasetInfo:
         what = "holds no dataset.json" if Path(path).is_dir() else "does not exist"
         raise UserError(f"{path}: {what}; python -m recipe.prepare YAML writes a dataset there")
     try:
-        raw = json.loads(file.read_text("utf-8"))
-        if raw["format"] > FORMAT:
+        raw = private(read_json(file))
+        if raw["format"] not in range(FORMAT + 1):
             raise UserError(
                 f"{file}: format {raw['format']}, written by a newer version; this one reads {FORMAT}: update it, or prepare the "
                 "text again"
@@ -248,5 +233,5 @@ def read_info(path: str | Path) -> DatasetInfo:
         raw["splits"] = {name: SplitInfo(**split) for name, split in raw["splits"].items()}
         raw["sources"] = {name: SourceInfo(**source) for name, source in raw["sources"].items()}
         return DatasetInfo(**raw)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: not written by recipe.prepare, or damaged ({error}); prepare it again") from None

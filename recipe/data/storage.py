@@ -78,6 +78,10 @@ def is_remote(path: str) -> bool:
     if "://" not in path:
         return False
     url = urlsplit(path)
+    if "@" in url.netloc:
+        raise UserError(
+            f"{path}: holds credentials, which would stand in records; the clients read them from the environment"
+        )
     if url.scheme not in SCHEMES or not url.netloc or url.query or url.fragment:
         known = " ".join(f"{scheme}://" for scheme in SCHEMES)
         raise UserError(f"{path}: give a local folder, or SCHEME://BUCKET/FOLDER without # and ?; known are {known}")

@@ -18,7 +18,7 @@ from recipe.data import storage
 from recipe.data.batch import BIN_SEQUENCES, Batch, Collate, Collator, PaddedCollator, Samples
 from recipe.data.cache import local_folder
 from recipe.data.documents import Documents
-from recipe.data.masking import Masker, RateSchedule
+from recipe.data.masking import Masker, RateSchedule, evenly
 from recipe.data.packing import PackedBatchSampler, PackedCollator
 from recipe.data.sampler import BatchSampler, EpochSampler, GlobalBatch
 from recipe.data.shards import DatasetInfo
@@ -140,12 +140,14 @@ def open_loader(
     batching: str,
     workers: int,
     run_documents: int | None = None,
+    fallen: Callable[[float], float] = evenly,
     collator: Callable[[Collator], Collate] | None = None,
 ) -> Loader:
     """Batches of `batch_size` sequences a rank, or of as many full-length ones' tokens, of the training or the evaluation split.
 
     `batching` is sequences, tokens (evaluation: sequences) or padded; `run_documents`, what the whole run sees, is needed where
-    the masking rate changes; `collator` is the objective's, absent: masking alone.
+    the masking rate changes, `fallen` says how (`recipe.data.masking.RateSchedule`); `collator` is the objective's, absent:
+    masking alone.
 
     Raises:
         UserError: the split's index or lengths cannot be used, or it does not fill one batch.
@@ -153,7 +155,10 @@ def open_loader(
     split = data.train_split if train else data.eval_split
     remote = data.path if storage.is_remote(data.path) else None
     documents = Documents(local_folder(data), split, remote, data.cache_gib, info.dtype)
-    masking, length = _masking(data, info, train, seed, run_documents), data.sequence_length
+    schedule = None
+    if train and data.mask_rate_end is not None:
+        schedule = RateSchedule(data.mask_rate, data.mask_rate_end, run_documents, fallen)
+    masking, length = _masking(data, info, train, seed, schedule), data.sequence_length
     collate = collator(masking) if collator else masking
     ranks = World.detect().num_ranks
     sampler: BatchSampler | PackedBatchSampler = BatchSampler(batch_size * ranks, whole=train)
@@ -173,14 +178,13 @@ def open_loader(
         num_workers=workers,
         worker_init_fn=_ignore_interrupts,
         pin_memory=torch.cuda.is_available(),
+        # An iterator draws a number for its workers; an evaluation's must not be taken from training's dropout.
+        generator=None if train else torch.Generator(),
     )
 
 
-def _masking(data: Data, info: DatasetInfo, train: bool, seed: int, run_documents: int | None) -> Collator:
+def _masking(data: Data, info: DatasetInfo, train: bool, seed: int, schedule: RateSchedule | None) -> Collator:
     vocabulary = info.vocabulary
-    schedule = None
-    if train and data.mask_rate_end is not None:
-        schedule = RateSchedule(data.mask_rate, data.mask_rate_end, run_documents)
     masker = Masker(
         rate=data.mask_rate if train else data.eval_mask_rate,
         mask_id=vocabulary.mask_id,

@@ -23,6 +23,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from recipe.config import Tokenizer as Settings
 from recipe.data.shards import Vocabulary
 from recipe.errors import UserError, one_line
+from recipe.system.files import read_json
+from recipe.system.panics import probe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -125,7 +127,7 @@ def special_ids(folder: Path, saved: Tokenizer) -> dict[str, int | None]:
     """`pad_id`, `mask_id` and the other roles' of the tokenizer that is saved in a folder."""
     names = dict(zip(ROLES, SPECIAL, strict=True))
     for file in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
-        found = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        found = read_json(file) if file.is_file() else {}
         for role in ROLES:
             token = found.get(f"{role}_token")
             names[role] = (token["content"] if isinstance(token, dict) else token) or names[role]
@@ -154,6 +156,7 @@ def encoder(folder: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
+    probe(tokenizer)
     return tokenizer
 
 
@@ -234,6 +237,10 @@ def _load_named(name: str) -> PreTrainedTokenizerFast:
         raise UserError(
             f"`tokenizer.name: {name}` is a {type(tokenizer).__name__}, which has no fast form; give one with a tokenizer.json"
         )
+    try:
+        probe(tokenizer.backend_tokenizer)
+    except ValueError as error:
+        raise UserError(f"`tokenizer.name: {name}`: {error}; save it again, or give another") from None
     _set_roles(tokenizer, name)
     _frame(tokenizer, name)
     return tokenizer

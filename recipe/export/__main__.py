@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.config import ExportConfig, run_main
-from recipe.errors import UserError
+from recipe.errors import UserError, end
 from recipe.export import card, verify
 from recipe.export.formats import FORMATS
 from recipe.export.subject import find_subject
@@ -73,4 +73,4 @@ def main(config: ExportConfig) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_main(ExportConfig, main, first=["checkpoint"]))
+    end(lambda: run_main(ExportConfig, main, first=["checkpoint"]))

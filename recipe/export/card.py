@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from recipe.cost.measures import tasks_in_words
 from recipe.export.subject import Subject
 from recipe.finetune.results import of_final_encoder
 from recipe.finetune.scores import CONVENTION
+from recipe.system import inert
 from recipe.system.files import write_whole
 
 TEMPLATES = jinja2.Environment(
@@ -23,6 +25,8 @@ TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
+TEMPLATES.filters["plain"] = inert.markdown  # names and words of the run, which may be a stranger's
+TEMPLATES.filters["literal"] = lambda text: json.dumps(text, ensure_ascii=True)  # in the code that is shown
 
 
 def write(subject: Subject, config: ExportConfig, record: dict[str, Any], folder: Path) -> None:
@@ -54,12 +58,13 @@ def render(subject: Subject, config: ExportConfig, record: dict[str, Any]) -> st
         own_code=subject.row is not None and subject.row.code is not None,
         limit=checkpoint.max_length,
         longest=subject.longest,
+        rotary=checkpoint.sizes is not None and checkpoint.sizes.positions == "rope",
         masked=checkpoint.mask_id is not None,
         int8=config.int8 is not None,
         batch=None if final else checkpoint.batch,
         run=run,
         data=data,
-        text=Path(text).name if Path(text).is_absolute() else text,
+        text=Path(text).name if text.startswith(("/", "~")) else text,
         glue=glue,
         tasks=tasks_in_words(glue, list(glue["tasks"])) if glue else None,
         convention=CONVENTION,

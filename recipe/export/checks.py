@@ -108,14 +108,21 @@ class Exported:
             before, {"difference": difference, "allowed": allowed}, key=lambda row: row["difference"]
         )
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Those that are compared, one of them beyond the windows that the encoder's layers may have."""
+        sizes = self.subject.checkpoint.sizes
+        return (*LENGTHS, sizes.window // 2 + max(LENGTHS)) if sizes and sizes.window else LENGTHS
+
     def cases(self) -> Iterator[tuple[str, Inputs]]:
         """Ragged pairs of texts: padded right and left, without token types, and without a mask, of one length; and one alone."""
-        checkpoint = self.subject.checkpoint
-        longest = self.subject.longest or max(LENGTHS)
-        paragraphs = [text for text in self.texts if len(text) > CHARACTERS][: 2 * len(LENGTHS)]
-        pairs = list(zip(paragraphs[::2], paragraphs[1::2], strict=True))
-        tokenizer = checkpoint.tokenizer
-        found = [next(encodings(tokenizer, [pair], min(n, longest))) for n, pair in zip(LENGTHS, pairs, strict=True)]
+        checkpoint, found = self.subject.checkpoint, []
+        longest, tokenizer = self.subject.longest or max(self.lengths), checkpoint.tokenizer
+        paragraphs = (text for text in self.texts if len(text) > CHARACTERS)
+        for length in self.lengths:
+            often = -(-length // max(LENGTHS))
+            pair = [" ".join([next(paragraphs)] * often) for _ in range(2)]
+            found.append(next(encodings(tokenizer, [tuple(pair)], min(length, longest))))
         typed = (self.config.get("type_vocab_size") or 0) > 1
         for side in ("right", "left"):
             yield f"padded on the {side}", padded(found, checkpoint.pad_id, side == "left", typed)

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from recipe.config import ExportConfig
 from recipe.errors import UserError, class_and_line
 from recipe.export.subject import Subject
+from recipe.model.huggingface import has_token_types
 
 # What transformers' Auto classes call the classes of a model, behind the name that they begin with.
 AUTO = {
@@ -31,7 +32,7 @@ def converted(subject: Subject) -> PreTrainedModel:
     """Encoder and head as transformers has them, every weight the subject's, float32.
 
     Raises:
-        UserError: a weight is missing.
+        UserError: a weight is missing, or there is no class for such a block.
     """
     row, checkpoint = subject.row, subject.checkpoint
     if row is None:
@@ -40,7 +41,10 @@ def converted(subject: Subject) -> PreTrainedModel:
             setattr(model.config, key, value)
         return model.eval()
     code = row.code() if row.code else transformers
-    settings = {**row.settings(checkpoint.sizes), "pad_token_id": checkpoint.pad_id, **subject.settings}
+    try:
+        settings = {**row.settings(checkpoint.sizes), "pad_token_id": checkpoint.pad_id, **subject.settings}
+    except ValueError as error:
+        raise UserError(f"{subject.called} cannot be exported: {error}") from None
     config = getattr(code, f"{row.classes}Config")(**settings)
     model = getattr(code, f"{row.classes}{AUTO[subject.auto]}")(config)
     # The encoder alone has no prefix before its own names.
@@ -66,9 +70,12 @@ def write_model(subject: Subject, model: PreTrainedModel, folder: Path) -> None:
     row, source = subject.row, subject.checkpoint.folder
     if getattr(model.config, "auto_map", None):
         shutil.copyfile(inspect.getfile(row.code()), folder / Path(inspect.getfile(row.code())).name)
+    # A tokenizer of BERT's kind tells a pair's texts apart, which a model without token types does not take.
+    untyped = row is not None and not has_token_types(model.config)
+    inputs = {"model_input_names": ["input_ids", "attention_mask"]} if untyped else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            source, use_fast=True, trust_remote_code=False, split_special_tokens=subject.plain_text
+            source, use_fast=True, trust_remote_code=False, split_special_tokens=subject.plain_text, **inputs
         )
     except Exception as error:  # the library raises bare exceptions
         raise UserError(f"{source}: its tokenizer cannot be loaded ({class_and_line(error)})") from None

@@ -12,7 +12,7 @@ from typing import NoReturn
 import torch
 
 from recipe.config import ExportConfig
-from recipe.errors import UserError, class_and_line, exit_status
+from recipe.errors import UserError, class_and_line, end, exit_status
 from recipe.export.checks import Different, Exported
 from recipe.export.formats import FORMATS
 from recipe.export.subject import find_subject
@@ -53,4 +53,4 @@ def main(request: Path) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(exit_status(lambda: main(Path(sys.argv[1]))))
+    end(lambda: exit_status(lambda: main(Path(sys.argv[1]))))

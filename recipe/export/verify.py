@@ -5,6 +5,7 @@ The process loads the draft as a stranger would, with transformers' caches in an
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe import records
-from recipe.config import ExportConfig, to_dict
+from recipe.config import ExportConfig
 from recipe.errors import UserError
 from recipe.export.formats import FORMATS
 from recipe.export.subject import Subject
@@ -59,7 +60,7 @@ def compared(config: ExportConfig, draft: Path) -> dict[str, Any]:
     """What the verifying process answers: `verified` and `facts` of `checks.Exported`, and what is `different`, or None."""
     with tempfile.TemporaryDirectory() as scratch:
         request = Path(scratch, "request.json")
-        request.write_text(json.dumps({"config": to_dict(config), "folder": str(draft)}), "utf-8")
+        request.write_text(json.dumps({"config": dataclasses.asdict(config), "folder": str(draft)}), "utf-8")
         environment = os.environ | OFFLINE | dict.fromkeys(CACHES, scratch)
         command = [sys.executable, "-m", "recipe.export.verifier", str(request)]
         nobody = subprocess.DEVNULL  # to ask whether code may run

@@ -14,7 +14,7 @@ import torch
 
 from recipe import records
 from recipe.config import FinetuneConfig, run_main
-from recipe.errors import UserError
+from recipe.errors import UserError, end
 from recipe.finetune import scores
 from recipe.finetune.batches import EncodedExamples
 from recipe.finetune.folder import FOLDER
@@ -174,4 +174,4 @@ def main(config: FinetuneConfig) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_main(FinetuneConfig, main))
+    end(lambda: run_main(FinetuneConfig, main))

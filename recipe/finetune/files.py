@@ -20,10 +20,13 @@ import pyarrow.parquet
 
 from recipe.config.finetune import FORMATS, Files
 from recipe.errors import UserError, one_line
+from recipe.system import inert
 
 SUFFIXES = {**{f".{name}": name for name in FORMATS}, ".ndjson": "jsonl", ".bio": "conll"}
 LONGEST_CELL = 1 << 24  # characters of one cell: an opening quote without an end would take in the rest of the file
 WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+PREDICTIONS = ("row", "prediction", "probability", "problem")  # how the header of what recipe.predict wrote begins
+_OURS = (("label", "prediction"), ("index", "prediction"))  # headers of a job's own predictions
 PARQUET_ROWS = 1024  # that are read at a time
 
 
@@ -175,6 +178,8 @@ def _table(
         _, columns, problem = next(lines, (1, None, "no header line in it"))
         if columns is None:
             raise UserError(f"{file}:1: {problem}")
+        if tuple(columns[: len(PREDICTIONS)]) == PREDICTIONS or tuple(columns) in _OURS:
+            lines = ((line, cells and [inert.from_cell(one) for one in cells], why) for line, cells, why in lines)
     if len(columns) == 1 and columns[0] not in wanted and (others := [c for c in ";\t|" if c in columns[0]]):
         raise UserError(f"{file}:1: its cells are divided by {others[0]!r}; set format=csv and that as delimiter")
     places = _places(file, columns, wanted)

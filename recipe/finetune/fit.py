@@ -193,13 +193,14 @@ def _trainer(
     fitting, model = fit.fitting, tuned.model
     freeze(model, fitting.freeze_layers)
     settings = Optimizer(lr=fit.lr, betas=BETAS, eps=EPS, weight_decay=fit.weight_decay)
+    optimizer = build_optimizer(model, settings, hardware.activation_dtype)
     # The process' own GPU: jobs that run side by side have one each.
     device = DeviceGPU(torch.cuda.current_device()) if hardware.kind == "gpu" else "cpu"
     join_ranks(device)
     return Trainer(
         count_tokens=weight,
         model=tuned,
-        optimizers=slower_below(build_optimizer(model, settings), model, fitting.layer_decay),
+        optimizers=slower_below(optimizer, model, fitting.layer_decay),
         schedulers=Rate(Schedule(warmup=fitting.warmup, final_lr=fitting.final_lr)),
         train_dataloader=DataSpec(
             loader,

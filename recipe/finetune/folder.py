@@ -29,7 +29,7 @@ from recipe.finetune.tasks import TaskData
 from recipe.model.encoder import Backends
 from recipe.model.heads import FineTuned
 from recipe.model.huggingface import HFEncoder, HFFineTuned
-from recipe.system.files import write_whole_folder
+from recipe.system.files import read_json, write_whole_folder
 from recipe.system.hardware import Hardware
 from recipe.training.checkpoint import Checkpoint, find_checkpoint
 
@@ -164,8 +164,8 @@ def open_fine_tuned(path: str) -> FineTunedFolder:
         )
         raise UserError(f"{path}: no {TASK} in it; {why}")
     try:
-        task = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
+        task = read_json(file)
+    except (OSError, ValueError) as error:
         raise UserError(f"{file}: no JSON ({error})") from None
     if not isinstance(task, dict) or any(not isinstance(task.get(key), kind) for key, kind in REQUIRED.items()):
         raise UserError(f"{file}: not what recipe.finetune writes: {', '.join(REQUIRED)} belong in it")

@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from recipe.errors import UserError
+from recipe.errors import UserError, one_line
 from recipe.finetune.batches import EncodedExamples
 
 TUNING, REPORTED = "tuning", "reported"
 TUNING_PAIRS = 40  # the first of each paradigm
+LONGEST = 1 << 20  # bytes of a pair's line
+MOST_EXPANSION, FREE_EXPANSION = 250, 1 << 26  # times the bytes of a compressed file, and bytes beside them
 KEYS = ("sentence_good", "sentence_bad", "UID", "linguistics_term", "field")
 NAMES = ("*.jsonl", "*.jsonl.gz")
 
@@ -72,10 +74,18 @@ def files_of(place: Path) -> list[Path]:
 
 
 def _rows(file: Path) -> Iterator[dict[str, str]]:
-    number, any_row = 0, False
+    number, any_row, left = 0, False, MOST_EXPANSION * file.stat().st_size + FREE_EXPANSION
     try:
-        with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as lines:
-            for number, line in enumerate(lines, 1):
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as stream:
+            for number, line in enumerate(iter(lambda: stream.readline(LONGEST), b""), 1):
+                left -= len(line)
+                if len(line) == LONGEST or left < 0:
+                    what = (
+                        f"a line of {LONGEST:,} bytes"
+                        if left >= 0
+                        else f"more than {MOST_EXPANSION} times its own size"
+                    )
+                    raise UserError(f"{file}:{number}: {what}, which no pairs have; remove the file")
                 if line.strip():
                     any_row = True
                     yield _row(line, f"{file}:{number}")
@@ -90,8 +100,8 @@ def _row(line: bytes, where: str) -> dict[str, str]:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:
         raise UserError(f"{where}: not UTF-8 text; convert the file") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not valid JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not valid JSON ({getattr(error, 'msg', one_line(error))})") from None
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected an object with {', '.join(KEYS)}")
     for key in KEYS:

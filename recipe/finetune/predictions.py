@@ -13,6 +13,7 @@ from recipe.errors import UserError
 from recipe.finetune.examples import Examples
 from recipe.finetune.kinds import KINDS
 from recipe.finetune.tasks import DEV, HUB, Task, TaskData, read_task, rows_of
+from recipe.system import inert
 
 # What the site calls a test set's file, where that is not the task's own name.
 SUBMISSION_NAMES = {"test_matched": "MNLI-m", "test_mismatched": "MNLI-mm"}
@@ -72,7 +73,10 @@ class GlueFiles:
 
 def write_dev(file: Path, data: TaskData, gold: Sequence, predicted: Sequence) -> None:
     """Label and prediction of every development example, in the words of the task's files."""
-    rows = ("\t".join(data.kind.word(one, data.labels) for one in pair) for pair in zip(gold, predicted, strict=True))
+    rows = (
+        "\t".join(inert.cell(data.kind.word(one, data.labels)) for one in pair)
+        for pair in zip(gold, predicted, strict=True)
+    )
     _write(file, ["label\tprediction", *rows])
 
 
@@ -80,9 +84,9 @@ def write_test(file: Path, test: TestSet, data: TaskData, predicted: Sequence) -
     """A submission's file; numbers are clipped to the task's scale."""
     if data.task.scale:
         predicted = np.clip(predicted, *data.task.scale)
-    words = [data.kind.word(one, data.labels) for one in predicted]
+    words = [inert.cell(data.kind.word(one, data.labels)) for one in predicted]
     rows = zip(test.index, words, strict=True)
-    _write(file, ["index\tprediction", *(f"{index}\t{prediction}" for index, prediction in rows)])
+    _write(file, ["index\tprediction", *(f"{inert.cell(index)}\t{prediction}" for index, prediction in rows)])
 
 
 def submission_name(task: str, test: str) -> str:

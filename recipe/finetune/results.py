@@ -9,6 +9,7 @@ from recipe import records
 from recipe.config import to_dict
 from recipe.errors import UserError
 from recipe.settings import as_word, what_changed
+from recipe.system.files import leaving
 from recipe.training.checkpoint import Checkpoint
 
 
@@ -31,6 +32,8 @@ def find_record(out: Path, kind: str, config: Any) -> dict[str, Any] | None:
         if any(out.iterdir()):
             raise UserError(f"out={out} is not empty and holds no scores; choose another folder")
         return None
+    if link := leaving(out):
+        raise UserError(f"{link}: a link that leaves `out`; copy what it leads to into its place")
     record = records.read_record(out)
     if record["kind"] != kind:
         raise UserError(f"out={out} holds a run of kind `{record['kind']}`; choose another folder")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recipe.cost.measures import tasks_in_words
+from recipe.system import inert
 
 CONVENTION = "mean over tasks of the mean of each task's metrics"
 COUNTS = ("train_examples", "dev_examples", "truncated_examples", "torn_rows")
@@ -65,15 +66,15 @@ def table(glue: Record) -> list[str]:
 
 def markdown(name: str, glue: Record) -> str:
     """The same as a Markdown document."""
-    head, *body = [[cell.replace("|", "\\|") for cell in row] for row in _rows(glue)]
+    head, *body = [[inert.markdown(cell) for cell in row] for row in _rows(glue)]
     lines = [head, ["---"] * len(head), *body]
     return "\n".join(
         [
-            f"# {name}",
+            f"# {inert.markdown(name)}",
             "",
             *(f"| {' | '.join(line)} |" for line in lines),
             "",
-            *(f"- {line}" for line in _totals(glue)),
+            *(f"- {inert.markdown(line)}" for line in _totals(glue)),
             "",
         ]
     )

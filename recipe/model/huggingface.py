@@ -18,6 +18,7 @@ from transformers import (
     AutoTokenizer,
     PretrainedConfig,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -25,6 +26,8 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils.hub import snapshot_download  # huggingface_hub's, which transformers itself calls
 
 from recipe.errors import UserError, class_and_line
+from recipe.system.files import read_json
+from recipe.system.panics import probe
 
 POOLER = "pooler."  # of an encoder; masked-language models have none
 # What is fetched of a repository on the hub, weights without pickle if it has them; its code never is.
@@ -54,18 +57,18 @@ class HFFineTuned(nn.Module):
         if pretrained:
             self._load(folder, config)
         else:
-            self.model = self.auto_class.from_config(config)
+            self.model = self.auto_class.from_config(config, trust_remote_code=False)
 
     def _load(self, folder: Path, config: PretrainedConfig) -> None:
         self.model, info = self.auto_class.from_pretrained(
-            folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+            folder, config=config, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
         )
         unloaded = unloaded_names(info)
         encoder = f"{self.model.base_model_prefix}."
         inner = {name.removeprefix(encoder) for name in unloaded if name.startswith(encoder)}
         self.unloaded = sorted(name for name in inner if not name.startswith(POOLER))
         if any(is_classifier(name) and name not in unloaded for name in self.model.state_dict()):
-            fresh = self.auto_class.from_config(config).state_dict()
+            fresh = self.auto_class.from_config(config, trust_remote_code=False).state_dict()
             new = {name: tensor for name, tensor in fresh.items() if is_classifier(name)}
             self.model.load_state_dict(new, strict=False)
 
@@ -92,11 +95,11 @@ class HFEncoder(nn.Module):
         self.unloaded: list[str] = []  # weights that the folder does not have, or not in this shape
         if pretrained:
             self.model, info = AutoModel.from_pretrained(
-                folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+                folder, config=config, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
             )
             self.unloaded = [name for name in unloaded_names(info) if not name.startswith(POOLER)]
         else:
-            self.model = AutoModel.from_config(config)
+            self.model = AutoModel.from_config(config, trust_remote_code=False)
 
     def forward(self, batch: dict, keep: Tensor | None = None) -> Tensor:
         """Hidden states (K, D) at the places `keep` (K,) int64 of the flattened (S, L), or of all real tokens, in order."""
@@ -117,11 +120,11 @@ class HFForMaskedLM(nn.Module):
         self.unloaded: list[str] = []  # weights that the folder does not have, or not in this shape
         if pretrained:
             self.model, info = AutoModelForMaskedLM.from_pretrained(
-                folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
+                folder, config=config, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
             )
             self.unloaded = unloaded_names(info)
         else:
-            self.model = AutoModelForMaskedLM.from_config(config)
+            self.model = AutoModelForMaskedLM.from_config(config, trust_remote_code=False)
 
     def masked_logits(self, batch: dict) -> Tensor:
         """(M, V) at `masked_indices` (M,) int64, places in the flattened (S, L) of input_ids and attention_mask."""
@@ -157,6 +160,11 @@ def read_family(folder: Path) -> Family:
         ValueError: no model of which transformers has both a masked-language-model and a classification form, or a decoder.
         OSError: no readable config.json.
     """
+    values = read_json(folder / "config.json")
+    if values.get("model_type") not in CONFIG_MAPPING_NAMES and "auto_map" in values:
+        raise ValueError(
+            f"model_type `{values.get('model_type')}` is known to code of its own only, which is never run here"
+        )
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     kind = config.model_type
     encoders = MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys() & MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.keys()
@@ -165,7 +173,7 @@ def read_family(folder: Path) -> Family:
             f"model_type `{kind}` is no encoder; give a model of BERT's family (bert, roberta, modernbert, ...)"
         )
     with torch.device("meta"):
-        model = AutoModel.from_config(config)
+        model = AutoModel.from_config(config, trust_remote_code=False)
     return Family(kind, model.get_input_embeddings().num_embeddings, config.pad_token_id, _longest_input(model))
 
 
@@ -211,6 +219,7 @@ def load_tokenizer(folder: Path) -> tuple[Tokenizer, int, int | None]:
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True
+    probe(backend)
     return backend, found.pad_token_id, found.mask_token_id
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -39,7 +40,19 @@ class Objective:
     # (masking, as the config says) -> what makes a stream of documents, which is then padded or packed. Of a document it makes
     # the same in any batch, and it asks for no more labels: memory and the room in a packed batch follow from the masking rate.
     collator: Callable[[Collator], Collate] = lambda masking: masking
+    # (architecture, sizes) -> why it cannot be learnt by such networks, in words; None: it can
+    problem: Callable[[Architecture, EncoderConfig], str | None] = lambda architecture, sizes: None
 
     def kept(self, model: nn.Module) -> nn.Module:
         """The network that is saved and scored."""
         return model.get_submodule(self.encoder)
+
+
+def fates(masked: float, swapped: float) -> Callable[[Collator], Collate]:
+    """A `collator`: of the chosen tokens the share `masked` becomes [MASK], `swapped` a random token, and the rest stay."""
+
+    def with_fates(masking: Collator) -> Collate:
+        masker = dataclasses.replace(masking.masker, mask_share=masked, random_share=swapped)
+        return dataclasses.replace(masking, masker=masker)
+
+    return with_fates

@@ -14,16 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch._subclasses.fake_tensor import FakeTensorMode
-
 from recipe import plan, records
-from recipe.config import SweepConfig, TrainConfig, load
+from recipe.config import SweepConfig, TrainConfig, load, to_dict
 from recipe.cost import prices
 from recipe.errors import UserError
 from recipe.model.architectures import architecture
-from recipe.objectives import objective
+from recipe.objectives import objective_of
 from recipe.report.sweep import BUDGET, Point, points_of, trunk_lengths
-from recipe.training.memory import traced
+from recipe.training.memory import average_bytes, outline
 from recipe.training.optimizers import OPTIMIZERS
 
 GB = 1e9
@@ -127,20 +125,16 @@ def _item(name: str, batches: int, config: TrainConfig, step: plan.Step, where: 
     seconds = step.seconds * (batches + evaluations * FORWARD * documents / config.batch_size)
     saved = config.checkpoint_every
     written = 1 if saved.startswith("0") else 1 + (batches - 1) // batches_in(saved, config, step, where)
-    state = OPTIMIZERS[config.optimizer.name].state_bytes
-    disk = parameters(config) * (WEIGHT + (kept or min(written, config.keep_checkpoints)) * (WEIGHT + state))
+    kind, learns = architecture(config.model.name), objective_of(to_dict(config))
+    model = outline(learns, kind, plan.sizes_of(config), data.sequence_length)
+    parameters, state = sum(p.numel() for p in model.parameters()), OPTIMIZERS[config.optimizer.name].state_bytes(model)
+    state += average_bytes(config.average)
+    disk = parameters * (WEIGHT + (kept or min(written, config.keep_checkpoints)) * (WEIGHT + state))
     return Item(name, batches, batches * step.tokens, seconds, usd_of(seconds, where), disk)
 
 
 def usd_of(seconds: float, where: Where) -> float:
     return seconds / 3600 * where.row.usd_per_hour * where.count
-
-
-def parameters(config: TrainConfig) -> int:
-    with FakeTensorMode():
-        kind, learns = architecture(config.model.name), objective(config.objective)
-        model = learns.model(kind, plan.sizes_of(config), config.data.sequence_length, traced())
-        return sum(p.numel() for p in model.parameters())
 
 
 def _with_trunks(

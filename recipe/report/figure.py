@@ -16,6 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from recipe.cost.frontier import Curve
 from recipe.report import study, words
 from recipe.report.study import Study
+from recipe.system import inert
 
 WIDTH_INCHES, HEIGHT_INCHES, DPI = 8.0, 5.2, 160
 MARKER_POINTS = 7
@@ -58,7 +59,7 @@ def _draw_curve(axes: Axes, found: Study, curve: Curve, color: str, marker: str)
     for point in (point for point in (*front, *hollow) if point.half_width is not None):
         low, high, x = point.value - point.half_width, point.value + point.half_width, point.cost(found.axis)
         axes.plot([x, x], [low, high], color=color, linewidth=1.2, marker="_", markersize=MARKER_POINTS, zorder=2)
-    for points, fill, label in ((front, color, curve.label), (hollow, "white", None)):
+    for points, fill, label in ((front, color, inert.label(curve.label)), (hollow, "white", None)):
         if not points:
             continue
         axes.plot(
@@ -86,7 +87,7 @@ def _draw_floors(axes: Axes, found: Study) -> None:
             linewidth=1.1,
             linestyle="--",
             zorder=1,
-            label=f"{name}, no pretraining",
+            label=f"{inert.label(name)}, no pretraining",
         )
 
 
@@ -123,7 +124,7 @@ def _style_axes(axes: Axes, found: Study) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: words.tick_text(x, found.axis)))
     axes.margins(y=0.14)
     axes.set_xlabel(words.axis_label(found))
-    axes.set_ylabel(words.words_of(found).axis)
+    axes.set_ylabel(inert.label(words.words_of(found).axis))
     axes.grid(color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

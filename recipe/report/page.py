@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from html import escape  # of plotly's labels, which are HTML; the template escapes all other text
+from functools import partial
+from html import escape as html_escape
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ SYMBOLS = {
     "P": "cross",
     "X": "x",
 }
+# Of plotly's labels, which are HTML but for quotation marks; the template escapes all other text.
+escape = partial(html_escape, quote=False)
 CONFIG = {"displaylogo": False, "responsive": True}
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -125,7 +128,7 @@ def _curves(found: Study) -> go.Figure:
         marks = study.ticks(min(costs) / 2, max(costs) * 2)
         texts = [words.tick_text(mark, found.axis) for mark in marks]
         figure.update_xaxes(type="log", tickprefix="", tickvals=marks, ticktext=texts)
-    figure.update_yaxes(title=words.words_of(found).axis)
+    figure.update_yaxes(title=escape(words.words_of(found).axis))
     return figure
 
 

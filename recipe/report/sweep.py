@@ -27,6 +27,7 @@ from recipe.cost import prices
 from recipe.errors import UserError, say_error
 from recipe.settings import check_values
 from recipe.system.quiet import quiet_libraries
+from recipe.training.averages import AVERAGES
 from recipe.training.checkpoint_files import fork
 
 BUDGET = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)(ba|sp|tok|ep|h|usd)")
@@ -130,9 +131,15 @@ def trunk(config: SweepConfig) -> list[Path]:
     # Beside the runs of a sweep in one figure, a name must say which of the two it is.
     points = [replace(point, name=f"trunk-{point.name}") for point in points_of(config)]
     for point in points:
-        if point.config(Path(config.out)).data.mask_rate_end is not None:
+        wanted = point.config(Path(config.out))
+        if wanted.data.mask_rate_end is not None:
             raise UserError(
                 "data.mask_rate_end: the rate falls over a run's own length, so no trunk is shared; use sweep"
+            )
+        if wanted.average.steps and AVERAGES[wanted.average.shape].needs_end:
+            raise UserError(
+                f"average.shape={wanted.average.shape}: the mean is over the end of a run's own length, so no trunk is shared; "
+                "set average.shape=ema, or use sweep"
             )
     lengths = {point: batches_of(duration_of(point, config)) for point in points}
 

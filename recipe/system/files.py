@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
+DEEPEST = 100  # levels of a JSON file
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -61,3 +64,44 @@ def digest(files: Sequence[Path]) -> str | None:
             while chunk := stream.read(1 << 20):
                 total.update(chunk)
     return total.hexdigest()
+
+
+def read_json(file: Path) -> Any:
+    """What is in a JSON file that anybody may have written.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: not UTF-8 text, not JSON, nested more deeply than any file of ours, or text in it that is no Unicode.
+    """
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level = [found]
+    for _ in range(DEEPEST):
+        level = [below for one in level for below in _below(one)]
+        if not level:
+            return found
+    raise ValueError("nested too deeply")
+
+
+def _below(value: Any) -> Iterator[Any]:
+    """What stands directly in a value of a JSON file."""
+    if isinstance(value, dict):
+        yield from value
+        yield from value.values()
+    elif isinstance(value, list):
+        yield from value
+    elif isinstance(value, str) and not value.isascii():
+        value.encode()  # UnicodeEncodeError, a ValueError, for half a character
+
+
+def leaving(folder: Path) -> Path | None:
+    """The first symbolic link below a folder that leads out of it, or nowhere; `folder` itself may be one."""
+    inside = os.path.realpath(folder)
+    for place, folders, files in os.walk(inside):
+        for name in sorted([*folders, *files]):
+            link = os.path.join(place, name)
+            if os.path.islink(link) and not os.path.realpath(link).startswith(inside + os.sep):
+                return folder / os.path.relpath(link, inside)
+    return None

@@ -3,7 +3,6 @@ which may be any BERT-family model's in Hugging Face's form, or such a model's n
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from abc import ABC, abstractmethod
@@ -16,14 +15,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from kernels.backends import Requirements, Resolved
+from kernels.backends import Resolved
 from recipe import convert, records
 from recipe.config import Tokenizer as TokenizerSettings
 from recipe.data import tokenizer
 from recipe.errors import UserError, class_and_line
 from recipe.model.architecture import PADDED, Architecture, Shapes
 from recipe.model.architectures import ARCHITECTURES, architecture
-from recipe.model.config import EncoderConfig, padded_vocab_size
+from recipe.model.config import EncoderConfig, check_sizes, padded_vocab_size
 from recipe.model.encoder import Backends, initialize
 from recipe.model.heads import FineTuned
 from recipe.model.huggingface import (
@@ -36,6 +35,7 @@ from recipe.model.huggingface import (
     read_family,
 )
 from recipe.objectives import objective_of
+from recipe.system.files import leaving, read_json
 from recipe.system.hardware import Hardware
 from recipe.training.checkpoint_files import model_of
 
@@ -147,9 +147,7 @@ class OwnCheckpoint(Checkpoint):
         return architecture(self.model)
 
     def resolve_backends(self, hardware: Hardware) -> Backends:
-        needs = Requirements(
-            hardware.device, hardware.activation_dtype, self.sizes.head_dim, self.sizes.attention_probs_dropout_prob
-        )
+        needs = self.sizes.requirements(hardware.device, hardware.activation_dtype)
         try:
             return self._row.backends("auto", "auto", needs)
         except ValueError as error:
@@ -164,8 +162,14 @@ class OwnCheckpoint(Checkpoint):
         return model
 
     def masked_lm(self, chosen: Backends) -> nn.Module:
-        model = self._row.masked_lm(self.sizes, self.max_length or 0, chosen)
-        convert.load_weights(model, self._weights(), str(self.folder))
+        model, weights = self._row.masked_lm(self.sizes, self.max_length or 0, chosen), self._weights()
+        lacking = model.state_dict().keys() - weights.keys()
+        if lacking and not any(name.startswith("encoder.") for name in lacking):
+            raise UserError(
+                f"{self.folder}: an encoder without a head for masked language modelling, as objectives that detect leave it; "
+                "fine-tune it with recipe.glue or recipe.finetune"
+            )
+        convert.load_weights(model, weights, str(self.folder))
         return model
 
     def _weights(self) -> dict[str, Tensor]:
@@ -231,11 +235,11 @@ def find_checkpoint(path: str, key: str = "checkpoint") -> Checkpoint:
     Raises:
         UserError: nothing there, no encoder in it, no tokenizer beside it, or a tokenizer that does not fit.
     """
-    place, said = Path(path), f"{key}={path}"
+    place, said = Path(path).expanduser(), f"{key}={path}"
     if not place.exists():
         if not HUB_NAME.fullmatch(path):
             raise UserError(f"{said}: no such file or folder; {FORMS}")
-        return _from_folder(download(path, said), None, name=path.rpartition("/")[2])
+        return _from_folder(download(path, said), None, name=path.rpartition("/")[2], downloaded=True)
     if place.is_file():
         return _from_file(place, said)
     if (place / records.FILE_NAME).is_file():
@@ -262,8 +266,13 @@ def _from_folder(
     weights: Any = None,
     file: Path | None = None,
     name: str = "",
+    downloaded: bool = False,
 ) -> Checkpoint:
     """An encoder's folder; its weights are those of `file`, where that is given."""
+    if not downloaded and (link := leaving(folder)):
+        raise UserError(f"{link}: a link that leaves the encoder's folder; copy what it leads to into its place")
+    if any(folder.glob("*.py")):
+        print(f"{folder}: brings code of its own, which is not run", flush=True)
     of_folder = (tuple(sorted(folder.glob(pattern))) for pattern in WEIGHTS)
     files = (file,) if file else next(filter(None, of_folder), ())
     if not files:
@@ -282,9 +291,10 @@ def _from_folder(
 def _recognised(file: Path, shapes: Shapes) -> tuple[Architecture, EncoderConfig] | tuple[None, None]:
     """The row that a folder is of by its config.json and the shapes of its tensors, and its model's sizes."""
     try:
-        values = json.loads(file.read_text("utf-8"))
+        values = read_json(file)
         if not isinstance(values["model_type"], str):
             raise ValueError("model_type is no name")
+        check_sizes(values)
         for name in ARCHITECTURES:
             row = architecture(name)
             if sizes := row.sizes_of(values, shapes):
@@ -301,8 +311,10 @@ def _shapes_of(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
 def _own(found: dict[str, Any]) -> Checkpoint:
     """One in this project's form."""
     folder, sizes = found["folder"], found["sizes"]
-    if sizes.type_vocab_size < 2:
-        raise UserError(f"{folder}: type_vocab_size={sizes.type_vocab_size}; pairs of sentences need 2")
+    if sizes.type_vocab_size == 1:
+        raise UserError(
+            f"{folder}: type_vocab_size=1; pairs of sentences need 2, or 0 for an encoder without token types"
+        )
     try:
         if (folder / "tokenizer.json").is_file():
             encoder = tokenizer.encoder(folder)

@@ -10,6 +10,7 @@ from recipe.data.batch import BIN_SEQUENCES
 from recipe.data.shards import DatasetInfo, SplitInfo
 from recipe.errors import UserError
 from recipe.settings import check_values
+from recipe.training.averages import AVERAGES
 from recipe.training.schedules import SCHEDULES
 
 _UNITS = (TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN, TimeUnit.EPOCH)
@@ -22,6 +23,7 @@ def check_numbers(config: TrainConfig, info: DatasetInfo, ranks: int, batching: 
     _check_data(config, info)
     _check_batching(config, info, ranks, batching)
     _check_optimizer(config)
+    _check_average(config, info, batching)
     for key in ("duration", "eval_every", "checkpoint_every"):
         parse_time(key, getattr(config, key))
     if parse_time("duration", config.duration).value < 1:
@@ -84,6 +86,31 @@ def planned_documents(config: TrainConfig, info: DatasetInfo, batching: str) -> 
     return duration.value * per_unit[duration.unit]
 
 
+def planned_batches(config: TrainConfig, info: DatasetInfo, batching: str) -> int:
+    """How many batches the whole run has; 0 where only its end will tell."""
+    duration = parse_time("duration", config.duration)
+    if duration.unit == TimeUnit.BATCH:
+        return duration.value
+    if batching == "tokens" or duration.unit == TimeUnit.TOKEN:
+        return 0
+    if duration.unit == TimeUnit.SAMPLE:
+        return -(-duration.value // config.batch_size)
+    return duration.value * (info.split(config.data.train_split).documents // config.batch_size)
+
+
+def _check_average(config: TrainConfig, info: DatasetInfo, batching: str) -> None:
+    steps, batches = config.average.steps, planned_batches(config, info, batching)
+    if steps > batches > 0:
+        raise UserError(
+            f"average.steps={steps}, but the run has {batches} batches; set average.steps={batches} or less"
+        )
+    if steps and not batches and AVERAGES[config.average.shape].needs_end:
+        raise UserError(
+            f"average.shape={config.average.shape}: needs to know at which batch the run ends; give `duration` in ba, or set "
+            "average.shape=ema"
+        )
+
+
 def _check_batching(config: TrainConfig, info: DatasetInfo, ranks: int, batching: str) -> None:
     if batching == "tokens":
         for key, value in (("batch_size", config.batch_size // ranks), ("microbatch_size", config.microbatch_size)):
@@ -99,6 +126,18 @@ def _check_batching(config: TrainConfig, info: DatasetInfo, ranks: int, batching
             )
     if config.data.mask_rate_end is not None:
         planned_documents(config, info, batching)
+    if config.data.mask_rate_falls == "with_lr":
+        _check_mask_rate(config)
+
+
+def _check_mask_rate(config: TrainConfig) -> None:
+    if config.data.mask_rate_end is None:
+        raise UserError("data.mask_rate_falls=with_lr: to which rate? set data.mask_rate_end too")
+    if SCHEDULES[config.schedule.shape].factor(1.0, config.schedule) >= 1:
+        raise UserError(
+            "data.mask_rate_falls=with_lr, but the learning rate never falls; lower schedule.final_lr, give wsd a "
+            "schedule.decay, or set data.mask_rate_falls=evenly"
+        )
 
 
 def _check_optimizer(config: TrainConfig) -> None:

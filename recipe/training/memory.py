@@ -17,17 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kernels import backends
+from recipe.config import Average
 from recipe.errors import UserError
 from recipe.model.architecture import Architecture
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
 from recipe.objectives.objective import Objective
+from recipe.training.optimizers import Row
 
 GIB = 2**30
 FEW, MANY = 4, 1024  # sequences of the steps that are traced, and twice as many
@@ -125,6 +127,37 @@ def training_need(
         (low, parameters), (high, _) = peaks
         lines.append((2 * low - high + round(parameters * bytes_beside), (high - low) / count))
     return Need(*lines[0], many=lines[1])
+
+
+def outline(learns: Objective, kind: Architecture, sizes: EncoderConfig, sequence_length: int) -> nn.Module:
+    """All networks of a run, with parameters that have names and shapes but no storage.
+
+    Raises:
+        UserError: these networks cannot learn it.
+    """
+    if problem := learns.problem(kind, sizes):
+        raise UserError(problem)
+    with FakeTensorMode():
+        return learns.model(kind, sizes, sequence_length, traced())
+
+
+def optimizer_bytes(
+    optimizer: Row, learns: Objective, kind: Architecture, sizes: EncoderConfig, sequence_length: int
+) -> float:
+    """What it keeps for a parameter, the mean over a run's.
+
+    Raises:
+        UserError: it cannot train this model, or `outline`'s.
+    """
+    model = outline(learns, kind, sizes, sequence_length)
+    if problem := optimizer.problem(model):
+        raise UserError(problem)
+    return optimizer.state_bytes(model)
+
+
+def average_bytes(settings: Average) -> int:
+    """For a parameter, of the mean of the last weights: a float32 copy."""
+    return 4 if settings.steps else 0
 
 
 def need_of_batch(*of_step: Any, in_pieces: Callable[[Need], bool]) -> Need:

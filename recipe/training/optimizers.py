@@ -18,11 +18,13 @@ class Row:
     """`build` makes one group of parameters or several; a schedule scales the rates of all by one factor, and the first group's
     is the one that is printed."""
 
-    build: Callable[[nn.Module, Optimizer], torch.optim.Optimizer]
-    state_bytes: int  # that it keeps for a parameter
+    # (model, settings, the precision that the run computes in) -> the optimizer
+    build: Callable[[nn.Module, Optimizer, torch.dtype], torch.optim.Optimizer]
+    state_bytes: Callable[[nn.Module], float]  # that it keeps for a parameter, the mean over a model's
+    problem: Callable[[nn.Module], str | None] = lambda model: None  # why it cannot train this model, in words
 
 
-def _adamw(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
+def _adamw(model: nn.Module, settings: Optimizer, dtype: torch.dtype) -> torch.optim.Optimizer:
     """AdamW in one fused kernel. Every parameter decays, biases and norms too, by weight_decay x lr / initial lr a step, as
     Composer's DecoupledAdamW does.
 
@@ -40,9 +42,30 @@ def _adamw(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     )
 
 
-OPTIMIZERS = {"adamw": Row(_adamw, state_bytes=8)}  # two float32 moments
+def _muon(model: nn.Module, settings: Optimizer, dtype: torch.dtype) -> torch.optim.Optimizer:
+    from recipe.training.muon import Muon
+
+    return Muon(model, settings, dtype)
 
 
-def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """The optimizer of that name, of this model's parameters."""
-    return OPTIMIZERS[settings.name].build(model, settings)
+def _muon_bytes(model: nn.Module) -> float:
+    from recipe.training.muon import state_bytes
+
+    return state_bytes(model)
+
+
+def _muon_problem(model: nn.Module) -> str | None:
+    from recipe.training.muon import problem
+
+    return problem(model)
+
+
+OPTIMIZERS = {
+    "adamw": Row(_adamw, state_bytes=lambda model: 8),  # two float32 moments
+    "muon": Row(_muon, _muon_bytes, _muon_problem),
+}
+
+
+def build_optimizer(model: nn.Module, settings: Optimizer, dtype: torch.dtype) -> torch.optim.Optimizer:
+    """The optimizer of that name, of this model's parameters; `dtype` is the precision that the run computes in."""
+    return OPTIMIZERS[settings.name].build(model, settings, dtype)

@@ -21,7 +21,7 @@ class Row:
     ]  # of the same arguments as `recipe.training.trainer.Trainer`, which it spreads over the ranks
     # (bytes of the optimizer's state for a parameter, ranks) -> bytes that a rank holds for a parameter beside the weights, the
     # gradients and the activations of a step on one device. Where the ranks share the weights too, it is less than nothing.
-    bytes_beside: Callable[[int, int], float]
+    bytes_beside: Callable[[float, int], float]
 
 
 def _ddp(**arguments: Any) -> Trainer:
@@ -31,7 +31,7 @@ def _ddp(**arguments: Any) -> Trainer:
     return Trainer(**arguments, ddp_sync_strategy="single_auto_sync")
 
 
-def _ddp_bytes(state_bytes: int, ranks: int) -> int:
+def _ddp_bytes(state_bytes: float, ranks: int) -> float:
     """The buckets are float32."""
     return state_bytes + (4 if ranks > 1 else 0)
 

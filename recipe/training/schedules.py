@@ -51,3 +51,9 @@ SCHEDULES = {
         _wsd_problem,
     ),
 }
+
+
+def fallen(progress: float, settings: Schedule) -> float:
+    """How much of its fall the learning rate has behind it: 0 until it first falls, warm-up included, 1 at the end."""
+    factor = SCHEDULES[settings.shape].factor
+    return (1.0 - factor(max(progress, settings.warmup), settings)) / (1.0 - factor(1.0, settings))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import kernel_cases, kernels, measurement
+from benchmarks import kernel_cases, kernels, machine, measurement
 from benchmarks import kernel_report as report
 from kernels.cpu import build
 from recipe import records
@@ -109,20 +109,41 @@ def test_right_and_wrong(kernel):
     assert isinstance(found[own], str) or kernels.fault(case, own, found[own], 24, "cpu") is None
 
     def bent(problem):
-        return eager(problem) * 1.3
+        out = eager(problem)
+        return tuple(x * 1.3 for x in out) if isinstance(out, tuple) else out * 1.3
 
     for name in ("eager", own):
         assert " is off by " in kernels.fault(case, name, bent, 24, "cpu")
 
 
 def test_every_kernel_is_measured():
-    assert set(CASES) == {"attention", "glu", "layer_norm", "cross_entropy", "padding"}
+    assert set(CASES) == {
+        "attention",
+        "glu",
+        "layer_norm",
+        "add_layer_norm",
+        "cross_entropy",
+        "padding",
+        "rotary",
+    }
     lengths = {case.name.split(",")[0] for case in kernel_cases.all_cases() if case.kernel == "attention"}
     assert lengths == {"128", "512", "1024", "8192"}
     for case in CASES.values():
         problem = case.problem("cpu", 24)
         shape = kernels.case_output(case, problem).shape
-        assert shape == case.implementations(problem)["eager"](problem).shape
+        out = case.implementations(problem)["eager"](problem)
+        assert {shape} == {x.shape for x in (out if isinstance(out, tuple) else (out,))}
+
+
+def test_local_attention_is_right_and_counts_what_it_meets():
+    case = next(case for case in kernel_cases.all_cases("cpu") if "local 128" in case.name)
+    assert case.name == "1024, full, local 128, 12 x 64"
+    found = case.implementations(case.problem("cpu", 24))
+    for name in ("eager", kernel_cases.ours("cpu")):
+        assert isinstance(found[name], str) or kernels.fault(case, name, found[name], 24, "cpu") is None
+    distance = (torch.arange(9)[:, None] - torch.arange(9)).abs()
+    for window in (None, 0, 3, 8, 20):
+        assert kernel_cases.pairs(9, window) == (distance <= (99 if window is None else window)).sum()
 
 
 @pytest.mark.parametrize("kernel", CASES)
@@ -139,10 +160,10 @@ def test_measuring(kernel, device, monkeypatch, tmp_path):
     monkeypatch.setattr(torch, "compile", lambda function, **_: "not here")  # a minute each
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(measurement, "measure_ceilings", lambda *_: measurement.Ceilings(1e12, 1e10))
-    monkeypatch.setattr(kernels, "provenance", lambda _: record()["provenance"])
+    monkeypatch.setattr(machine, "provenance", lambda: record()["provenance"])
     times = {"eager": 2.0, "reference": 4.0, "sdpa": 1.0, "cpu": 1.5}
 
-    def in_turns(calls, seconds, device):
+    def in_turns(calls, seconds, device, rounds):
         return {(name, mode): [call() or times.get(name, 1.0)] * 5 for (name, mode), call in calls.items()}
 
     monkeypatch.setattr(kernels, "time_in_turns", in_turns)
@@ -160,7 +181,7 @@ def test_measuring(kernel, device, monkeypatch, tmp_path):
         assert len(ours) == 1 and "needs a CUDA GPU" in ours[0]["problem"]
     # and when the time is over, a line says what was not measured, which is no failure
     assert kernels.measure_all([on_cpu], -1, tmp_path, device) == 0
-    assert "not measured: -1 s were over" in next(tmp_path.glob("*.txt")).read_text()
+    assert "not measured: no time was left" in next(tmp_path.glob("*.txt")).read_text()
 
 
 def test_the_clock_of_a_cpu():

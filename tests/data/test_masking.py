@@ -236,3 +236,5 @@ def test_a_lower_rate_chooses_a_part_of_what_a_higher_one_does(kind):
 def test_a_schedule_is_linear_and_then_constant():
     schedule = RateSchedule(0.3, 0.15, documents=1_000)
     assert [round(schedule(seen), 4) for seen in (0, 500, 1_000, 2_000)] == [0.3, 0.225, 0.15, 0.15]
+    late = RateSchedule(0.3, 0.15, documents=1_000, fallen=lambda progress: max(0.0, 2 * progress - 1))
+    assert [round(late(seen), 4) for seen in (0, 500, 750, 1_000, 2_000)] == [0.3, 0.3, 0.225, 0.15, 0.15]

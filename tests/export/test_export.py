@@ -21,7 +21,7 @@ from recipe.export import modeling_mosaic_bert, subject, transformers_form, veri
 from tests.mistakes import refused
 from tests.processes import ROOT, call, start
 from tests.tiny.families import write_family
-from tests.tiny.models import write_run
+from tests.tiny.models import write_encoder, write_run
 
 FIXTURES = ROOT / "tests/fixtures/f9702d1/runs"
 CODE = "modeling_mosaic_bert.py"
@@ -31,7 +31,7 @@ IDS = torch.arange(5, 17).reshape(2, 6)
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("runs")
-    return {model: write_run(folder / model, model) for model in ("mosaic_bert", "hf_bert")}
+    return {model: write_run(folder / model, model) for model in ("mosaic_bert", "modern", "hf_bert")}
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +45,13 @@ def load(folder: Path, auto: str = "AutoModelForMaskedLM", **settings):
     return getattr(transformers, auto).from_pretrained(folder, **trust, **settings).eval()
 
 
-@pytest.mark.parametrize(("model", "kind"), [("mosaic_bert", "mosaic_bert"), ("hf_bert", "bert")])
+@pytest.mark.parametrize(
+    ("model", "kind"), [("mosaic_bert", "mosaic_bert"), ("modern", "modernbert"), ("hf_bert", "bert")]
+)
 def test_a_folder_says_what_it_is_and_what_was_compared(exported, model, kind):
     folder = exported[model]
     config = json.loads((folder / "config.json").read_text())
-    assert config["model_type"] == kind and ("auto_map" in config) == (folder / CODE).is_file() == (kind != "bert")
+    assert config["model_type"] == kind and ("auto_map" in config) == (folder / CODE).is_file() == (model == kind)
     record = json.loads((folder / verify.FILE_NAME).read_text())
     sides = ("padded on the right", "padded on the left", "one alone", "without token types", "without a mask")
     numbers = {
@@ -217,6 +219,15 @@ def test_an_architecture_whose_row_has_no_export_is_refused(export, runs, tmp_pa
     assert (
         says.endswith("whose row in the table of architectures has no export yet") and not (tmp_path / "out").exists()
     )
+
+
+def test_an_ablation_without_a_class_is_refused(export, tmp_path):
+    sizes = write_encoder(tmp_path / "encoder")
+    config = json.loads((tmp_path / "encoder/config.json").read_text())
+    (tmp_path / "encoder/config.json").write_text(json.dumps({**config, "window": 8, "global_every": 2}))
+    said = refused(export, tmp_path / "encoder", tmp_path / "out")
+    assert said.startswith("encoder cannot be exported: window=8, global_every=2: neither transformers nor the file")
+    assert sizes.window is None and not (tmp_path / "out").exists()
 
 
 def test_help_names_the_first_word(capsys):

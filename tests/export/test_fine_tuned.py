@@ -252,7 +252,7 @@ def test_the_card_has_the_record_s_task_labels_and_scores(fine_tuned, export, tm
     card = (out / "README.md").read_text()
     (scored,) = record["finetune"]["tasks"].values()
     words = [
-        "pipeline_tag: text-classification", "| labels | `animal`, `colour` |", "run, fine-tuned on mine",
+        "pipeline_tag: text-classification", "| labels | animal, colour |", "run, fine-tuned on mine",
         f"| accuracy | {scored['runs'][0]['metrics']['accuracy']:.2f} | {scored['metrics']['accuracy']:.2f} |",
         f"| examples | {scored['train_examples']} to train on, {scored['dev_examples']} scored |",
         f"| dollars | {record['cost']['usd']:.4g}, at", "On the task's test set", "Whoever publishes this folder",

@@ -17,7 +17,7 @@ from tests.tiny.models import write_run
 from tests.tiny.tasks import write_pairs
 
 
-@pytest.mark.parametrize("model", ["mosaic_bert", "hf_bert"])
+@pytest.mark.parametrize("model", ["mosaic_bert", "modern", "hf_bert"])
 def test_any_batch_and_int8_with_its_score(export, tmp_path, model):
     write_pairs(tmp_path / "pairs.jsonl", {"colours": 60, "others": 45})
     run = write_run(tmp_path / "run", model)

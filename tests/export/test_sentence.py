@@ -19,7 +19,9 @@ from tests.tiny.models import write_run
 TEXTS = ["a red horse near the old house", "snake", "white and black and blue"]
 
 
-@pytest.mark.parametrize(("model", "pooling"), [("mosaic_bert", "mean"), ("mosaic_bert", "cls"), ("hf_bert", "mean")])
+@pytest.mark.parametrize(
+    ("model", "pooling"), [("mosaic_bert", "mean"), ("mosaic_bert", "cls"), ("modern", "mean"), ("hf_bert", "mean")]
+)
 def test_its_embeddings_are_the_run_s(export, tmp_path, model, pooling):
     run = write_run(tmp_path / "run", model)
     folder = export(run, tmp_path / "out", format="sentence", pooling=pooling)
@@ -34,7 +36,7 @@ def test_its_embeddings_are_the_run_s(export, tmp_path, model, pooling):
         ids = torch.tensor([checkpoint.tokenizer.encode(text).ids])
         with torch.no_grad():
             hidden = (
-                ours.padded(ids).last_hidden_state if model == "mosaic_bert" else ours.model.bert(ids).last_hidden_state
+                ours.model.bert(ids).last_hidden_state if model == "hf_bert" else ours.padded(ids).last_hidden_state
             )
         expected = hidden[0].mean(0) if pooling == "mean" else hidden[0, 0]
         torch.testing.assert_close(vector, F.normalize(expected, dim=0), rtol=0, atol=1e-5)

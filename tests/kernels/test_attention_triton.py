@@ -11,7 +11,7 @@ import kernels
 from kernels import checks, reference
 from kernels.backends import Resolved
 from recipe.model.config import EncoderConfig
-from recipe.model.encoder import Backends, Layer
+from recipe.model.encoder import Backends, Layer, Sequences
 from tests.kernels.helpers import DEVICE, DTYPES, assert_as_exact, needs_triton
 
 pytestmark = needs_triton
@@ -113,6 +113,19 @@ def test_a_window_of_nothing_but_oneself(length):
     assert dq.abs().max() < 1e-5 and dk.abs().max() < 1e-5  # exactly, they are 0
 
 
+def test_tiles_beyond_the_window_are_not_met():
+    """Masked and not skipped, what is not a number would reach every token, as 0 times NaN."""
+    qkv, dout = inputs([128], 1, 32, torch.float32)
+    results = []
+    for _ in range(2):
+        results.append(
+            run(lambda q, k, v: kernels.attention(q, k, v, bounds([128]), 128, None, 5, backend="triton"), qkv, dout)
+        )
+        qkv[96:], dout[96:] = float("nan"), float("nan")
+    for x, y in zip(*results, strict=True):
+        assert torch.equal(x[:32], y[:32]) and y[:32].isfinite().all()  # tiles of 32; of two, by way of delta
+
+
 def test_the_path_on_chip_is_as_exact_in_float32(monkeypatch):
     """float32 takes tiles for want of room; its precision shows mistakes that 16 bits hide."""
     from kernels.triton import attention_short
@@ -191,12 +204,12 @@ def test_a_block_compiles_as_one_graph():
     )
     triton = Resolved("triton", "test")
     torch.manual_seed(0)
-    layer = Layer(config, Backends(attention=triton, kernels=triton)).to(DEVICE).eval()
-    slopes, cu_seqlens = kernels.alibi_slopes(3).to(DEVICE), bounds([20, 11])
+    layer = Layer(config, Backends(attention=triton, kernels=triton), 0).to(DEVICE).eval()
+    sequences = Sequences(bounds([20, 11]), 20, kernels.alibi_slopes(3).to(DEVICE))
     results = []
     for function in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
         x = torch.randn(31, 48, generator=torch.Generator().manual_seed(1)).to(DEVICE).requires_grad_()
-        out = function(x, cu_seqlens, 20, slopes)
+        out, _ = function(x, None, sequences)
         results.append([out, *torch.autograd.grad(out.square().sum(), [x, *layer.parameters()])])
     for eager, compiled in zip(*results, strict=True):
         torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)

@@ -45,6 +45,8 @@ const hovers = [];
 })();
 </script>
 """
+# What a stranger may call a run: HTML that would run where a page or a figure's label took it for its own.
+HOSTILE = 'slow <b>&</b></script><script>errors.push(1)</script><img src=x onerror="errors.push(2)">'
 WATCH = "<script>window.errors = []; window.onerror = (message) => { window.errors.push(message); };</script>"
 
 
@@ -57,8 +59,8 @@ def opened(request, tmp_path_factory):
         changes = {"eval": {"loss": 9 - seed / 8}, "pairs": pair_scores({"a": 60.0 + seed})}
         config = {"seed": seed, "duration": "2ba"}
         record_run(runs, f"mosaic-s{seed}", "mosaic_bert", 2.0, {"CoLA": score}, config=config, **changes)
-    changes = {"name": "slow <b>&", "eval": {"loss": 9.25}, "pairs": pair_scores({"a": 55.0})}
-    record_run(runs, "slow <b>&", "mosaic_bert", 3.0, {"CoLA": 45.0}, **changes)
+    changes = {"name": HOSTILE, "eval": {"loss": 9.25}, "pairs": pair_scores({"a": 55.0}), "config": {"out": HOSTILE}}
+    record_run(runs, "slow", "mosaic_bert", 3.0, {"CoLA": 45.0}, **changes)
     changes = {"eval": {"loss": 9.123456789}, "pairs": pair_scores({"a": 51.123456789})}
     record_run(runs, "bert", "hf_bert", 0.7, {"CoLA": 38.123456789}, **changes)
     files = {file.suffix: file for file in draw([folder / "runs"], folder / "out", measure=request.param.name)}
@@ -95,7 +97,7 @@ def test_points_and_table_are_what_the_csv_holds(opened):
     for shown, row in zip(body, rows, strict=True):
         for column, cell in zip(head, shown, strict=True):
             assert cell == row[column] or float(cell.replace(",", "")) == pytest.approx(float(row[column]), rel=1e-5)
-    assert any(row[0] == "slow <b>&" for row in body)
+    assert any(row[0] == HOSTILE for row in body)
 
 
 @needs_chromium

@@ -153,6 +153,7 @@ def test_hours_and_dollars_become_batches_by_a_runs_speed(files):
         ("sweep", ["models=[nowhere.yaml]"], "nowhere.yaml: no such file"),
         ("trunk", ["budgets=[100tok]"], "a trunk branches at batches"),
         ("trunk", ["models=['{train} data.mask_rate_end=0.1']"], "no trunk is shared; use sweep"),
+        ("trunk", ["models=['{train} average.steps=2']"], "set average.shape=ema, or use sweep"),
         ("trunk", ["decay=1.0"], "must be above 0 and below 1"),
         ("sweep", ["budget=[1ba]"], "did you mean `budgets`?"),
     ],

@@ -10,7 +10,7 @@ from recipe.training.optimizers import Row
 
 
 class Signs(torch.optim.Optimizer):
-    def __init__(self, model: nn.Module, settings: Optimizer) -> None:
+    def __init__(self, model: nn.Module, settings: Optimizer, dtype: torch.dtype) -> None:
         matrices = [p for p in model.parameters() if p.dim() == 2]
         others = [p for p in model.parameters() if p.dim() != 2]
         groups = [
@@ -40,4 +40,4 @@ class Signs(torch.optim.Optimizer):
         p.addcdiv_(one, two.sqrt() + group["eps"], value=-group["lr"] * scale)
 
 
-SIGNS = Row(Signs, state_bytes=8)
+SIGNS = Row(Signs, state_bytes=lambda model: 8)

@@ -40,7 +40,7 @@ def steps_of(model: nn.Module, optimizer: torch.optim.Optimizer, lr: float) -> N
 )
 def test_equals_decoupled_adamw(config):
     ours, theirs = a_model(), a_model()
-    steps_of(ours, build_optimizer(ours, config), config.lr)
+    steps_of(ours, build_optimizer(ours, config, torch.float32), config.lr)
     reference = DecoupledAdamW(
         theirs.parameters(),
         lr=config.lr,
@@ -63,7 +63,7 @@ def test_every_parameter_decays():
     """Without a gradient's help: zero gradients leave the decay alone, by (1 - weight_decay) a step at the initial rate."""
     model = a_model()
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = build_optimizer(model, Optimizer(lr=1e-3, weight_decay=0.1))
+    optimizer = build_optimizer(model, Optimizer(lr=1e-3, weight_decay=0.1), torch.float32)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

@@ -9,9 +9,13 @@ from composer.models import ComposerModel
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from recipe.config import Schedule
+from recipe import train
+from recipe.config import Schedule, TrainConfig, load
+from recipe.data.batch import count_sequences
+from recipe.training.preflight import make_plan
 from recipe.training.rates import Rate
-from recipe.training.schedules import linear_with_warmup, warmup_stable_decay
+from recipe.training.schedules import fallen, linear_with_warmup, warmup_stable_decay
+from tests.tiny.configs import train_yaml
 
 BATCHES, BATCH_SIZE, LR = 20, 2, 0.5
 
@@ -55,6 +59,26 @@ def test_shape(warmup, final):
 def test_warm_up_stable_decay(progress, factor):
     assert warmup_stable_decay(progress, warmup=0.1, decay=0.4, final=0.02) == pytest.approx(factor)
     assert warmup_stable_decay(progress, warmup=0.1, decay=0.0, final=0.02) == pytest.approx(min(progress / 0.1, 1))
+
+
+def test_how_much_of_its_fall_is_behind():
+    linear, wsd = Schedule(warmup=0.2, final_lr=0.1), Schedule(shape="wsd", warmup=0.2, final_lr=0.1, decay=0.4)
+    assert [fallen(at, linear) for at in (0, 0.1, 0.2, 0.6, 1.0)] == pytest.approx([0, 0, 0, 0.5, 1])
+    assert [fallen(at, wsd) for at in (0, 0.1, 0.6, 0.7, 1.0)] == pytest.approx([0, 0, 0, 0.5, 1])
+
+
+def test_the_masking_rate_falls_in_wsd_s_decay_alone(tmp_path, tiny_dataset):
+    """In every epoch's batches, whose place in the run is that of their documents."""
+    words = ("data.mask_rate=0.6", "data.mask_rate_end=0.1", "data.mask_rate_falls=with_lr", "schedule.shape=wsd")
+    yaml = train_yaml(
+        tmp_path, tiny_dataset, *words, "schedule.decay=0.5", "duration=1ep", "batch_size=128", "device=cpu"
+    )
+    loader = train.data_spec(make_plan(load(TrainConfig, str(yaml))), train=True, batch_size=128).dataloader
+    shares = [len(b["labels"]) / (len(b["input_ids"]) - 2 * count_sequences(b)) for b in loader]
+    documents = len(loader.dataset.documents)
+    settings = Schedule(shape="wsd", decay=0.5)
+    expected = [0.6 - 0.5 * fallen(128 * i / documents, settings) for i in range(len(shares))]
+    assert shares == pytest.approx(expected, abs=0.03) and shares[len(shares) // 2 - 1] > 0.57 > 0.2 > shares[-1]
 
 
 class SquaredError(ComposerModel):

@@ -1,0 +1,71 @@
+"""An encoder that says of every real token whether it was replaced: what objectives share that detect replacements.
+
+Its sums over a batch are divided by the number of chosen tokens, as every objective's are, so that neither microbatches nor ranks
+change them: the loss is that of all real tokens per chosen one.
+
+Shapes: T tokens of a stream, M chosen ones, D hidden size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recipe.model.architecture import STREAM, Architecture
+from recipe.model.config import EncoderConfig
+from recipe.model.encoder import Backends, initialize
+from recipe.model.flops import BACKWARD, training_flops
+from recipe.objectives.objective import Counts
+
+IGNORED_LABEL = -100
+
+
+class Detector(nn.Module):
+    """ELECTRA's discriminator (arXiv 2003.10555): a dense layer, GELU and one logit on the encoder."""
+
+    def __init__(self, architecture: Architecture, sizes: EncoderConfig, backends: Backends) -> None:
+        super().__init__()
+        self.config = sizes
+        self.encoder = architecture.encoder(sizes, backends)
+        self.dense = nn.Linear(sizes.hidden_size, sizes.hidden_size)
+        self.out = nn.Linear(sizes.hidden_size, 1)
+        initialize(self, sizes.initializer_range)
+
+    def logits(self, batch: dict) -> Tensor:
+        """(T,), above 0 for a token that was replaced."""
+        return self.out(F.gelu(self.dense(self.encoder(batch)))).squeeze(-1)
+
+    def detect(self, batch: dict, shown_T: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss over all real tokens of `shown_T`, and how many of the chosen ones it judges rightly, both per chosen token.
+
+        `batch` is a stream whose `labels` (M,) stood at `masked_indices` (M,). A shown token that is the same counts as original.
+        """
+        chosen_M, was_M = batch["masked_indices"], batch["labels"]
+        labelled_M = was_M != IGNORED_LABEL
+        count = labelled_M.sum().clamp(min=1)
+        replaced_M = (shown_T[chosen_M] != was_M) & labelled_M
+        # Places without a label are a packed bin's first token, which is never chosen.
+        replaced_T = torch.zeros_like(shown_T, dtype=torch.float32).index_put((chosen_M,), replaced_M.float())
+        real_T = batch["input_ids"] != self.config.pad_token_id  # of a packed batch; in a stream all are
+        logits_T = self.logits({**batch, "input_ids": shown_T}).float()
+        losses_T = F.binary_cross_entropy_with_logits(logits_T, replaced_T, reduction="none")
+        right_M = ((logits_T.detach()[chosen_M] > 0) == replaced_M) & labelled_M
+        return (losses_T * real_T).sum() / count, right_M.sum() / count
+
+
+def detector_flops(architecture: Architecture, sizes: dict, counts: Counts) -> float:
+    """Of a detector: its head is on every token."""
+    layers = training_flops(sizes, architecture.gated, counts.tokens, counts.squared_lengths, 0)
+    head = 2 * sizes["hidden_size"] * (sizes["hidden_size"] + 1)
+    return layers + (1 + BACKWARD) * head * counts.tokens
+
+
+def no_detector(name: str, architecture: Architecture) -> str | None:
+    """Why an architecture cannot serve the objective `name`; None if it can."""
+    if architecture.encoder and architecture.form == STREAM:
+        return None
+    return (
+        f"objective={name}: needs the hidden states of a stream of tokens, which {architecture.name} does not give; set "
+        "model.name=mosaic_bert or objective=masked_lm"
+    )
