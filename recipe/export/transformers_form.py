@@ -81,4 +81,9 @@ def write_model(subject: Subject, model: PreTrainedModel, folder: Path) -> None:
         raise UserError(f"{source}: its tokenizer cannot be loaded ({class_and_line(error)})") from None
     if subject.longest is not None:
         tokenizer.model_max_length = min(tokenizer.model_max_length, subject.longest)
+    # Token types are made by default, and a model that has none, such as DistilBERT, stops at them.
+    taken = inspect.signature(model.forward).parameters
+    if any(name not in taken for name in tokenizer.model_input_names):
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
+        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # what is saved
     tokenizer.save_pretrained(folder)
