@@ -105,7 +105,7 @@ def measure(config: TrainConfig, steps: int, trace: str | None = None) -> dict[s
 def _record(config: TrainConfig, run: dict[str, Any], watch: Watch, ceilings: Ceilings) -> dict[str, Any]:
     sequences, tokens, squared, masked = watch.counted
     kind = architecture(config.model.name)
-    counts = Counts(tokens, squared, kind.predicted(tokens, masked))
+    counts = Counts(tokens, squared, masked)
     width = 2 if run["precision"] == "bfloat16" else 4
     work = roofline.floors(run["encoder"], kind.gated, run["parameters"], counts, width)
     step_ms = 1e3 * sum(watch.seconds) / watch.steps

@@ -41,7 +41,7 @@ def floors(
     weights = layers * (4 * D * D + (inner + F) * D)
     return {
         "matmuls": (both * layers * T * layer_flops_per_token(D, F, gated), 3 * weights * width),
-        "attention": (both * layers * attention_flops(D, counts.squared_lengths), layers * attention),
+        "attention": (both * attention_flops(sizes, T, counts.squared_lengths), layers * attention),
         "norms": (0.0, layers * 2 * norm),
         "GLU": (0.0, layers * unit),
         "head": (both * M * head_flops_per_position(D, V), 3 * D * V * width),

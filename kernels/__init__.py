@@ -3,8 +3,21 @@
 from kernels.attention import attention, attention_packed
 from kernels.cross_entropy import masked_cross_entropy
 from kernels.glu import glu
-from kernels.layer_norm import layer_norm
+from kernels.layer_norm import add_layer_norm, layer_norm
 from kernels.padding import pad, unpad
 from kernels.reference import alibi_slopes
+from kernels.rotary import rotary, rotary_table
 
-__all__ = ["alibi_slopes", "attention", "attention_packed", "glu", "layer_norm", "masked_cross_entropy", "pad", "unpad"]
+__all__ = [
+    "add_layer_norm",
+    "alibi_slopes",
+    "attention",
+    "attention_packed",
+    "glu",
+    "layer_norm",
+    "masked_cross_entropy",
+    "pad",
+    "rotary",
+    "rotary_table",
+    "unpad",
+]

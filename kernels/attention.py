@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels import attention_backends, reference
-from kernels.checks import check_backend, check_triton, head_refusal, may_look_at
+from kernels.checks import check_backend, check_bounds, check_bounds_type, check_triton, head_refusal
 from kernels.dropout import check_probability
 
 
@@ -84,10 +84,7 @@ def _check(
     backend: str,
 ) -> None:
     tokens, heads, _ = q.shape
-    if cu_seqlens.dim() != 1 or cu_seqlens.dtype != torch.int32 or cu_seqlens.numel() < 1:
-        raise ValueError(
-            f"cu_seqlens is {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}; it must be int32 (sequences + 1,)"
-        )
+    check_bounds_type(cu_seqlens)
     for name, x in (("cu_seqlens", cu_seqlens), ("slopes", slopes)):
         if x is not None and x.device != q.device:
             raise ValueError(f"{name} is on {x.device}; it must be on {q.device}, as the tokens are")
@@ -103,20 +100,7 @@ def _check(
         )
     if backend not in _BACKENDS:
         raise ValueError(f"backend={backend!r}: known are {', '.join(_BACKENDS)}")
-    if may_look_at(cu_seqlens):
-        _check_bounds(cu_seqlens.tolist(), tokens, max_seqlen)
-
-
-def _check_bounds(bounds: list[int], tokens: int, max_seqlen: int) -> None:
-    if bounds[0] != 0 or bounds[-1] != tokens:
-        raise ValueError(
-            f"cu_seqlens runs from {bounds[0]} to {bounds[-1]}; it must run from 0 to the {tokens} tokens given"
-        )
-    lengths = [end - start for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
-    if lengths and min(lengths) < 0:
-        raise ValueError(f"cu_seqlens falls by {-min(lengths)} somewhere; it must never fall")
-    if lengths and max(lengths) > max_seqlen:
-        raise ValueError(f"max_seqlen={max_seqlen}; the longest sequence of cu_seqlens has {max(lengths)} tokens")
+    check_bounds(cu_seqlens, tokens, max_seqlen)
 
 
 def _check_triton(names: str, tensors: list[Tensor], slopes: Tensor | None, dropout_p: float) -> None:

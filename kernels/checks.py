@@ -88,6 +88,29 @@ def check_backend(backend: str, name: str, x: torch.Tensor) -> None:
         raise ValueError(f"backend=cpu cannot take {name}, which is {x.dtype}: {CPU_REFUSAL}; use backend=reference")
 
 
+def check_bounds_type(cu_seqlens: torch.Tensor) -> None:
+    if cu_seqlens.dim() != 1 or cu_seqlens.dtype != torch.int32 or cu_seqlens.numel() < 1:
+        raise ValueError(
+            f"cu_seqlens is {cu_seqlens.dtype} {tuple(cu_seqlens.shape)}; it must be int32 (sequences + 1,)"
+        )
+
+
+def check_bounds(cu_seqlens: torch.Tensor, tokens: int, max_seqlen: int) -> None:
+    """Raise a `ValueError` for bounds, where they may be looked at, that are not those of sequences of `tokens` tokens."""
+    if not may_look_at(cu_seqlens):
+        return
+    bounds = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != tokens:
+        raise ValueError(
+            f"cu_seqlens runs from {bounds[0]} to {bounds[-1]}; it must run from 0 to the {tokens} tokens given"
+        )
+    lengths = [end - start for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    if lengths and min(lengths) < 0:
+        raise ValueError(f"cu_seqlens falls by {-min(lengths)} somewhere; it must never fall")
+    if lengths and max(lengths) > max_seqlen:
+        raise ValueError(f"max_seqlen={max_seqlen}; the longest sequence of cu_seqlens has {max(lengths)} tokens")
+
+
 def head_refusal(head_dim: int) -> str | None:
     """Why the Triton attention cannot take heads of this size, or None."""
     if 0 < head_dim <= 128 and head_dim % 8 == 0:

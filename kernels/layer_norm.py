@@ -1,4 +1,8 @@
-"""LayerNorm with the residual addition and dropout before it."""
+"""LayerNorm with the residual addition and dropout before it: the norm alone, or with the sum that it is of.
+
+A post-norm block goes on with the norm (`layer_norm`), a pre-norm block with the sum, whose norm its next part reads
+(`add_layer_norm`).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ MAX_COLUMNS = 8192  # a program holds whole rows in registers, a CPU's loop on i
 def layer_norm(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     eps: float = 1e-12,
     residual: Tensor | None = None,
     dropout_p: float = 0.0,
@@ -27,7 +31,7 @@ def layer_norm(
 
     Args:
         x: (T, D); the output has its dtype, the statistics are float32.
-        weight, bias: (D,).
+        weight, bias: (D,); bias may be None.
         eps: added to the variance.
         residual: (T, D), or None.
         dropout_p: probability with which an element of x is dropped; 0 when not training.
@@ -36,15 +40,64 @@ def layer_norm(
     Raises:
         ValueError: an argument does not fit, or the backend cannot run here.
     """
-    if weight.shape != x.shape[-1:] or bias.shape != x.shape[-1:]:
-        raise ValueError(f"weight {tuple(weight.shape)} and bias {tuple(bias.shape)} must both be ({x.shape[-1]},)")
+    _check(x, weight, bias, residual, dropout_p)
+    if backend == "reference":
+        return reference.layer_norm(x, weight, bias, eps, residual, dropout_p)
+    _check_backend(backend, x, weight, bias, residual)
+    seed = dropout_seed(x, dropout_p)
+    others = None if residual is None else _rows(residual)
+    out, _ = torch.ops.bert_kernels.layer_norm(
+        _rows(x), weight.contiguous(), _contiguous(bias), eps, others, dropout_p, seed, backend
+    )
+    return out.view(x.shape)
+
+
+def add_layer_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float = 1e-12,
+    dropout_p: float = 0.0,
+    backend: str = "reference",
+) -> tuple[Tensor, Tensor]:
+    """total = dropout(x) + residual, and LayerNorm(total).
+
+    Args:
+        x: (T, D).
+        residual: (T, D), the stream that x is added to.
+        weight, bias, eps, dropout_p, backend: as for `layer_norm`.
+
+    Returns:
+        total (T, D) in the dtype of residual, and its LayerNorm (T, D) in the dtype of x. The norm is that of the total as it
+        is rounded, so that x and residual need not be kept for the backward.
+
+    Raises:
+        ValueError: an argument does not fit, or the backend cannot run here.
+    """
+    _check(x, weight, bias, residual, dropout_p)
+    if backend == "reference":
+        return reference.add_layer_norm(x, residual, weight, bias, eps, dropout_p)
+    _check_backend(backend, x, weight, bias, residual)
+    seed = dropout_seed(x, dropout_p)
+    total, out, _ = torch.ops.bert_kernels.add_layer_norm(
+        _rows(x), _rows(residual), weight.contiguous(), _contiguous(bias), eps, dropout_p, seed, backend
+    )
+    return total.view(x.shape), out.view(x.shape)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, dropout_p: float) -> None:
+    if weight.shape != x.shape[-1:] or (bias is not None and bias.shape != x.shape[-1:]):
+        given = f"weight {tuple(weight.shape)}" + ("" if bias is None else f" and bias {tuple(bias.shape)}")
+        raise ValueError(f"{given} must {'' if bias is None else 'both '}be ({x.shape[-1]},)")
     if residual is not None and (residual.shape != x.shape or residual.device != x.device):
         raise ValueError(
             f"residual is {tuple(residual.shape)} on {residual.device}; it must be as x, {tuple(x.shape)} on {x.device}"
         )
     check_probability(dropout_p)
-    if backend == "reference":
-        return reference.layer_norm(x, weight, bias, eps, residual, dropout_p)
+
+
+def _check_backend(backend: str, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> None:
     check_backend(backend, "x", x)
     columns = x.shape[-1]
     if residual is not None:
@@ -53,15 +106,13 @@ def layer_norm(
         raise ValueError(
             f"x has {columns} columns; backend={backend} takes at most {MAX_COLUMNS}: use backend=reference"
         )
-    if not x.device == weight.device == bias.device:
-        raise ValueError(f"x is on {x.device}, weight on {weight.device}, bias on {bias.device}; all must be on one")
-    rows = _rows(x)
-    seed = dropout_seed(x, dropout_p)
-    others = None if residual is None else _rows(residual)
-    out, _ = torch.ops.bert_kernels.layer_norm(
-        rows, weight.contiguous(), bias.contiguous(), eps, others, dropout_p, seed, backend
-    )
-    return out.view(x.shape)
+    for name, parameter in (("weight", weight), ("bias", bias)):
+        if parameter is not None and parameter.device != x.device:
+            raise ValueError(f"x is on {x.device}, {name} on {parameter.device}; all must be on one")
+
+
+def _contiguous(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.contiguous()
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -82,7 +133,7 @@ def _launcher(backend: str) -> ModuleType:
 def _forward(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     eps: float,
     residual: Tensor | None,
     dropout_p: float,
@@ -102,7 +153,7 @@ def _backward(
     dout: Tensor,
     x: Tensor,
     weight: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     residual: Tensor | None,
     statistics: Tensor,
     dropout_p: float,
@@ -116,12 +167,17 @@ def _backward(
 @_backward.register_fake
 def _(dout, x, weight, bias, residual, statistics, dropout_p, seed, backend="triton"):
     dresidual = residual.new_empty(x.shape) if _has_own_gradient(x, residual, seed) else x.new_empty((0, x.shape[1]))
-    return x.new_empty(x.shape), dresidual, torch.empty_like(weight), torch.empty_like(bias)
+    return x.new_empty(x.shape), dresidual, torch.empty_like(weight), _like_bias(weight, bias)
 
 
 def _has_own_gradient(x: Tensor, residual: Tensor | None, seed: Tensor | None) -> bool:
     """Whether the gradient of residual is another than that of x: it is the same tensor where nothing is dropped."""
     return residual is not None and (seed is not None or residual.dtype != x.dtype)
+
+
+def _like_bias(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """For the gradient of bias, which is empty where there is none: an op cannot return what is not there."""
+    return weight.new_empty(0) if bias is None else torch.empty_like(bias)
 
 
 def _save(ctx, inputs, output) -> None:
@@ -139,7 +195,71 @@ def _differentiate(ctx, dout: Tensor, *_) -> tuple:
         dresidual = None
     elif not _has_own_gradient(x, residual, seed):
         dresidual = dx
-    return dx, dweight, dbias, None, dresidual, None, None, None
+    return dx, dweight, None if bias is None else dbias, None, dresidual, None, None, None
+
+
+@torch.library.custom_op("bert_kernels::add_layer_norm", mutates_args=())
+def _add_forward(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    dropout_p: float,
+    seed: Tensor | None,
+    backend: str = "triton",
+) -> tuple[Tensor, Tensor, Tensor]:
+    total = torch.empty(x.shape, dtype=residual.dtype, device=x.device)
+    return total, *_launcher(backend).forward(x, weight, bias, eps, residual, dropout_p, seed, total)
+
+
+@_add_forward.register_fake
+def _(x, residual, weight, bias, eps, dropout_p, seed, backend="triton"):
+    statistics = x.new_empty((2, x.shape[0]), dtype=torch.float32)
+    return residual.new_empty(x.shape), x.new_empty(x.shape), statistics
+
+
+@torch.library.custom_op("bert_kernels::add_layer_norm_backward", mutates_args=())
+def _add_backward(
+    dtotal: Tensor,
+    dout: Tensor,
+    total: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    statistics: Tensor,
+    dropout_p: float,
+    seed: Tensor | None,
+    backend: str = "triton",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    own = _has_own_gradient(dout, total, seed)
+    return _launcher(backend).backward(
+        dout.contiguous(), total, weight, bias, None, statistics, dropout_p, seed, own, dtotal.contiguous()
+    )
+
+
+@_add_backward.register_fake
+def _(dtotal, dout, total, weight, bias, statistics, dropout_p, seed, backend="triton"):
+    own = _has_own_gradient(dout, total, seed)
+    dresidual = total.new_empty(total.shape if own else (0, total.shape[1]))
+    return dout.new_empty(total.shape), dresidual, torch.empty_like(weight), _like_bias(weight, bias)
+
+
+def _add_save(ctx, inputs, output) -> None:
+    _, _, weight, bias, _, ctx.dropout_p, seed, ctx.backend = inputs
+    total, _, statistics = output
+    ctx.mark_non_differentiable(statistics)
+    ctx.save_for_backward(total, weight, bias, statistics, seed)
+
+
+def _add_differentiate(ctx, dtotal: Tensor, dout: Tensor, *_) -> tuple:
+    total, weight, bias, statistics, seed = ctx.saved_tensors
+    dx, dresidual, dweight, dbias = torch.ops.bert_kernels.add_layer_norm_backward(
+        dtotal, dout, total, weight, bias, statistics, ctx.dropout_p, seed, ctx.backend
+    )
+    if not _has_own_gradient(dout, total, seed):
+        dresidual = dx
+    return dx, dresidual, dweight, None if bias is None else dbias, None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
+_add_forward.register_autograd(_add_differentiate, setup_context=_add_save)

@@ -75,13 +75,44 @@ def glu(x: Tensor, activation: str = "gelu", dropout_p: float = 0.0) -> Tensor:
 
 
 def layer_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None = None, dropout_p: float = 0.0
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: Tensor | None = None, dropout_p: float = 0.0
 ) -> Tensor:
     """LayerNorm(dropout(x) + residual): statistics in float32, output in the dtype of x (T, D)."""
     total = at_least_float32(F.dropout(x, dropout_p))
     if residual is not None:
         total = total + at_least_float32(residual)
-    return F.layer_norm(total, (x.shape[-1],), weight.to(total.dtype), bias.to(total.dtype), eps).to(x.dtype)
+    return _normed(total, weight, bias, eps).to(x.dtype)
+
+
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float, dropout_p: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """total = dropout(x) + residual in the dtype of residual, and LayerNorm(total) in that of x: pre-norm (arXiv 2002.04745)."""
+    total = (at_least_float32(F.dropout(x, dropout_p)) + at_least_float32(residual)).to(residual.dtype)
+    return total, _normed(at_least_float32(total), weight, bias, eps).to(x.dtype)
+
+
+def _normed(total: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    bias = None if bias is None else bias.to(total.dtype)
+    return F.layer_norm(total, total.shape[-1:], weight.to(total.dtype), bias, eps)
+
+
+def rotary_table(cu_seqlens: Tensor, tokens: int, size: int, theta: float) -> Tensor:
+    """Cosines and sines, (2, T, H / 2), of position theta^(-2 c / H), c < H / 2 (arXiv 2104.09864, eq. 15), in float32."""
+    token = torch.arange(tokens, dtype=torch.int32, device=cu_seqlens.device)
+    sequence = torch.bucketize(token, cu_seqlens[1:], right=True)  # how many have ended: a token of none is the end's
+    position = (token - cu_seqlens[sequence.clamp(max=cu_seqlens.numel() - 1)]).float()
+    exponents = torch.arange(0, size, 2, dtype=torch.float32, device=cu_seqlens.device) / size
+    angles = position[:, None] * (1.0 / theta**exponents)
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def rotary(qkv: Tensor, table: Tensor) -> Tensor:
+    """q and k of (T, 3, N, H) as x cos + rotate(x) sin, where rotate([a, b]) = [-b, a] of a head's halves; v as it is."""
+    a, b = at_least_float32(qkv[:, :2]).chunk(2, dim=-1)
+    cos, sin = table.to(a.dtype)[:, :, None, None]  # (T, 1, 1, H / 2)
+    turned = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    return torch.cat([turned.to(qkv.dtype), qkv[:, 2:]], dim=1)
 
 
 def masked_cross_entropy(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from recipe import records, shipped
-from recipe.config import TrainConfig, load, to_dict
+from recipe.config import BLOCK, TrainConfig, load, to_dict
 from recipe.cost import prices
 from recipe.cost.expectation import expectation
 from recipe.cost.measures import LOSS, PAIRS, SCORE
@@ -52,7 +52,7 @@ MODELS = {
 }
 BERT_VOCABULARY = 30522  # where the YAML names none and there are no shards yet
 PUBLISHED_MFU = 0.28  # of MosaicBERT-Base on A100s, derived from the hours that arXiv 2312.17482 gives
-GLUE_SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+GLUE_SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", *BLOCK)
 
 
 @dataclass(frozen=True)
@@ -171,10 +171,8 @@ def microbatch_of(config: TrainConfig, row: prices.Row, count: int, need: Need) 
 
 def sizes_of(config: TrainConfig) -> EncoderConfig:
     model = config.model
-    shared = {f.name for f in dataclasses.fields(EncoderConfig)} & {f.name for f in dataclasses.fields(model)}
-    values = {name: getattr(model, name) for name in shared}
     try:
-        return EncoderConfig(**{**values, "vocab_size": padded_vocab_size(vocabulary_of(config))})
+        return architecture(model.name).sizes(vars(model), padded_vocab_size(vocabulary_of(config)))
     except ValueError as error:
         raise UserError(f"model: {error}") from None
 
@@ -249,13 +247,16 @@ def expectations(
 
 
 def shape_of(run: dict[str, Any]) -> dict[str, Any]:
-    """The sizes by which a recorded run's scores are another's."""
-    model = run["config"].get("model", {})
-    return {name: model.get(name) for name in GLUE_SHAPE}
+    """The sizes, and what is changed of the block, by which a recorded run's scores are another's."""
+    return _stated(run["config"].get("model", {}))
 
 
 def shape_of_config(config: TrainConfig) -> dict[str, Any]:
-    return {name: getattr(config.model, name) for name in GLUE_SHAPE}
+    return _stated(vars(config.model))
+
+
+def _stated(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: model[name] for name in GLUE_SHAPE if model.get(name) is not None}
 
 
 def tell(found: Forecast) -> list[str]:

@@ -23,7 +23,7 @@ from recipe.errors import UserError
 from recipe.finetune.batches import Batch, ExampleCollator, outputs_of
 from recipe.finetune.examples import Examples
 from recipe.finetune.files import Row, read_rows
-from recipe.finetune.folder import TASK, open_fine_tuned
+from recipe.finetune.folder import is_fine_tuned, open_fine_tuned
 from recipe.finetune.kinds.embedding import EMBEDDING, Direction
 from recipe.finetune.ranking import RECALL_AT, Grades, measure
 from recipe.records import provenance
@@ -129,7 +129,7 @@ def load(config: RetrieveConfig, hardware: Hardware) -> tuple[Checkpoint, nn.Mod
     if hardware.kind == "cpu":
         keep_freed_memory()
     place = Path(config.checkpoint)
-    if any((folder / TASK).is_file() for folder in (place, place / "model")):
+    if is_fine_tuned(config.checkpoint):
         found = open_fine_tuned(config.checkpoint)
         if found.kind.head is not Direction:
             raise UserError(

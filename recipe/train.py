@@ -9,6 +9,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,10 +29,10 @@ from recipe.data.shards import index_digest
 from recipe.data.stream import open_loader
 from recipe.errors import UserError
 from recipe.objectives.objective import Counts
-from recipe.system.hardware import Hardware, keep_freed_memory
+from recipe.system.hardware import Hardware, find_hardware, keep_freed_memory
 from recipe.system.progress import clock
 from recipe.system.quiet import quiet_libraries
-from recipe.training import ceilings, checkpoint_files, memory
+from recipe.training import ceilings, checkpoint_files, memory, nodes
 from recipe.training.averaging import Averaging
 from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, limit_of, loss_words, say
 from recipe.training.checks import parse_time
@@ -46,21 +47,22 @@ from recipe.training.schedules import fallen
 from recipe.training.trainer import OnDevice, Trainer, join_ranks
 
 
+@nodes.all_ranks()
 def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
     """Pretrain one encoder and return its record, which is also `run.json` in the output folder.
 
     `callbacks` are Composer's, beside the run's own.
 
     Raises:
-        UserError: before anything is written, for whatever cannot work; later, if memory runs out.
+        UserError: before anything is written, for whatever cannot work; later, if memory runs out or another rank is gone.
     """
+    join_ranks(find_hardware(config.device, config.precision, dist.get_world_size()).kind)
     plan = make_plan(config)
-    if plan.resumes and (record := records.read_record(plan.out))["status"] == "finished":
+    if plan.run and plan.run["status"] == "finished":
         say(f"{plan.out} is finished already; nothing to do")
-        return record
+        return plan.run
     if plan.hardware.kind == "cpu":
         keep_freed_memory()
-    join_ranks(plan.hardware.kind)
     plan = agreed(plan)  # no rank writes before every rank has checked
     reproducibility.seed_all(config.seed)
     model = build_model(plan)
@@ -101,6 +103,20 @@ def agreed(plan: Plan) -> Plan:
     return dataclasses.replace(plan, microbatch=dataclasses.replace(plan.microbatch, size=int(size)))
 
 
+def last_checkpoint(plan: Plan) -> Path | None:
+    """The one that the run continues from, on this machine; None before there is one."""
+    if not plan.resumes:
+        return None
+    file, torn = nodes.decided(lambda: checkpoint_files.newest_whole(plan.out))
+    for one in torn:
+        say(
+            f"  {one} is torn, as if the run was killed while writing it; {'passed over' if file else 'starting again'}"
+        )
+        if dist.get_global_rank() == 0:
+            checkpoint_files.set_aside(one)
+    return nodes.bring(plan.out / checkpoint_files.FOLDER / file.name) if file else None
+
+
 def build_model(plan: Plan) -> nn.Module:
     model = plan.objective.model(plan.architecture, plan.encoder, plan.positions, plan.backends)
     if plan.start:
@@ -131,7 +147,7 @@ def wrapped(plan: Plan, model: nn.Module) -> Pretraining:
 def build_trainer(
     plan: Plan, model: nn.Module, callbacks: Sequence[Callback], loggers: Sequence[LoggerDestination] = ()
 ) -> Trainer:
-    config, gpu = plan.config, plan.hardware.kind == "gpu"
+    config, gpu, checkpoint = plan.config, plan.hardware.kind == "gpu", last_checkpoint(plan)
     random_state = RandomStateOnResume()
     trainer = PARALLEL[config.parallel].trainer(
         count_tokens=batch_weight,
@@ -153,7 +169,7 @@ def build_trainer(
         save_latest_filename=checkpoint_files.LATEST,
         save_interval=save_interval(plan),
         save_num_checkpoints_to_keep=config.keep_checkpoints,
-        autoresume=plan.resumes,
+        load_path=str(checkpoint) if checkpoint else None,
         callbacks=[*callbacks, random_state],
         loggers=loggers,
         progress_bar=False,
@@ -228,8 +244,8 @@ def evaluator(plan: Plan) -> Evaluator:
 
 def start_record(plan: Plan, model: nn.Module) -> dict[str, Any]:
     """The record of this run, or of the one that it continues; on rank 0 also on disk."""
-    if plan.resumes:
-        record = records.read_record(plan.out)
+    if plan.run:
+        record = plan.run
         record["resumed"] = [*record.get("resumed", []), records.provenance()]
     else:
         hardware = plan.hardware

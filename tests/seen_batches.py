@@ -12,7 +12,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from signal import SIGINT, Signals
 
@@ -40,8 +40,20 @@ def telling(on_batch: Callable[[list[str]], None]) -> Iterator[None]:
         Pretraining.forward = forward
 
 
-def interrupted(folder: Path, *words: str, ranks: int, sent: Signals, at: int) -> list[list[str]]:
-    """Train in processes of their own, until in the middle of batch `at` a signal reaches each; what the ranks saw together."""
+def interrupted(
+    folder: Path,
+    *words: str,
+    ranks: int,
+    sent: Signals | int,
+    at: int,
+    nodes: Sequence[str] = (),
+    dies: int | None = None,
+) -> list[list[str]]:
+    """Train in processes of their own, until in the middle of batch `at` a signal reaches each; what the ranks saw together.
+
+    With `nodes` each rank is a machine's only one, and has one more word, in which its own folder stands. Signal 0 is none. With
+    `dies` it reaches that rank alone, and the others must end because of that, in one line.
+    """
     folder.mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -50,18 +62,26 @@ def interrupted(folder: Path, *words: str, ranks: int, sent: Signals, at: int) -
     everywhere |= {"NODE_RANK": 0, "OMP_NUM_THREADS": 1}
     processes = []
     for rank in range(ranks):
-        variables = {name: str(value) for name, value in {**everywhere, "RANK": rank, "LOCAL_RANK": rank}.items()}
-        command = [sys.executable, "-m", "tests.seen_batches", str(folder / str(rank)), str(int(sent)), str(at), *words]
+        here = {**everywhere, "RANK": rank, "LOCAL_RANK": rank}
+        if nodes:
+            here |= {"NODE_RANK": rank, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+        variables = {name: str(value) for name, value in here.items()}
+        signal = sent if dies in (None, rank) else 0
+        told = [str(folder / str(rank)), str(int(signal)), str(at), *words, *nodes[rank : rank + 1]]
+        command = [sys.executable, "-m", "tests.seen_batches", *told]
         processes.append(
             subprocess.Popen(
                 command, cwd=ROOT, env=os.environ | variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                 text=True, start_new_session=True,
             )
         )  # fmt: skip
-    for process in processes:
+    for rank, process in enumerate(processes):
         _, err = process.communicate(timeout=300)
-        assert process.returncode == (130 if sent == SIGINT else -sent), err
         assert "Traceback" not in err
+        if dies in (None, rank):
+            assert process.returncode == (130 if sent == SIGINT else -int(sent)), err
+        else:
+            assert process.returncode == 2 and f"error: rank {rank}: another rank is gone" in err, err
         wait_for(lambda process=process: not group_members(process.pid), seconds=1)
     seen = [[json.loads(line) for line in (folder / str(rank)).read_text().splitlines()] for rank in range(ranks)]
     return [sum(shares, []) for shares in zip(*seen, strict=True)]

@@ -22,6 +22,7 @@ from tests.tiny.texts import write_dataset, write_text, write_vocabulary
 GOLDEN = Path(__file__).parent / "golden"
 CURVES = {  # by name: the words and batches of a run
     "mosaic_bert": ((), 200),
+    "modern": (("model.name=modern", "model.window=8"), 200),
     "hf_bert": (("model.name=hf_bert",), 200),
     "swapped_lm": (("objective=swapped_lm",), 80),
     "swapped_tokens": (("objective=swapped_tokens",), 80),

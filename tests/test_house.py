@@ -96,6 +96,12 @@ def test_an_architecture(yaml, tmp_path, monkeypatch):
     assert used(yaml, tmp_path, "model.name=bag_of_words")["model"] == "bag_of_words"
 
 
+def test_modernbert(yaml, tmp_path):
+    """With a layer whose windows the texts cross."""
+    record = used(yaml, tmp_path, "model={name: modern, window: 6, num_hidden_layers: 2}")
+    assert record["model"] == "modern" and record["encoder"]["window"] == 6 and record["encoder"]["norm"] == "pre"
+
+
 def test_an_objective(yaml, tmp_path, monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "two_networks", lambda config: TWO_NETWORKS)
     record = used(yaml, tmp_path, "objective=two_networks")
@@ -203,7 +209,7 @@ def on_each_of_two_ranks(yaml: str) -> None:
 
 def test_what_is_in_no_table_is_refused_in_one_line(yaml):
     for key, known in (
-        ("model.name", "mosaic_bert, hf_bert"),
+        ("model.name", "mosaic_bert, modern, hf_bert"),
         ("objective", "masked_lm"),
         ("optimizer.name", "adamw"),
         ("schedule.shape", "linear, wsd"),

@@ -28,7 +28,15 @@ def heading(name: str) -> str:
 
 def test_the_recipes_that_are_promised_are_there():
     base = "mosaic-bert-base"
-    assert {base, f"{base}-512", f"{base}-1024", "mosaic-bert-large", "bert-base", "budget-20-usd"} <= set(GPU_FILES)
+    assert {
+        base,
+        f"{base}-512",
+        f"{base}-1024",
+        "mosaic-bert-large",
+        "modern-base",
+        "bert-base",
+        "budget-20-usd",
+    } <= set(GPU_FILES)
 
 
 @pytest.mark.parametrize("name", GPU_FILES)

@@ -3,9 +3,14 @@
 // from the saved logarithms of the softmax's denominators (FlashAttention, arXiv 2205.14135, appendix B.2, where delta
 // is the sum of out dout, D there).
 //
+// With a window, a block meets only the blocks that its window reaches, and a long sequence is cut into pieces, so that
+// what a core works on stays as small as for short ones. A piece owns its tokens' outputs and gradients, and sees those
+// around it as far as the window reaches.
+//
 // Shapes: T tokens, N heads, H head size, S sequences; L the length of a sequence. `strides` are a token's, a part's
 // (q, k, v), a head's.
 #include <cstdlib>
+#include <vector>
 
 #include "products.h"
 
@@ -36,14 +41,58 @@ struct Stream {
     const int32_t *bounds;
 
     int64_t length(int64_t s) const { return std::max(0, bounds[s + 1] - bounds[s]); }
-    int64_t longest(int64_t sequences) const {
-        int64_t most = 0;
-        for (int64_t s = 0; s < sequences; s++)
-            most = std::max(most, length(s));
-        return padded(most);
+    // One part of one head from token `t` of the stream on.
+    template <class T> T *part(T *qkv, int64_t t, int64_t h, int p) const {
+        return qkv + t * strides[0] + p * strides[1] + h * strides[2];
     }
-    template <class T> T *part(T *qkv, int64_t s, int64_t h, int p) const {
-        return qkv + bounds[s] * strides[0] + p * strides[1] + h * strides[2];
+};
+
+// Tokens of one sequence, counted in the stream: those that a piece owns, and those around them that it sees. All but a
+// sequence's end are whole blocks from its beginning.
+struct Piece {
+    int64_t begin, end, from, to;
+
+    int64_t seen() const { return to - from; }
+};
+
+static std::vector<Piece> pieces_of(const Stream &stream, int64_t sequences, int64_t window) {
+    // The larger the fewer tokens are read twice; of 512, a head's operands fit a core's cache.
+    int64_t most = window < 0 ? 0 : std::max<int64_t>(512, 4 * padded(window));
+    std::vector<Piece> pieces;
+    for (int64_t s = 0; s < sequences; s++) {
+        int64_t length = stream.length(s), size = window < 0 ? length : most, start = stream.bounds[s];
+        for (int64_t begin = 0; begin < length; begin += size) {
+            int64_t end = std::min(begin + size, length), from = begin, to = end;
+            if (window >= 0) {
+                from = std::max<int64_t>(0, begin - window) / BLOCK * BLOCK;
+                to = std::min(length, end + window);
+            }
+            pieces.push_back({start + begin, start + end, start + from, start + to});
+        }
+    }
+    return pieces;
+}
+
+// Room for what the largest piece sees, in whole blocks.
+static int64_t widest(const std::vector<Piece> &pieces) {
+    int64_t most = 0;
+    for (const Piece &piece : pieces)
+        most = std::max(most, padded(piece.seen()));
+    return most;
+}
+
+// Of `all` tokens, those that the `block` tokens from token `at` on meet, in whole such blocks.
+struct Span {
+    int64_t low, high;
+
+    Span(int64_t at, int64_t block, int64_t all, int64_t window) : low(0), high(all) {
+        if (window >= 0) {
+            low = std::max<int64_t>(0, at - window) / block * block;
+            high = std::min(all, padded(at + block + window, block));
+        }
+    }
+    static int64_t widest(int64_t all, int64_t window) {
+        return window < 0 ? all : std::min(all, BLOCK + 2 * padded(window));
     }
 };
 
@@ -80,40 +129,50 @@ template <class Engine, class T>
 static void forward(const T *qkv, T *out, float *lse, int64_t sequences, int64_t tokens, Stream stream, Bias bias,
                     int threads) {
     using E = typename Engine::Element;
-    int64_t most = stream.longest(sequences), width = padded(stream.size), size = stream.size;
+    const std::vector<Piece> pieces = pieces_of(stream, sequences, bias.window);
+    int64_t most = widest(pieces), reach = Span::widest(most, bias.window), width = padded(stream.size),
+            size = stream.size, stride = stream.strides[0], block = bias.window < 0 ? BLOCK : Engine::GRAIN;
 #pragma omp parallel num_threads(threads)
     {
-        Scratch scratch(most * width * 3 * sizeof(E) + BLOCK * most * (4 + sizeof(E)) + BLOCK * width * 4 + 1024);
-        E *q = scratch.piece<E>(most * width), *k = scratch.piece<E>(most * width), *v = scratch.piece<E>(most * width);
-        float *scores = scratch.piece<float>(BLOCK * most), *mixed = scratch.piece<float>(BLOCK * width);
-        E *weights = scratch.piece<E>(BLOCK * most);
+        Scratch scratch((2 * most + BLOCK) * width * sizeof(E) + BLOCK * reach * (4 + sizeof(E)) + BLOCK * width * 4 +
+                        1024);
+        E *q = scratch.piece<E>(BLOCK * width), *k = scratch.piece<E>(most * width),
+          *v = scratch.piece<E>(most * width);
+        float *scores = scratch.piece<float>(BLOCK * reach), *mixed = scratch.piece<float>(BLOCK * width);
+        E *weights = scratch.piece<E>(BLOCK * reach);
         Engine engine;
         engine.begin();
 #pragma omp for collapse(2) schedule(dynamic)
-        for (int64_t s = 0; s < sequences; s++)
+        for (size_t p = 0; p < pieces.size(); p++)
             for (int64_t h = 0; h < stream.heads; h++) {
-                int64_t length = stream.length(s), all = padded(length), stride = stream.strides[0];
-                Engine::rows(stream.part(qkv, s, h, 0), stride, length, size, q);
-                Engine::columns_of_b(stream.part(qkv, s, h, 1), stride, length, size, k);
-                Engine::rows_of_b(stream.part(qkv, s, h, 2), stride, length, size, v);
+                const Piece &piece = pieces[p];
+                int64_t seen = piece.seen(), all = padded(seen);
+                Engine::columns_of_b(stream.part(qkv, piece.from, h, 1), stride, seen, size, k);
+                Engine::rows_of_b(stream.part(qkv, piece.from, h, 2), stride, seen, size, v);
                 float slope = bias.slopes ? bias.slopes[h] : 0.0f;
-                for (int64_t first = 0; first < length; first += BLOCK) {
-                    int64_t here = std::min(BLOCK, length - first);
+                for (int64_t first = piece.begin; first < piece.end; first += block) {
+                    int64_t here = std::min(block, piece.end - first), at = first - piece.from;
+                    const Span span(at, block, all, bias.window);
+                    int64_t count = span.high - span.low;
                     float sums[BLOCK];
-                    Engine::product(q + first * width, width, k, all, scores, BLOCK, width, false);
-                    for (int64_t r = 0; r < BLOCK; r++) {
+                    Engine::rows(stream.part(qkv, first, h, 0), stride, here, size, q);
+                    Engine::product(q, width, Engine::column(k, span.low), all, scores, count, block, count, width,
+                                    false);
+                    for (int64_t r = 0; r < block; r++) {
                         float greatest;
                         if (r < here) {
-                            softmax_row(scores + r * all, weights + r * all, int32_t(first + r), int32_t(length),
-                                        int32_t(all), slope, bias, &greatest, &sums[r]);
-                            lse[h * tokens + stream.bounds[s] + first + r] = greatest + std::log(sums[r]);
+                            softmax_row(scores + r * count, weights + r * count, int32_t(at - span.low + r),
+                                        int32_t(std::min(seen, span.high) - span.low), int32_t(count), slope, bias,
+                                        &greatest, &sums[r]);
+                            lse[h * tokens + first + r] = greatest + std::log(sums[r]);
                         } else {
-                            std::fill(weights + r * all, weights + (r + 1) * all, E{});
+                            std::fill(weights + r * count, weights + (r + 1) * count, E{});
                         }
                     }
-                    Engine::product(weights, all, v, width, mixed, BLOCK, all, false);
+                    Engine::product(weights, count, v + span.low * width, width, mixed, width, block, width, count,
+                                    false);
                     for (int64_t r = 0; r < here; r++) {
-                        T *to = out + ((stream.bounds[s] + first + r) * stream.heads + h) * size;
+                        T *to = out + ((first + r) * stream.heads + h) * size;
                         float share = 1.0f / sums[r];
 #pragma omp simd
                         for (int32_t c = 0; c < int32_t(size); c++)
@@ -125,14 +184,15 @@ static void forward(const T *qkv, T *out, float *lse, int64_t sequences, int64_t
     }
 }
 
-// Scores (of a key with all queries) and gradients of weights become weights and gradients of scores, as E.
+// Scores (of a key with all queries) and gradients of weights become weights and gradients of scores, as E. The key may
+// lie before the queries, or behind them.
 template <class E>
 static void weights_of_key(float *scores, float *dweights, E *weights, E *dscores, int32_t j, int32_t length,
                            int32_t width, float slope, const Bias &bias, const float *lse, const float *delta) {
     int32_t begin = 0, end = length;
     if (bias.window >= 0) {
-        begin = int32_t(std::max<int64_t>(0, j - bias.window));
-        end = int32_t(std::min<int64_t>(length, j + bias.window + 1));
+        begin = int32_t(std::clamp<int64_t>(j - bias.window, 0, length));
+        end = int32_t(std::clamp<int64_t>(j + bias.window + 1, begin, length));
     }
 #pragma omp simd
     for (int32_t i = begin; i < end; i++) {
@@ -166,62 +226,83 @@ template <class Engine, class T>
 static void backward(const T *dout, const int64_t *dstrides, const T *qkv, const T *out, const float *lse, T *dqkv,
                      int64_t sequences, int64_t tokens, Stream stream, Bias bias, int threads) {
     using E = typename Engine::Element;
-    int64_t most = stream.longest(sequences), width = padded(stream.size), size = stream.size, heads = stream.heads;
+    const std::vector<Piece> pieces = pieces_of(stream, sequences, bias.window);
+    int64_t most = widest(pieces), reach = Span::widest(most, bias.window), width = padded(stream.size),
+            size = stream.size, heads = stream.heads, stride = stream.strides[0],
+            block = bias.window < 0 ? BLOCK : Engine::GRAIN;
 #pragma omp parallel num_threads(threads)
     {
-        Scratch scratch(most * width * (7 * sizeof(E) + 4) + BLOCK * most * (8 + 3 * sizeof(E)) +
-                        2 * BLOCK * width * 4 + most * 4 + 1024);
-        E *k = scratch.piece<E>(most * width), *v = scratch.piece<E>(most * width),
-          *k_columns = scratch.piece<E>(most * width);
+        Scratch scratch(most * width * (4 * sizeof(E) + 4) + BLOCK * reach * (8 + 3 * sizeof(E)) +
+                        BLOCK * width * (8 + 3 * sizeof(E)) + most * 4 + 2048);
+        E *k = scratch.piece<E>(BLOCK * width), *v = scratch.piece<E>(BLOCK * width),
+          *k_columns = scratch.piece<E>(BLOCK * width);
         E *q_columns = scratch.piece<E>(most * width), *do_columns = scratch.piece<E>(most * width);
         E *q_rows = scratch.piece<E>(most * width), *do_rows = scratch.piece<E>(most * width);
-        float *scores = scratch.piece<float>(BLOCK * most), *dweights = scratch.piece<float>(BLOCK * most);
-        E *weights = scratch.piece<E>(BLOCK * most), *dscores = scratch.piece<E>(BLOCK * most),
-          *dscores_b = scratch.piece<E>(BLOCK * most);
+        float *scores = scratch.piece<float>(BLOCK * reach), *dweights = scratch.piece<float>(BLOCK * reach);
+        E *weights = scratch.piece<E>(BLOCK * reach), *dscores = scratch.piece<E>(BLOCK * reach),
+          *dscores_b = scratch.piece<E>(BLOCK * reach);
         float *dq_columns = scratch.piece<float>(most * width), *dk = scratch.piece<float>(BLOCK * width),
               *dv = scratch.piece<float>(BLOCK * width);
         float *delta = scratch.piece<float>(most);
         Engine engine;
         engine.begin();
 #pragma omp for collapse(2) schedule(dynamic)
-        for (int64_t s = 0; s < sequences; s++)
+        for (size_t p = 0; p < pieces.size(); p++)
             for (int64_t h = 0; h < heads; h++) {
-                int64_t length = stream.length(s), all = padded(length), stride = stream.strides[0],
-                        start = stream.bounds[s];
-                const T *of_q = stream.part(qkv, s, h, 0), *of_k = stream.part(qkv, s, h, 1),
-                        *of_v = stream.part(qkv, s, h, 2);
+                const Piece &piece = pieces[p];
+                int64_t start = piece.from, seen = piece.seen(), all = padded(seen);
+                const T *of_q = stream.part(qkv, start, h, 0), *of_k = stream.part(qkv, start, h, 1),
+                        *of_v = stream.part(qkv, start, h, 2);
                 const T *of_do = dout + start * dstrides[0] + h * dstrides[1];
-                Engine::rows(of_k, stride, length, size, k);
-                Engine::columns(of_k, stride, length, size, k_columns);
-                Engine::rows(of_v, stride, length, size, v);
-                Engine::columns_of_b(of_q, stride, length, size, q_columns);
-                Engine::rows_of_b(of_q, stride, length, size, q_rows);
-                Engine::columns_of_b(of_do, dstrides[0], length, size, do_columns);
-                Engine::rows_of_b(of_do, dstrides[0], length, size, do_rows);
-                sums_of_products(out + (start * heads + h) * size, of_do, heads * size, dstrides[0], length, size,
-                                 delta);
+                Engine::columns_of_b(of_q, stride, seen, size, q_columns);
+                Engine::rows_of_b(of_q, stride, seen, size, q_rows);
+                Engine::columns_of_b(of_do, dstrides[0], seen, size, do_columns);
+                Engine::rows_of_b(of_do, dstrides[0], seen, size, do_rows);
+                sums_of_products(out + (start * heads + h) * size, of_do, heads * size, dstrides[0], seen, size, delta);
                 float slope = bias.slopes ? bias.slopes[h] : 0.0f;
+                int64_t low = piece.begin - start, high = piece.end - start, part = heads * size;
                 T *to = dqkv + (start * 3 * heads + h) * size; // dq; dk and dv are a part further each
-                int64_t part = heads * size;
-                for (int64_t first = 0; first < length; first += BLOCK) {
-                    int64_t here = std::min(BLOCK, length - first);
-                    Engine::product(k + first * width, width, q_columns, all, scores, BLOCK, width, false);
-                    Engine::product(v + first * width, width, do_columns, all, dweights, BLOCK, width, false);
-                    for (int64_t r = 0; r < BLOCK; r++) {
+                if (bias.window >= 0)
+                    std::fill(dq_columns, dq_columns + all * width, 0.0f);
+                for (int64_t first = 0; first < seen; first += block) {
+                    bool own = low <= first && first < high;
+                    Span span(first, block, all, bias.window);
+                    if (!own) { // keys of which the queries that are the piece's own are all that matter
+                        span.low = std::max(span.low, low);
+                        span.high = std::min(span.high, padded(high, block));
+                    }
+                    int64_t here = std::min(block, seen - first), count = span.high - span.low;
+                    if (count <= 0)
+                        continue;
+                    Engine::rows(of_k + first * stride, stride, here, size, k);
+                    Engine::columns(of_k + first * stride, stride, here, size, k_columns);
+                    Engine::rows(of_v + first * stride, stride, here, size, v);
+                    Engine::product(k, width, Engine::column(q_columns, span.low), all, scores, count, block, count,
+                                    width, false);
+                    Engine::product(v, width, Engine::column(do_columns, span.low), all, dweights, count, block, count,
+                                    width, false);
+                    for (int64_t r = 0; r < block; r++) {
+                        E *row = weights + r * count, *drow = dscores + r * count;
                         if (r < here) {
-                            weights_of_key(scores + r * all, dweights + r * all, weights + r * all, dscores + r * all,
-                                           int32_t(first + r), int32_t(length), int32_t(all), slope, bias,
-                                           lse + h * tokens + start, delta);
+                            weights_of_key(scores + r * count, dweights + r * count, row, drow,
+                                           int32_t(first - span.low + r),
+                                           int32_t(std::min(seen, span.high) - span.low), int32_t(count), slope, bias,
+                                           lse + h * tokens + start + span.low, delta + span.low);
                         } else {
-                            std::fill(weights + r * all, weights + (r + 1) * all, E{});
-                            std::fill(dscores + r * all, dscores + (r + 1) * all, E{});
+                            std::fill(row, row + count, E{});
+                            std::fill(drow, drow + count, E{});
                         }
                     }
-                    Engine::product(weights, all, do_rows, width, dv, BLOCK, all, false);
-                    Engine::product(dscores, all, q_rows, width, dk, BLOCK, all, false);
-                    Engine::rows_of_b(dscores, all, BLOCK, all, dscores_b);
-                    Engine::product(k_columns + first, all, dscores_b, all, dq_columns, width, BLOCK, first > 0);
-                    for (int64_t r = 0; r < here; r++) {
+                    Engine::rows_of_b(dscores, count, block, count, dscores_b);
+                    Engine::product(k_columns, BLOCK, dscores_b, padded(count), dq_columns + span.low, all, width,
+                                    count, block, bias.window >= 0 || first > 0);
+                    if (!own)
+                        continue;
+                    Engine::product(weights, count, do_rows + span.low * width, width, dv, width, block, width, count,
+                                    false);
+                    Engine::product(dscores, count, q_rows + span.low * width, width, dk, width, block, width, count,
+                                    false);
+                    for (int64_t r = 0; r < std::min(block, high - first); r++) {
                         T *row = to + (first + r) * 3 * part;
 #pragma omp simd
                         for (int32_t c = 0; c < int32_t(size); c++) {
@@ -230,7 +311,7 @@ static void backward(const T *dout, const int64_t *dstrides, const T *qkv, const
                         }
                     }
                 }
-                for (int64_t i = 0; i < length; i++)
+                for (int64_t i = low; i < high; i++)
                     for (int64_t c = 0; c < size; c++)
                         store(&to[i * 3 * part + c], dq_columns[c * all + i] * bias.scale);
             }

@@ -22,7 +22,7 @@ def forward(qkv_T3NH: Tensor, cu_seqlens: Tensor, slopes: Tensor | None, window:
     lse = torch.empty((heads, tokens))
     run(
         f"attention_forward_{TYPES[qkv.dtype]}", qkv, torch.tensor(qkv.stride()), _bounds(cu_seqlens, tokens), _floats(slopes),
-        out, lse, len(cu_seqlens) - 1, tokens, heads, size, -1 if window is None else window, size**-0.5,
+        out, lse, len(cu_seqlens) - 1, tokens, heads, size, _reach(window, tokens), size**-0.5,
     )  # fmt: skip
     return out, lse
 
@@ -43,7 +43,7 @@ def backward(
     run(
         f"attention_backward_{TYPES[qkv.dtype]}", dout, torch.tensor(dout.stride()), qkv, torch.tensor(qkv.stride()),
         _bounds(cu_seqlens, tokens), _floats(slopes), out_TNH, lse_NT, dqkv, len(cu_seqlens) - 1, tokens, heads, size,
-        -1 if window is None else window, size**-0.5,
+        _reach(window, tokens), size**-0.5,
     )  # fmt: skip
     return dqkv
 
@@ -56,6 +56,11 @@ def _heads_in_a_row(x: Tensor) -> Tensor:
 def _bounds(cu_seqlens: Tensor, tokens: int) -> Tensor:
     """Inside the stream, whatever a compiled graph, which looks at no values, lets through."""
     return cu_seqlens.clamp(0, tokens)
+
+
+def _reach(window: int | None, tokens: int) -> int:
+    """-1 for no window; one that reaches from end to end of a sequence need be no wider than the stream."""
+    return -1 if window is None else min(window, tokens)
 
 
 def _floats(slopes: Tensor | None) -> Tensor | None:

@@ -1,5 +1,5 @@
 // LayerNorm(dropout(x) + residual), statistics in float32. A row's sum is made again in the backward pass: it is not
-// kept.
+// kept, unless it is asked for (`total`), and then its norm is that of the sum as it is rounded there.
 #include "loops.h"
 
 static const int64_t MAX_COLUMNS = 8192;
@@ -22,8 +22,20 @@ static void sum_row(const T *x, const R *residual, float *sum, int32_t columns, 
     }
 }
 
+template <class R> static void load_row(const R *x, float *to, int32_t columns) {
+#pragma omp simd
+    for (int32_t c = 0; c < columns; c++)
+        to[c] = load(x[c]);
+}
+
+template <class R> static void add_row(const R *x, float *sum, int32_t columns) {
+#pragma omp simd
+    for (int32_t c = 0; c < columns; c++)
+        sum[c] += load(x[c]);
+}
+
 template <class T, class R>
-static void forward(const T *x, const R *residual, const float *weight, const float *bias, T *out, float *mean,
+static void forward(const T *x, const R *residual, const float *weight, const float *bias, R *kept, T *out, float *mean,
                     float *rstd, int64_t rows, int64_t columns, int64_t stride, int64_t residual_stride, float eps,
                     Dropout dropout, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -32,6 +44,10 @@ static void forward(const T *x, const R *residual, const float *weight, const fl
         int32_t count = int32_t(columns);
         sum_row(x + r * stride, residual ? residual + r * residual_stride : residual, sum, count, dropout.dropped > 0,
                 dropout.row(r));
+        if (kept) {
+            store_row(kept + r * columns, sum, count);
+            load_row(kept + r * columns, sum, count);
+        }
         float total = 0, squares = 0;
 #pragma omp simd reduction(+ : total)
         for (int32_t c = 0; c < count; c++)
@@ -51,11 +67,12 @@ static void forward(const T *x, const R *residual, const float *weight, const fl
     }
 }
 
-// `parameters` is (threads, 2, columns), zero: what each thread found for the gradients of weight and bias.
+// `parameters` is (threads, 2, columns), zero: what each thread found for the gradients of weight and bias. Where
+// `total` was kept, it is read instead of x and residual, and `dtotal` is its own gradient.
 template <class T, class R>
-static void backward(const T *dout, const T *x, const R *residual, const float *weight, const float *mean,
-                     const float *rstd, T *dx, R *dresidual, float *parameters, int64_t rows, int64_t columns,
-                     int64_t stride, int64_t residual_stride, Dropout dropout, int threads) {
+static void backward(const T *dout, const T *x, const R *residual, const R *dtotal, const R *total, const float *weight,
+                     const float *mean, const float *rstd, T *dx, R *dresidual, float *parameters, int64_t rows,
+                     int64_t columns, int64_t stride, int64_t residual_stride, Dropout dropout, int threads) {
 #pragma omp parallel for schedule(static, 1) num_threads(threads)
     for (int part = 0; part < threads; part++) {
         float *dweight = parameters + 2 * part * columns, *dbias = dweight + columns;
@@ -63,8 +80,11 @@ static void backward(const T *dout, const T *x, const R *residual, const float *
         for (int64_t r = rows * part / threads; r < rows * (part + 1) / threads; r++) {
             float normal[MAX_COLUMNS], weighted = 0, projected = 0;
             const RowDropout kept = dropout.row(r);
-            sum_row(x + r * stride, residual ? residual + r * residual_stride : residual, normal, count,
-                    dropout.dropped > 0, kept);
+            if (total)
+                load_row(total + r * stride, normal, count);
+            else
+                sum_row(x + r * stride, residual ? residual + r * residual_stride : residual, normal, count,
+                        dropout.dropped > 0, kept);
             const T *from = dout + r * columns;
             float middle = mean[r], scale = rstd[r];
 #pragma omp simd reduction(+ : weighted, projected)
@@ -83,6 +103,8 @@ static void backward(const T *dout, const T *x, const R *residual, const float *
 #pragma omp simd
             for (int32_t c = 0; c < count; c++)
                 normal[c] = scale * (load(from[c]) * weight[c] - weighted - normal[c] * projected);
+            if (dtotal)
+                add_row(dtotal + r * columns, normal, count);
             if (also)
                 store_row(also, normal, count);
             if (dropout.dropped) {
@@ -96,19 +118,19 @@ static void backward(const T *dout, const T *x, const R *residual, const float *
 }
 
 #define EXPORT(T, R, NAME)                                                                                             \
-    extern "C" void layer_norm_forward_##NAME(const T *x, const R *residual, const float *weight, const float *bias,   \
-                                              T *out, float *mean, float *rstd, int64_t rows, int64_t columns,         \
-                                              int64_t stride, int64_t residual_stride, float eps, int64_t seed,        \
-                                              int64_t dropped, float scale, int64_t threads) {                         \
-        forward(x, residual, weight, bias, out, mean, rstd, rows, columns, stride, residual_stride, eps,               \
+    extern "C" void layer_norm_forward_##NAME(                                                                         \
+        const T *x, const R *residual, const float *weight, const float *bias, R *total, T *out, float *mean,          \
+        float *rstd, int64_t rows, int64_t columns, int64_t stride, int64_t residual_stride, float eps, int64_t seed,  \
+        int64_t dropped, float scale, int64_t threads) {                                                               \
+        forward(x, residual, weight, bias, total, out, mean, rstd, rows, columns, stride, residual_stride, eps,        \
                 Dropout{uint64_t(seed), uint64_t(dropped), scale}, int(threads));                                      \
     }                                                                                                                  \
     extern "C" void layer_norm_backward_##NAME(                                                                        \
-        const T *dout, const T *x, const R *residual, const float *weight, const float *mean, const float *rstd,       \
-        T *dx, R *dresidual, float *parameters, int64_t rows, int64_t columns, int64_t stride,                         \
-        int64_t residual_stride, int64_t seed, int64_t dropped, float scale, int64_t threads) {                        \
-        backward(dout, x, residual, weight, mean, rstd, dx, dresidual, parameters, rows, columns, stride,              \
-                 residual_stride, Dropout{uint64_t(seed), uint64_t(dropped), scale}, int(threads));                    \
+        const T *dout, const T *x, const R *residual, const R *dtotal, const R *total, const float *weight,            \
+        const float *mean, const float *rstd, T *dx, R *dresidual, float *parameters, int64_t rows, int64_t columns,   \
+        int64_t stride, int64_t residual_stride, int64_t seed, int64_t dropped, float scale, int64_t threads) {        \
+        backward(dout, x, residual, dtotal, total, weight, mean, rstd, dx, dresidual, parameters, rows, columns,       \
+                 stride, residual_stride, Dropout{uint64_t(seed), uint64_t(dropped), scale}, int(threads));            \
     }
 EXPORT(float, float, float32_float32)
 EXPORT(float, bf16, float32_bfloat16)

@@ -1,8 +1,9 @@
 """LayerNorm(dropout(x) + residual): a program holds several whole rows in registers, so that weights are read once for all.
 
-The sum is not stored: the backward reads x and residual again, which moves as many bytes and rounds nothing, and draws the
-same dropout mask. The gradients of weight and bias are summed in two stages, both in a fixed order: each program over its
-range of rows, then one kernel over the programs.
+The sum is not stored where nobody else reads it: the backward reads x and residual again, which moves as many bytes and rounds
+nothing, and draws the same dropout mask. A pre-norm block does read it: then it is stored, normed as it is rounded there, and is
+all that the backward reads, which adds the sum's own gradient. The gradients of weight and bias are summed in two stages, both in
+a fixed order: each program over its range of rows, then one kernel over the programs.
 
 Shapes: T tokens, D columns padded to BLOCK_D, P programs of the backward.
 """
@@ -56,32 +57,42 @@ def _total(
 
 @triton.jit
 def forward_kernel(
-    x, residual, weight, bias, out, statistics, seed,
+    x, residual, weight, bias, stream, out, statistics, seed,
     tokens, columns, x_t, residual_t, eps, threshold, scale,
-    RESIDUAL: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+    RESIDUAL: tl.constexpr, DROPOUT: tl.constexpr, BIAS: tl.constexpr, STREAM: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """With STREAM, the sum is stored there, (T, D)."""
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     d = tl.arange(0, BLOCK_D)
     mask = (t[:, None] < tokens) & (d[None, :] < columns)
     total = _total(x, residual, seed, t, d, x_t, residual_t, mask, threshold, scale, RESIDUAL, DROPOUT, BLOCK_D)
+    if STREAM:
+        total = total.to(stream.dtype.element_ty).to(tl.float32)
+        _store(stream, t, d, columns, mask, total)
     w = tl.load(weight + d, mask=d < columns, other=0.0).to(tl.float32)
-    b = tl.load(bias + d, mask=d < columns, other=0.0).to(tl.float32)
+    if BIAS:
+        b = tl.load(bias + d, mask=d < columns, other=0.0).to(tl.float32)
     mean_T = tl.sum(total, 1) / columns
     centred = tl.where(mask, total - mean_T[:, None], 0.0)
     rstd_T = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / columns + eps)
-    _store(out, t, d, columns, mask, centred * rstd_T[:, None] * w[None, :] + b[None, :])
+    normed = centred * rstd_T[:, None] * w[None, :]
+    if BIAS:
+        normed += b[None, :]
+    _store(out, t, d, columns, mask, normed)
     tl.store(statistics + t, mean_T, mask=t < tokens)
     tl.store(statistics + tokens + t, rstd_T, mask=t < tokens)
 
 
 @triton.jit
 def backward_kernel(
-    dout, x, residual, weight, statistics, seed, dx, dresidual, partial,
+    dout, x, residual, dstream, weight, statistics, seed, dx, dresidual, partial,
     tokens, columns, rows, x_t, residual_t, threshold, scale,
-    RESIDUAL: tl.constexpr, DROPOUT: tl.constexpr, OWN_DRESIDUAL: tl.constexpr,
+    RESIDUAL: tl.constexpr, DROPOUT: tl.constexpr, OWN_DRESIDUAL: tl.constexpr, BIAS: tl.constexpr, STREAM: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """`rows`, a multiple of BLOCK_T, are one program's; partial is (P, 2, D)."""
+    """`rows`, a multiple of BLOCK_T, are one program's; partial is (P, 2, D), whose second row counts with BIAS. With STREAM, x
+    is the sum itself, and dstream (T, D) its own gradient."""
     d = tl.arange(0, BLOCK_D)
     w = tl.load(weight + d, mask=d < columns, other=0.0).to(tl.float32)
     dweight = tl.zeros((BLOCK_T, BLOCK_D), dtype=tl.float32)
@@ -91,16 +102,21 @@ def backward_kernel(
         t = first + tl.arange(0, BLOCK_T)
         mask = (t[:, None] < tokens) & (d[None, :] < columns)
         dy = _load(dout, t, d, columns, mask)
-        total = _total(x, residual, seed, t, d, x_t, residual_t, mask, threshold, scale, RESIDUAL, DROPOUT, BLOCK_D)
+        total = _total(
+            x, residual, seed, t, d, x_t, residual_t, mask, threshold, scale, RESIDUAL, DROPOUT and not STREAM, BLOCK_D
+        )
         mean_T = tl.load(statistics + t, mask=t < tokens, other=0.0)
         rstd_T = tl.load(statistics + tokens + t, mask=t < tokens, other=0.0)
         normed = tl.where(mask, (total - mean_T[:, None]) * rstd_T[:, None], 0.0)
         dweight += dy * normed
-        dbias += dy
+        if BIAS:
+            dbias += dy
         dnormed = dy * w[None, :]
         along = tl.sum(dnormed * normed, 1) / columns
         shift = tl.sum(dnormed, 1) / columns
         dtotal = (dnormed - normed * along[:, None] - shift[:, None]) * rstd_T[:, None]
+        if STREAM:
+            dtotal += _load(dstream, t, d, columns, mask)
         if OWN_DRESIDUAL:
             _store(dresidual, t, d, columns, mask, dtotal)
         if DROPOUT:
@@ -108,12 +124,14 @@ def backward_kernel(
         _store(dx, t, d, columns, mask, dtotal)
     place = partial + tl.program_id(0).to(tl.int64) * 2 * columns + d
     tl.store(place, tl.sum(dweight, 0), mask=d < columns)
-    tl.store(place + columns, tl.sum(dbias, 0), mask=d < columns)
+    if BIAS:
+        tl.store(place + columns, tl.sum(dbias, 0), mask=d < columns)
 
 
 @triton.jit
 def reduction_kernel(
-    partial, dweight, dbias, programs, columns, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr
+    partial, dweight, dbias, programs, columns,
+    BIAS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     d = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     w = tl.zeros((BLOCK_P, BLOCK_D), dtype=tl.float32)
@@ -123,15 +141,18 @@ def reduction_kernel(
         mask = (p[:, None] < programs) & (d[None, :] < columns)
         place = partial + p[:, None].to(tl.int64) * 2 * columns + d[None, :]
         w += tl.load(place, mask=mask, other=0.0)
-        b += tl.load(place + columns, mask=mask, other=0.0)
+        if BIAS:
+            b += tl.load(place + columns, mask=mask, other=0.0)
     tl.store(dweight + d, tl.sum(w, 0).to(dweight.dtype.element_ty), mask=d < columns)
-    tl.store(dbias + d, tl.sum(b, 0).to(dbias.dtype.element_ty), mask=d < columns)
+    if BIAS:
+        tl.store(dbias + d, tl.sum(b, 0).to(dbias.dtype.element_ty), mask=d < columns)
 
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, residual: Tensor | None, dropout_p: float, seed: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The output (T, D), and the rows' means and reciprocal standard deviations, float32 (2, T)."""
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: Tensor | None, dropout_p: float,
+    seed: Tensor | None, total: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The output (T, D), and the rows' means and reciprocal standard deviations, float32 (2, T). `total` becomes the sum."""
     tokens, columns = x.shape
     out = torch.empty((tokens, columns), dtype=x.dtype, device=x.device)
     statistics = torch.empty((2, tokens), dtype=torch.float32, device=x.device)
@@ -139,24 +160,30 @@ def forward(
         constants = parameters(capability(x), columns)
         with device_of(x):
             forward_kernel[(triton.cdiv(tokens, constants["BLOCK_T"]),)](
-                x, residual, weight, bias, out, statistics, seed, tokens, columns,
+                x, residual, weight, bias, total, out, statistics, seed, tokens, columns,
                 x.stride(0), _row_stride(residual), eps, *threshold_and_scale(dropout_p),
-                RESIDUAL=residual is not None, DROPOUT=seed is not None, **constants,
+                RESIDUAL=residual is not None, DROPOUT=seed is not None, BIAS=bias is not None, STREAM=total is not None,
+                **constants,
             )  # fmt: skip
     return out, statistics
 
 
 def backward(
-    dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None,
-    statistics: Tensor, dropout_p: float, seed: Tensor | None, own_dresidual: bool,
+    dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, statistics: Tensor,
+    dropout_p: float, seed: Tensor | None, own_dresidual: bool, dtotal: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients of x, residual, weight, bias. Without `own_dresidual` the second is empty: it is the first."""
+    """The gradients of x, residual, weight, bias. Without `own_dresidual` the second is empty: it is the first.
+
+    With `dtotal`, the gradient of the sum, x is the sum itself, and residual None.
+    """
     tokens, columns = x.shape
-    dx = torch.empty((tokens, columns), dtype=x.dtype, device=x.device)
-    dresidual = torch.empty_like(residual if own_dresidual else dx[:0], memory_format=torch.contiguous_format)
+    dx = torch.empty((tokens, columns), dtype=dout.dtype, device=x.device)
+    of_residual = residual if dtotal is None else x
+    dresidual = torch.empty_like(of_residual if own_dresidual else dx[:0], memory_format=torch.contiguous_format)
+    dweight = torch.empty_like(weight)
+    dbias = weight.new_empty(0) if bias is None else torch.empty_like(bias)
     if not dx.numel():
-        return dx, dresidual, torch.zeros_like(weight), torch.zeros_like(bias)
-    dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
+        return dx, dresidual, dweight.zero_(), dbias.zero_()
     constants = parameters(capability(x), columns)
     programs = min(triton.cdiv(tokens, constants["BLOCK_T"]), PROGRAMS_PER_PROCESSOR * processors(x))
     rows = triton.cdiv(triton.cdiv(tokens, programs), constants["BLOCK_T"]) * constants["BLOCK_T"]
@@ -164,12 +191,13 @@ def backward(
     partial = torch.empty((programs, 2, columns), dtype=torch.float32, device=x.device)
     with device_of(x):
         backward_kernel[(programs,)](
-            dout, x, residual, weight, statistics, seed, dx, dresidual, partial,
+            dout, x, residual, dtotal, weight, statistics, seed, dx, dresidual, partial,
             tokens, columns, rows, x.stride(0), _row_stride(residual), *threshold_and_scale(dropout_p),
-            RESIDUAL=residual is not None, DROPOUT=seed is not None, OWN_DRESIDUAL=own_dresidual, **constants,
+            RESIDUAL=residual is not None, DROPOUT=seed is not None, OWN_DRESIDUAL=own_dresidual,
+            BIAS=bias is not None, STREAM=dtotal is not None, **constants,
         )  # fmt: skip
         reduction_kernel[(triton.cdiv(columns, REDUCTION["BLOCK_D"]),)](
-            partial, dweight, dbias, programs, columns, **REDUCTION
+            partial, dweight, dbias, programs, columns, BIAS=bias is not None, **REDUCTION
         )
     return dx, dresidual, dweight, dbias
 

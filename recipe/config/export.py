@@ -13,10 +13,11 @@ from recipe.settings import MISSING, setting
 
 @dataclass
 class ExportConfig:
-    """`python -m recipe.export RUN out=FOLDER`: one encoder, in a form that other people's software loads."""
+    """`python -m recipe.export RUN out=FOLDER`: an encoder or a fine-tuned model, as other people's software loads it."""
 
     checkpoint: str = setting(
-        MISSING, "a run's folder, one of its checkpoints, or an encoder's folder; the command's first word"
+        MISSING,
+        "a run's folder, one of its checkpoints, an encoder's folder, or what recipe.finetune wrote; the command's first word",
     )
     out: str = setting(MISSING, "the folder to write, which is not there yet or is empty", result=False)
     format: str = setting(
@@ -26,9 +27,11 @@ class ExportConfig:
     )
     pooling: str = setting(
         "mean",
-        "of a sentence encoder: mean: of all tokens' hidden states; cls: the first token's",
+        "of a pretrained encoder as sentence encoder: mean: of all tokens' hidden states; cls: the first token's",
         choices=("mean", "cls"),
     )
     int8: Optional[str] = setting(
-        None, "with onnx: quantise the weights to int8 too, and score both on these minimal pairs (BLiMP's form)"
+        None,
+        "with onnx, of a pretrained encoder: quantise the weights to int8 too, and score both on these minimal pairs (BLiMP's "
+        "form)",
     )

@@ -63,18 +63,43 @@ class Data:
     shuffle_seed: int = setting(9176, "of the order of documents")
 
 
+_AS_ROW = "none: as the architecture has it"
+# Keys of `Model` that make an ablation of an architecture, which is a model of its own where runs are compared.
+BLOCK = ("positions", "norm", "embedding_norm", "window", "global_every", "biases", "rope_theta", "local_rope_theta")
+
+
 @dataclass
 class Model:
-    """The encoder. The defaults are MosaicBERT-Base; `hf_bert` is the baseline at the same sizes."""
+    """The encoder. The defaults are MosaicBERT-Base; `hf_bert` is the baseline at the same sizes, `modern` is ModernBERT's. The
+    keys from `positions` to `local_rope_theta` make ablations of `mosaic_bert` and `modern`, or one of the other."""
 
     name: str = setting("mosaic_bert", "the architecture", choices=ARCHITECTURES)
     hidden_size: int = setting(768, "width of the encoder, a multiple of `num_attention_heads`", least=1)
     num_hidden_layers: int = setting(12, "layers", least=1)
     num_attention_heads: int = setting(12, "attention heads per layer", least=1)
     intermediate_size: int = setting(3072, "width of the feed-forward layers", least=1)
+    positions: Optional[str] = setting(None, f"what tells the order of tokens; {_AS_ROW}", choices=("alibi", "rope"))
+    norm: Optional[str] = setting(
+        None, f"LayerNorm after each sum with the residual, or before each block and at the end; {_AS_ROW}",
+        choices=("post", "pre"),
+    )  # fmt: skip
+    embedding_norm: Optional[bool] = setting(None, f"LayerNorm of the embeddings; {_AS_ROW}")
+    window: Optional[int] = setting(
+        None, f"tokens around one that local layers see, half on each side, so an even number; {_AS_ROW}", least=2
+    )
+    global_every: Optional[int] = setting(
+        None,
+        f"where there is a window: of so many layers one sees the whole sequence, the first of them; {_AS_ROW}",
+        least=1,
+        special="1 for no local layers",
+    )
+    biases: Optional[bool] = setting(None, f"of projections and LayerNorms; {_AS_ROW}")
+    rope_theta: Optional[float] = setting(None, f"base of rotary angles in layers that see all; {_AS_ROW}", above=0)
+    local_rope_theta: Optional[float] = setting(None, f"the same in local layers; {_AS_ROW}", above=0)
     vocab_size: Optional[int] = setting(None, "stated here, it is checked against the shards' vocabulary", least=1)
     hidden_dropout_prob: float = setting(0.1, "dropout of embeddings and of each layer's outputs", least=0, below=1)
     attention_probs_dropout_prob: float = setting(0.0, "dropout of attention probabilities", least=0, below=1)
+    initializer_range: float = setting(0.02, "standard deviation of the initial weights", above=0)
     attention: str = setting("auto", "attention backend, a name that `python -m kernels.backends` prints")
     kernels: str = setting("auto", "backend of the other kernels, likewise")
     compile: bool = setting(False, "run the training step through torch.compile; its first step takes up to a minute")

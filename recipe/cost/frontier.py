@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from recipe.config import BLOCK
 from recipe.cost.measures import SCORE, Measure, Record
 from recipe.errors import UserError
+from recipe.settings import as_word
 
 AXES = ("usd", "gpu_hours", "tokens", "seconds")
 BRANCH = "branch"
@@ -136,10 +138,14 @@ def points_of(
 
 
 def _models(records: Sequence[Record]) -> list[str]:
-    """Each record's model, with its layers and width where there are several sizes of it: they are no single curve."""
-    sizes = [record["config"].get("model", {}) for record in records]
-    sizes = [(size.get("num_hidden_layers"), size.get("hidden_size")) for size in sizes]
-    names = [record["model"] for record in records]
+    """Each record's model, with what its YAML changes of the architecture's block, and with its layers and width where there are
+    several sizes of it: they are no single curve."""
+    stated = [record["config"].get("model", {}) for record in records]
+    sizes = [(model.get("num_hidden_layers"), model.get("hidden_size")) for model in stated]
+    names = [
+        " ".join([record["model"], *(f"{key}={as_word(model[key])}" for key in BLOCK if model.get(key) is not None)])
+        for record, model in zip(records, stated, strict=True)
+    ]
     several = {name for name in names if len({size for size, of in zip(sizes, names, strict=True) if of == name}) > 1}
     return [
         f"{name} {layers} x {width}" if name in several else name

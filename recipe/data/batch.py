@@ -102,7 +102,8 @@ def count_rows(cu_seqlens: NDArray[np.integer], masked_indices: NDArray[np.int64
 
 @dataclass(frozen=True)
 class PaddedCollator:
-    """Makes the padded form: document_ids (S,), input_ids, attention_mask, labels, all (S, L), with -100 for no label; counts."""
+    """Makes the padded form: document_ids (S,); input_ids, attention_mask, labels, all (S, L), with -100 for no label;
+    masked_indices (M,), ascending, the places of the labels in the flattened (S, L); counts."""
 
     collate: Collate
     pad_id: int
@@ -121,6 +122,7 @@ def pad_batch(batch: Batch, pad_id: int) -> Batch:
     labels = torch.full_like(batch["input_ids"], IGNORED_LABEL)
     labels[batch["masked_indices"]] = batch["labels"]
     padded["labels"] = torch.full(real.shape, IGNORED_LABEL).masked_scatter(real, labels)
+    padded["masked_indices"] = real.flatten().nonzero()[:, 0][batch["masked_indices"]]
     return padded
 
 
@@ -171,13 +173,16 @@ def _split_packed(batch: Batch, start: int, end: int) -> Batch:
 
 
 def _split_padded(batch: Batch, start: int, end: int) -> Batch:
-    return {name: value[start:end] for name, value in batch.items()}
+    pieces = {name: value[start:end] for name, value in batch.items() if name != "masked_indices"}
+    length = batch["input_ids"].shape[1]
+    m_first, m_last = _between(batch["masked_indices"], start * length, end * length)
+    return {**pieces, "masked_indices": batch["masked_indices"][m_first:m_last] - start * length}
 
 
 def _split_stream(batch: Batch, start: int, end: int) -> Batch:
     bounds = batch["cu_seqlens"][start : end + 1]
     first, last = int(bounds[0]), int(bounds[-1])
-    m_first, m_last = torch.searchsorted(batch["masked_indices"], torch.tensor([first, last])).tolist()
+    m_first, m_last = _between(batch["masked_indices"], first, last)
     return {
         "document_ids": batch["document_ids"][start:end],
         "input_ids": batch["input_ids"][first:last],
@@ -186,3 +191,8 @@ def _split_stream(batch: Batch, start: int, end: int) -> Batch:
         "masked_indices": batch["masked_indices"][m_first:m_last] - first,
         "labels": batch["labels"][m_first:m_last],
     }
+
+
+def _between(ascending: Tensor, first: int, end: int) -> list[int]:
+    """The places in `ascending` between which its values are from `first` to below `end`."""
+    return torch.searchsorted(ascending, torch.tensor([first, end])).tolist()

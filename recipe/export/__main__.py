@@ -11,14 +11,14 @@ from recipe.config import ExportConfig, run_main
 from recipe.errors import UserError
 from recipe.export import card, verify
 from recipe.export.formats import FORMATS
+from recipe.export.subject import find_subject
 from recipe.settings import check_values
 from recipe.system.files import DISK_FULL, write_whole_folder
 from recipe.system.quiet import quiet_libraries
-from recipe.training.checkpoint import find_checkpoint
 
 
 def export(config: ExportConfig) -> Path:
-    """Export one encoder; returns the folder, `config.out`.
+    """Export one encoder or fine-tuned model; returns the folder, `config.out`.
 
     Raises:
         UserError: whatever cannot be exported or differs from the run; then nothing is written.
@@ -32,15 +32,16 @@ def export(config: ExportConfig) -> Path:
             f"format={config.format} is verified with {missing[0]}, which is not installed; "
             "pip install --no-deps -r requirements-export.txt"
         )
-    checkpoint = find_checkpoint(config.checkpoint)
-    print(f"{checkpoint.name}: {checkpoint.model} -> {out}, {form.title}", flush=True)
+    subject = find_subject(config.checkpoint)
+    subject.refuse(config)
+    print(f"{subject.title} -> {out}, {form.title}", flush=True)
     record: dict[str, Any] = {}
 
     def write(draft: Path) -> None:
-        form.write(checkpoint, config, draft)
+        form.write(subject, config, draft)
         print("  written; verifying it in a process of its own, with the network off", flush=True)
-        record.update(verify.verify(checkpoint, config, draft))
-        card.write(checkpoint, config, record, draft)
+        record.update(verify.verify(subject, config, draft))
+        card.write(subject, config, record, draft)
 
     try:
         write_whole_folder(out, write)

@@ -10,11 +10,10 @@ import jinja2
 from recipe import records
 from recipe.config import ExportConfig
 from recipe.cost.measures import tasks_in_words
-from recipe.export.transformers_form import row_of
+from recipe.export.subject import Subject
 from recipe.finetune.results import of_final_encoder
 from recipe.finetune.scores import CONVENTION
 from recipe.system.files import write_whole
-from recipe.training.checkpoint import Checkpoint
 
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -26,26 +25,36 @@ TEMPLATES = jinja2.Environment(
 )
 
 
-def write(checkpoint: Checkpoint, config: ExportConfig, record: dict[str, Any], folder: Path) -> None:
+def write(subject: Subject, config: ExportConfig, record: dict[str, Any], folder: Path) -> None:
     """Write README.md; `record` is the export's."""
-    write_whole(folder / "README.md", render(checkpoint, config, record, folder))
+    write_whole(folder / "README.md", render(subject, config, record))
 
 
-def render(checkpoint: Checkpoint, config: ExportConfig, record: dict[str, Any], folder: Path) -> str:
+def render(subject: Subject, config: ExportConfig, record: dict[str, Any]) -> str:
+    checkpoint = subject.checkpoint
     run = None if checkpoint.run is None else records.read_record(checkpoint.run)
-    row = row_of(checkpoint)
     final = of_final_encoder(checkpoint)
     glue = run["glue"] if run and final else None
     data = run["config"].get("data", {}) if run else {}
     text = data.get("path", "not recorded")
+    tuned = subject.results["config"] if subject.results else {}
     return TEMPLATES.get_template("card.md.jinja").render(
-        name=checkpoint.name,
+        name=subject.called,
         model=checkpoint.model,
         form=config.format,
         pooling=config.pooling,
+        what=subject.what,
+        use=subject.use,
+        auto=subject.auto,
+        task=subject.task,
+        sigmoid=subject.settings.get("problem_type") == "multi_label_classification",
+        tuned=subject.results,
+        files=[Path(file).name for split in ("train", "dev", "test") for file in tuned.get(split, [])],
         folder=Path(config.out).name,  # a card tells no path of this machine
-        own_code=row is not None and row.code is not None,
+        own_code=subject.row is not None and subject.row.code is not None,
         limit=checkpoint.max_length,
+        longest=subject.longest,
+        rotary=checkpoint.sizes is not None and checkpoint.sizes.positions == "rope",
         masked=checkpoint.mask_id is not None,
         int8=config.int8 is not None,
         batch=None if final else checkpoint.batch,

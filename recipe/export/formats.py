@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recipe.config import ExportConfig
-from recipe.export import checks, onnx, sentence, transformers_form
-from recipe.training.checkpoint import Checkpoint
+from recipe.export import checks, onnx, pipelines, sentence, transformers_form
+from recipe.export.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Format:
     title: str
     packages: tuple[str, ...]  # that it takes to write or to verify it, beside what a run needs
     check: Callable[[ExportConfig], None]  # UserError: settings that do not belong to it
-    write: Callable[[Checkpoint, ExportConfig, Path], None]  # into an empty folder
+    write: Callable[[Subject, ExportConfig, Path], None]  # into an empty folder
     # Of the folder, in the verifying process: everything that it must share with the run. checks.Different: it does not
     verify: Callable[[checks.Exported, ExportConfig], None]
 
@@ -29,7 +29,7 @@ FORMATS = {
         packages=(),
         check=lambda config: onnx.refuse(config) or sentence.refuse(config),
         write=transformers_form.write,
-        verify=checks.check_transformers,
+        verify=pipelines.verify,
     ),
     "sentence": Format(
         title="a sentence encoder for sentence-transformers",

@@ -141,8 +141,8 @@ class Rows:
         """(S, D): each sequence's first real token, [CLS]."""
         if self.real_SL is None:
             return hidden_SLD[:, 0]
-        places_S = self.real_SL.int().argmax(dim=1)
-        return hidden_SLD[torch.arange(len(hidden_SLD), device=places_S.device), places_S]
+        places_S1D = self.real_SL.int().argmax(dim=1)[:, None, None].expand(-1, 1, hidden_SLD.shape[2])
+        return hidden_SLD.gather(1, places_S1D)[:, 0]  # indexing by arange would fix S where this is traced
 
 
 class MosaicBertEmbeddings(nn.Module):

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from recipe.config import ExportConfig
 from recipe.errors import UserError
-from recipe.export.checks import Exported
-from recipe.export.transformers_form import masked_lm, write_model
+from recipe.export.checks import Exported, check_tokens
+from recipe.export.subject import Subject, real_tokens, rows_of
+from recipe.export.transformers_form import converted, write_model
 from recipe.finetune.batches import ExampleCollator
 from recipe.finetune.minimal_pairs import REPORTED, mask_each, read_pairs
 from recipe.model.huggingface import has_token_types
 from recipe.pairs import pseudo_log_likelihoods
 from recipe.system.hardware import find_hardware
-from recipe.training.checkpoint import Checkpoint
 
 OPSET = 17  # the first with LayerNormalization as one operation
 ALLOWED = 1e-4
@@ -59,25 +59,27 @@ def check(config: ExportConfig) -> None:
             raise UserError(f"int8={str(error).removeprefix('data=')}") from None
 
 
-def write(checkpoint: Checkpoint, config: ExportConfig, folder: Path) -> None:
+def write(subject: Subject, config: ExportConfig, folder: Path) -> None:
     """The graphs with config.json and the tokenizer's files, and no weights beside them."""
-    if config.int8 is not None and checkpoint.mask_id is None:
-        raise UserError(f"{checkpoint.folder}: its tokenizer has no mask, which int8 is scored with; leave int8 out")
-    model = masked_lm(checkpoint)
+    model = converted(subject)
     if hasattr(model.config, "auto_map"):
         del model.config.auto_map  # the graphs need no code
-    write_model(checkpoint, model, folder)
+    write_model(subject, model, folder)
     (folder / "model.safetensors").unlink()
     model.set_attn_implementation("eager")
     names = ["input_ids", "attention_mask", *(["token_type_ids"] if has_token_types(model.config) else [])]
-    ids = torch.full(TRACED, checkpoint.pad_id)
+    ids = torch.full(TRACED, subject.checkpoint.pad_id)
     inputs = (ids, torch.ones_like(ids), torch.zeros_like(ids))[: len(names)]
     for (file, output), part in zip(GRAPHS.items(), (model, model.base_model), strict=True):
+        graph = Graph(part, names, output).eval()
+        with torch.no_grad():
+            every_token = graph(*inputs).dim() == 3  # a classifier of texts answers for each sequence
         axes = {name: {0: "sequences", 1: "tokens"} for name in [*names, output]}
+        axes[output] = axes[output] if every_token else {0: "sequences"}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing's advice
             torch.onnx.export(
-                Graph(part, names, output).eval(), inputs, str(folder / file), opset_version=OPSET, dynamo=False,
+                graph, inputs, str(folder / file), opset_version=OPSET, dynamo=False,
                 input_names=names, output_names=[output], dynamic_axes=axes,
             )  # fmt: skip
     if config.int8 is not None:
@@ -90,12 +92,15 @@ def write(checkpoint: Checkpoint, config: ExportConfig, folder: Path) -> None:
 
 def verify(exported: Exported, config: ExportConfig) -> None:
     """ONNX Runtime's numbers on batches of several shapes are the run's; of int8, the score on one task."""
+    check_tokens(exported)
     graphs = {file: session(exported.folder / file) for file in GRAPHS}
     for name, inputs in exported.cases():
-        mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
-        both = zip(graphs.items(), exported.of_run(inputs), strict=True)
-        for (file, graph), ours in both:
-            theirs = torch.from_numpy(run(graph, inputs))[mask.bool()]
+        logits, hidden = (torch.from_numpy(run(graph, inputs)) for graph in graphs.values())
+        pairs = (
+            (exported.subject.logits(inputs), rows_of(logits, inputs)),
+            (exported.subject.hidden(inputs), hidden[real_tokens(inputs)]),
+        )
+        for file, (ours, theirs) in zip(graphs, pairs, strict=True):
             exported.compare(f"{GRAPHS[file]}, {name}, ONNX Runtime", ours, theirs, ALLOWED)
     exported.facts["opset"] = OPSET
     if config.int8 is not None:
@@ -131,7 +136,7 @@ class MaskedLM:
 
 def minimal_pairs(exported: Exported, data: str, file: str) -> float:
     """A graph's score, as `recipe.pairs` scores the run: percent, mean over paradigms."""
-    checkpoint, hardware = exported.checkpoint, find_hardware("cpu", "fp32", ranks=1)
+    checkpoint, hardware = exported.subject.checkpoint, find_hardware("cpu", "fp32", ranks=1)
     model, collator = MaskedLM(session(exported.folder / file)), ExampleCollator(AT_A_TIME, checkpoint.pad_id)
     scores = []
     for paradigm in read_pairs(data, REPORTED):

@@ -7,16 +7,14 @@ from pathlib import Path
 
 import torch
 
-from recipe import records
 from recipe.config import ExportConfig
 from recipe.errors import UserError
-from recipe.export.checks import FLOAT32, HARD, Different, Exported, padded, pooled, texts
-from recipe.export.transformers_form import masked_lm, write_model
+from recipe.export.checks import FLOAT32, HARD, Different, Exported, check_tokens, padded
+from recipe.export.subject import Subject
+from recipe.export.transformers_form import converted, write_model
 from recipe.finetune.batches import encodings
-from recipe.training.checkpoint import Checkpoint
 
 MODULES = ("Transformer", "Pooling", "Normalize")
-LONGEST = 512  # tokens of a text where no run says more
 COMPARED, AT_A_TIME = 48, 8  # texts
 
 
@@ -26,17 +24,10 @@ def refuse(config: ExportConfig) -> None:
         raise UserError(f"pooling={config.pooling} is a sentence encoder's; set format=sentence, or leave it out")
 
 
-def longest_text(checkpoint: Checkpoint) -> int:
-    """Tokens, beyond which a text is cut: what the run was trained on, but no more than the model can take."""
-    run = records.read_record(checkpoint.run)["config"] if checkpoint.run else {}
-    trained = run.get("data", {}).get("sequence_length", LONGEST)
-    return min(trained, checkpoint.max_length or trained)
-
-
-def write(checkpoint: Checkpoint, config: ExportConfig, folder: Path) -> None:
+def write(subject: Subject, config: ExportConfig, folder: Path) -> None:
     """The encoder without a head, its tokenizer, and the modules' own files."""
-    model = masked_lm(checkpoint).base_model
-    write_model(checkpoint, model, folder)
+    model = converted(subject).base_model
+    write_model(subject, model, folder)
     listed = [
         {"idx": place, "name": str(place), "path": f"{place}_{name}" if place else "",
          "type": f"sentence_transformers.models.{name}"}
@@ -50,7 +41,7 @@ def write(checkpoint: Checkpoint, config: ExportConfig, folder: Path) -> None:
     }
     _write(folder / "modules.json", listed)
     _write(folder / "1_Pooling" / "config.json", pooling)
-    _write(folder / "sentence_bert_config.json", {"max_seq_length": longest_text(checkpoint), "do_lower_case": False})
+    _write(folder / "sentence_bert_config.json", {"max_seq_length": subject.longest_text, "do_lower_case": False})
     _write(folder / "config_sentence_transformers.json", {"prompts": {}, "similarity_fn_name": "cosine"})
 
 
@@ -61,21 +52,22 @@ def _write(file: Path, content: object) -> None:
 
 @torch.no_grad()
 def verify(exported: Exported, config: ExportConfig) -> None:
-    """`encode` of texts of all lengths, some of them cut, is the run's hidden states, pooled, of length 1."""
+    """`encode` of texts of all lengths, some of them cut, is what the run's hidden states become: pooled, of length 1."""
     from sentence_transformers import SentenceTransformer
 
+    check_tokens(exported)
     model = SentenceTransformer(str(exported.folder), device="cpu", **exported.trust)
     names = tuple(type(module).__name__ for module in model)
     if names != MODULES:
         raise Different(f"sentence-transformers loads {', '.join(names)}, not {', '.join(MODULES)}")
-    found = texts()
+    found, subject = exported.texts, exported.subject
     sample = sorted([*found[:: len(found) // COMPARED], max(found, key=len), *HARD], key=len)
     theirs = model.encode(sample, batch_size=AT_A_TIME, convert_to_tensor=True)
-    longest = longest_text(exported.checkpoint)
+    checkpoint, longest = subject.checkpoint, subject.longest_text
     for start in range(0, len(sample), AT_A_TIME):
-        part = list(encodings(exported.checkpoint.tokenizer, sample[start : start + AT_A_TIME], longest))
-        inputs = padded(part, exported.checkpoint.pad_id, left=False, typed=False)
-        ours = pooled(exported.of_run(inputs)[1], inputs["attention_mask"].sum(dim=1), config.pooling)
+        part = list(encodings(checkpoint.tokenizer, sample[start : start + AT_A_TIME], longest))
+        inputs = padded(part, checkpoint.pad_id, left=False, typed=False)
+        ours = subject.vectors(subject.hidden(inputs), inputs, config.pooling)
         exported.compare("embeddings", ours, theirs[start : start + AT_A_TIME], FLOAT32)
     exported.facts["texts whose embeddings were compared"] = len(sample)
     exported.facts["tokens at which a text is cut"] = longest

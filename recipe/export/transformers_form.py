@@ -1,4 +1,4 @@
-"""A run's encoder as one of transformers' own models, and as the folder that it leaves.
+"""A subject as one of transformers' own models, and as the folder that it leaves.
 
 What transformers has becomes its class, without code of its own. For the rest the row in the table of architectures names the
 file that ships with the weights, which transformers loads through `auto_map`.
@@ -15,10 +15,8 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from recipe.config import ExportConfig
 from recipe.errors import UserError, class_and_line
-from recipe.model.architecture import Export
-from recipe.model.architectures import architecture
-from recipe.model.encoder import Backends
-from recipe.training.checkpoint import Checkpoint, OwnCheckpoint
+from recipe.export.subject import Subject
+from recipe.model.huggingface import has_token_types
 
 # What transformers' Auto classes call the classes of a model, behind the name that they begin with.
 AUTO = {
@@ -30,36 +28,29 @@ AUTO = {
 }
 
 
-def row_of(checkpoint: Checkpoint) -> Export | None:
-    """How its architecture is exported; None for one of Hugging Face's own, which is what it is already.
+def converted(subject: Subject) -> PreTrainedModel:
+    """Encoder and head as transformers has them, every weight the subject's, float32.
 
     Raises:
-        UserError: an architecture in this project's form whose row does not say how.
+        UserError: a weight is missing, or there is no class for such a block.
     """
-    if not isinstance(checkpoint, OwnCheckpoint):
-        return None
-    row = architecture(checkpoint.model).export
+    row, checkpoint = subject.row, subject.checkpoint
     if row is None:
-        raise UserError(
-            f"{checkpoint.name}: a `{checkpoint.model}`, whose row in the table of architectures has no export yet"
-        )
-    return row
-
-
-def masked_lm(checkpoint: Checkpoint) -> PreTrainedModel:
-    """Its masked-language model as transformers has it, every weight the run's, float32.
-
-    Raises:
-        UserError: a weight is missing.
-    """
-    row, ours = row_of(checkpoint), checkpoint.masked_lm(Backends())
-    if row is None:
-        return ours.model.eval()
+        model = subject.native(subject.load())
+        for key, value in subject.settings.items():
+            setattr(model.config, key, value)
+        return model.eval()
     code = row.code() if row.code else transformers
-    settings = {**row.settings(checkpoint.sizes), "pad_token_id": checkpoint.pad_id}
+    try:
+        settings = {**row.settings(checkpoint.sizes), "pad_token_id": checkpoint.pad_id, **subject.settings}
+    except ValueError as error:
+        raise UserError(f"{subject.called} cannot be exported: {error}") from None
     config = getattr(code, f"{row.classes}Config")(**settings)
-    model = getattr(code, f"{row.classes}ForMaskedLM")(config)
-    missing, unknown = model.load_state_dict({row.name(n): t for n, t in ours.state_dict().items()}, strict=False)
+    model = getattr(code, f"{row.classes}{AUTO[subject.auto]}")(config)
+    # The encoder alone has no prefix before its own names.
+    prefix = "" if model.base_model is not model else f"{model.base_model_prefix}."
+    weights = {subject.name(name).removeprefix(prefix): tensor for name, tensor in subject.load().state_dict().items()}
+    missing, unknown = model.load_state_dict(weights, strict=False)
     untied = [name for name in missing if model.get_parameter(name) is not model.get_input_embeddings().weight]
     assert not untied and not unknown, (untied, unknown)
     if row.code:
@@ -68,21 +59,26 @@ def masked_lm(checkpoint: Checkpoint) -> PreTrainedModel:
     return model.eval()
 
 
-def write(checkpoint: Checkpoint, config: ExportConfig, folder: Path) -> None:
+def write(subject: Subject, config: ExportConfig, folder: Path) -> None:
     """config.json, model.safetensors, the tokenizer's files and, where transformers lacks the class, its code."""
-    write_model(checkpoint, masked_lm(checkpoint), folder)
+    write_model(subject, converted(subject), folder)
 
 
-def write_model(checkpoint: Checkpoint, model: PreTrainedModel, folder: Path) -> None:
-    """The same of a model that was made of `checkpoint`, or of a part of it."""
+def write_model(subject: Subject, model: PreTrainedModel, folder: Path) -> None:
+    """The same of a model that was made of the subject, or of a part of it."""
     model.save_pretrained(folder)
-    row = row_of(checkpoint)
+    row, source = subject.row, subject.checkpoint.folder
     if getattr(model.config, "auto_map", None):
         shutil.copyfile(inspect.getfile(row.code()), folder / Path(inspect.getfile(row.code())).name)
+    # A tokenizer of BERT's kind tells a pair's texts apart, which a model without token types does not take.
+    untyped = row is not None and not has_token_types(model.config)
+    inputs = {"model_input_names": ["input_ids", "attention_mask"]} if untyped else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, use_fast=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, use_fast=True, trust_remote_code=False, split_special_tokens=subject.plain_text, **inputs
+        )
     except Exception as error:  # the library raises bare exceptions
-        raise UserError(f"{checkpoint.folder}: its tokenizer cannot be loaded ({class_and_line(error)})") from None
-    if checkpoint.max_length is not None:
-        tokenizer.model_max_length = min(tokenizer.model_max_length, checkpoint.max_length)
+        raise UserError(f"{source}: its tokenizer cannot be loaded ({class_and_line(error)})") from None
+    if subject.longest is not None:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, subject.longest)
     tokenizer.save_pretrained(folder)

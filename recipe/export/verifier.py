@@ -15,15 +15,15 @@ from recipe.config import ExportConfig
 from recipe.errors import UserError, class_and_line, exit_status
 from recipe.export.checks import Different, Exported
 from recipe.export.formats import FORMATS
+from recipe.export.subject import find_subject
 from recipe.system.quiet import quiet_libraries
-from recipe.training.checkpoint import find_checkpoint
 
 
 def answer(request: Path) -> None:
     """Compare what the file names, and write what was found beside it."""
     asked = json.loads(request.read_text("utf-8"))
     config = ExportConfig(**asked["config"])
-    exported = Exported(find_checkpoint(config.checkpoint), Path(asked["folder"]), request.parent)
+    exported = Exported(find_subject(config.checkpoint), Path(asked["folder"]), request.parent)
     different = None
     try:
         FORMATS[config.format].verify(exported, config)

@@ -19,8 +19,8 @@ from recipe import records
 from recipe.config import ExportConfig, to_dict
 from recipe.errors import UserError
 from recipe.export.formats import FORMATS
+from recipe.export.subject import Subject
 from recipe.system.files import digest, write_whole
-from recipe.training.checkpoint import Checkpoint
 
 FILE_NAME = "export.json"
 FORMAT = 1
@@ -28,21 +28,23 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARAL
 CACHES = ("HF_HOME", "HF_MODULES_CACHE")
 
 
-def verify(checkpoint: Checkpoint, config: ExportConfig, draft: Path) -> dict[str, Any]:
-    """The record of a draft that is the run's encoder, as it now stands in it.
+def verify(subject: Subject, config: ExportConfig, draft: Path) -> dict[str, Any]:
+    """The record of a draft that computes what the subject does, as it now stands in it.
 
     Raises:
         UserError: it is not, or it could not be compared.
     """
     found = compared(config, draft)
     if found["different"]:
-        raise UserError(f"the export is not the run's encoder, so nothing was written: {found['different']}")
+        raise UserError(f"the export is not {subject.what}, so nothing was written: {found['different']}")
+    checkpoint = subject.checkpoint
     record = {
         "format": FORMAT,
         "kind": config.format,
         "model": checkpoint.model,
-        "name": checkpoint.name,
+        "name": subject.called,
         "batch": checkpoint.batch,
+        "task": subject.task and {key: subject.task[key] for key in ("name", "kind", "labels")},
         "weights_sha256": digest(checkpoint.files),
         "provenance": records.provenance(),
         "packages": {name: metadata.version(name) for name in FORMATS[config.format].packages},

@@ -26,6 +26,7 @@ from recipe.errors import UserError, class_and_line
 from recipe.finetune.kinds import KINDS
 from recipe.finetune.kinds.kind import Kind
 from recipe.finetune.tasks import TaskData
+from recipe.model.encoder import Backends
 from recipe.model.heads import FineTuned
 from recipe.model.huggingface import HFEncoder, HFFineTuned
 from recipe.system.files import write_whole_folder
@@ -59,13 +60,23 @@ class FineTunedFolder:
     def labels(self) -> list[str]:
         return self.task["labels"]
 
+    @property
+    def results(self) -> dict[str, Any] | None:
+        """The record of the fine-tuning that it is of; None where it does not lie in its results' folder."""
+        folder = self.folder.resolve()
+        record = _results(folder.parent) if folder.name == FOLDER else None
+        return record if record and record["finetune"].get("model") else None
+
     def model(self, hardware: Hardware) -> nn.Module:
         """The model in evaluation, on the device; `forward(batch)` gives the kind's outputs (R, C).
 
         Raises:
             UserError: weights that do not fit, each counted and the first named.
         """
-        backends = self.checkpoint.resolve_backends(hardware)
+        return self.build(self.checkpoint.resolve_backends(hardware)).to(hardware.device).eval()
+
+    def build(self, backends: Backends) -> nn.Module:
+        """The same on the CPU, in training."""
         model = self.checkpoint.fine_tuned(self.kind, self.kind.outputs(self.labels), backends)
         whole = _inner(model)
         try:
@@ -77,7 +88,7 @@ class FineTunedFolder:
         if missing or unknown:
             problem = f"no weights for `{missing[0]}`" if missing else f"the model has no `{unknown[0]}`"
             raise UserError(f"{self.folder}: {problem} ({len(missing)} missing, {len(unknown)} unknown)")
-        return model.to(hardware.device).eval()
+        return model
 
 
 def save_fine_tuned(
@@ -124,6 +135,18 @@ def save_fine_tuned(
     write_whole_folder(folder, fill)
 
 
+def is_fine_tuned(path: str) -> bool:
+    """Whether `open_fine_tuned` is who says what is there, be it that the fine-tuning has not ended."""
+    given = Path(path)
+    return any((folder / TASK).is_file() for folder in (given, given / FOLDER)) or _results(given) is not None
+
+
+def _results(folder: Path) -> dict[str, Any] | None:
+    """The record of a fine-tuning that the folder holds."""
+    record = records.read_record(folder) if (folder / records.FILE_NAME).is_file() else None
+    return record if record and record["kind"] == "finetune" else None
+
+
 def open_fine_tuned(path: str) -> FineTunedFolder:
     """What `path` holds: such a folder, or that of the results, with such a folder in it.
 
@@ -134,11 +157,9 @@ def open_fine_tuned(path: str) -> FineTunedFolder:
     folder = given / FOLDER if (given / FOLDER / TASK).is_file() else given
     file = folder / TASK
     if not file.is_file():
-        record = given / records.FILE_NAME
-        unfinished = record.is_file() and records.read_record(record)["kind"] == "finetune"
         why = (
             "its fine-tuning has not ended; run it again"
-            if unfinished
+            if _results(given)
             else "give the folder that recipe.finetune wrote"
         )
         raise UserError(f"{path}: no {TASK} in it; {why}")

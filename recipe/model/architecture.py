@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +28,14 @@ class Export:
     """What an architecture's models are to Hugging Face's transformers; `recipe.export` writes them so."""
 
     classes: str  # what the names of its classes there begin with, as in `BertModel`, `BertForMaskedLM`
-    settings: Callable[[EncoderConfig], dict[str, Any]]  # what config.json says of a model
+    # What config.json says of a model. ValueError: there is no class for one of these blocks.
+    settings: Callable[[EncoderConfig], dict[str, Any]]
     name: Callable[[str], str]  # a parameter of `masked_lm` -> its name there
     # The module of these classes where transformers has none: one file that imports nothing of ours and goes along.
     code: Callable[[], ModuleType] | None = None
+    # A layer of the heads of `recipe.finetune.kinds` -> its name in the classes for such heads; absent where these compute
+    # something else.
+    heads: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,6 @@ class Architecture:
     name: str
     form: str  # STREAM or PADDED
     gated: bool  # whether its feed-forward has a third matrix
-    predicts_all: bool  # whether its head computes every position, or the masked ones alone
     # (attention, kernels, needs) -> what runs; `auto` or a name each. ValueError: it cannot run here.
     backends: Callable[[str, str, Requirements], Backends]
     # (sizes, sequence length, backends) -> a model with `forward(batch)`, a dictionary of losses, and `masked_logits(batch)`
@@ -53,6 +57,9 @@ class Architecture:
     # (K, D) at the places `keep` (K,) int64 of the stream, or of the flattened padded rows; of every real token, in order,
     # where `keep` is None. Absent where the row's folders are Hugging Face's own, whose classes come with heads.
     encoder: Callable[[EncoderConfig, Backends], nn.Module] | None = None
+    # Fields of `EncoderConfig` that make a model one of this row where a config does not state them. Absent: its block is not
+    # described by the fields `BLOCK`, so that none of them can be stated.
+    settings: Mapping[str, Any] | None = None
     export: Export | None = None  # absent where the row's folders are Hugging Face's own
     # Parameters of `masked_lm` that have a row per entry of the vocabulary, the word embeddings first.
     vocabulary_rows: tuple[str, ...] = ()
@@ -63,9 +70,22 @@ class Architecture:
     # those that masked-language modelling has no use for. UserError: they cannot be brought under them. Absent: they are.
     named: Callable[[dict[str, Tensor], str], tuple[dict[str, Tensor], list[str]]] | None = None
 
-    def predicted(self, tokens: float, masked: float) -> float:
-        """Of how many positions the head computes logits."""
-        return tokens if self.predicts_all else masked
+    def sizes(
+        self, stated: Mapping[str, Any], vocab_size: int, source: EncoderConfig | None = None, **more: Any
+    ) -> EncoderConfig:
+        """What a config's keys `stated` make, None for one that is not; by default as `source`, or as the row has it.
+
+        Raises:
+            ValueError: a value that is none, or a key that this row does not have.
+        """
+        from recipe.model.config import BLOCK, EncoderConfig
+
+        own = {f.name for f in dataclasses.fields(EncoderConfig)}
+        values = {name: value for name, value in stated.items() if name in own and value is not None}
+        if self.settings is None and (given := [name for name in BLOCK if name in values]):
+            raise ValueError(f"{given[0]}={values[given[0]]}: the block of {self.name} is as it is; leave the key out")
+        base = source or EncoderConfig(**(self.settings or {}))
+        return dataclasses.replace(base, **{**values, "vocab_size": vocab_size, **more})
 
     def sizes_of(self, values: Mapping[str, Any], shapes: Shapes) -> EncoderConfig | None:
         """The sizes of a folder's model, None if it is of another architecture; as `recognise`."""

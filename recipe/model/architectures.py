@@ -16,13 +16,23 @@ def _mosaic_bert() -> Architecture:
     return MOSAIC_BERT
 
 
+def _modern() -> Architecture:
+    from recipe.model.modern import MODERN
+
+    return MODERN
+
+
 def _hf_bert() -> Architecture:
     from recipe.model.hf_bert import HF_BERT
 
     return HF_BERT
 
 
-ARCHITECTURES: dict[str, Callable[[], Architecture]] = {"mosaic_bert": _mosaic_bert, "hf_bert": _hf_bert}
+ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
+    "mosaic_bert": _mosaic_bert,
+    "modern": _modern,
+    "hf_bert": _hf_bert,
+}
 
 
 def architecture(name: str) -> Architecture:

@@ -1,4 +1,7 @@
-"""A post-norm BERT encoder on a stream of real tokens: no padding anywhere, no position embeddings, ALiBi supplies order.
+"""A BERT encoder on a stream of real tokens: no padding anywhere, no position embeddings.
+
+What a block is made of stands in its config, so that MosaicBERT (post-norm, ALiBi) and ModernBERT (pre-norm, rotary positions,
+windows, no biases) are rows of settings of it, and so is everything between the two.
 
 Shapes: T tokens of the batch in a row, N heads, H head size, D hidden size, F feed-forward size, S sequences, M kept tokens.
 """
@@ -6,6 +9,7 @@ Shapes: T tokens of the batch in a row, N heads, H head size, D hidden size, F f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,95 +33,145 @@ class Backends:
         return f"attention {self.attention.in_short}, kernels {self.kernels.in_short}"
 
 
+class Sequences(NamedTuple):
+    """Where the sequences of a stream are, and what tells the order of their tokens."""
+
+    cu_seqlens: Tensor  # (S + 1,) int32
+    max_seqlen: int
+    slopes_N: Tensor | None = None  # ALiBi's
+    tables: dict[float, Tensor] | None = None  # of rotary positions: theta -> (2, T, H / 2)
+
+
 class LayerNorm(nn.Module):
     """LayerNorm(dropout(x) + residual) in the activations' own precision, statistics in float32."""
 
     def __init__(self, config: EncoderConfig, backends: Backends, dropout_p: float = 0.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(config.hidden_size))
-        self.bias = nn.Parameter(torch.zeros(config.hidden_size))
+        self.bias = nn.Parameter(torch.zeros(config.hidden_size)) if config.biases else None
         self.eps = config.layer_norm_eps
         self.dropout_p = dropout_p
         self.backend = backends.kernels.name
 
     def forward(self, x_TD: Tensor, residual_TD: Tensor | None = None) -> Tensor:
-        dropout_p = self.dropout_p if self.training else 0.0
-        return kernels.layer_norm(x_TD, self.weight, self.bias, self.eps, residual_TD, dropout_p, backend=self.backend)
+        return kernels.layer_norm(
+            x_TD, self.weight, self.bias, self.eps, residual_TD, self._dropout_p, backend=self.backend
+        )
+
+    def add(self, x_TD: Tensor, residual_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum too, and its norm."""
+        return kernels.add_layer_norm(
+            x_TD, residual_TD, self.weight, self.bias, self.eps, self._dropout_p, backend=self.backend
+        )
+
+    @property
+    def _dropout_p(self) -> float:
+        return self.dropout_p if self.training else 0.0
 
 
 class Embeddings(nn.Module):
     def __init__(self, config: EncoderConfig, backends: Backends) -> None:
         super().__init__()
         self.word = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.norm = LayerNorm(config, backends)
+        types = config.type_vocab_size
+        self.token_type = nn.Embedding(types, config.hidden_size) if types else None
+        self.norm = LayerNorm(config, backends) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         # Set where the matrix is the decoder too: added to the decoder's gradient, a sparse one saves making and adding a dense
         # one. The module's own `sparse` would promise that the sum is sparse too.
         self.sparse_gradient = False
 
     def forward(self, input_ids_T: Tensor, token_type_ids_T: Tensor | None) -> Tensor:
-        types = self.token_type.weight[0] if token_type_ids_T is None else self.token_type(token_type_ids_T)
         sparse = self.sparse_gradient and not torch.compiler.is_compiling()
-        x_TD = F.embedding(input_ids_T, self.word.weight, sparse=sparse) + types
+        x_TD = F.embedding(input_ids_T, self.word.weight, sparse=sparse)
+        if self.token_type is not None:
+            x_TD = x_TD + (self.token_type.weight[0] if token_type_ids_T is None else self.token_type(token_type_ids_T))
         device = x_TD.device.type
         if torch.is_autocast_enabled(device):  # the residual stream is in low precision from its first sum on
             x_TD = x_TD.to(torch.get_autocast_dtype(device))
-        return self.dropout(self.norm(x_TD))
+        return self.dropout(x_TD if self.norm is None else self.norm(x_TD))
 
 
 class Attention(nn.Module):
-    def __init__(self, config: EncoderConfig, backends: Backends) -> None:
+    def __init__(self, config: EncoderConfig, backends: Backends, index: int) -> None:
         super().__init__()
         self.heads = config.num_attention_heads
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.out = nn.Linear(config.hidden_size, config.hidden_size)
-        self.norm = LayerNorm(config, backends, config.hidden_dropout_prob)
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.biases)
+        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=config.biases)
+        self.norm = None
+        if config.norm == "post":
+            self.norm = LayerNorm(config, backends, config.hidden_dropout_prob)
+        elif index or not config.embedding_norm:  # the embeddings' norm is the first layer's
+            self.norm = LayerNorm(config, backends)
+        local = config.is_local(index)
+        self.reach = config.window // 2 if local else None
+        self.theta = (config.local_rope_theta if local else config.rope_theta) if config.positions == "rope" else None
         self.dropout_p = config.attention_probs_dropout_prob
-        self.backend = backends.attention.name
+        self.backends = backends
 
-    def forward(
-        self, x_TD: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes_N: Tensor, keep_M: Tensor | None
-    ) -> Tensor:
+    def forward(self, x_TD: Tensor, sequences: Sequences, keep_M: Tensor | None) -> Tensor:
+        """What is to be added to the residual stream; of the tokens `keep_M` alone."""
         qkv_T3NH = self.qkv(x_TD).unflatten(-1, (3, self.heads, -1))
-        dropout_p = self.dropout_p if self.training else 0.0
+        if self.theta is not None:
+            qkv_T3NH = kernels.rotary(qkv_T3NH, sequences.tables[self.theta], backend=self.backends.kernels.name)
         mixed_TNH = kernels.attention_packed(
-            qkv_T3NH, cu_seqlens, max_seqlen, slopes_N, dropout_p=dropout_p, backend=self.backend
+            qkv_T3NH,
+            sequences.cu_seqlens,
+            sequences.max_seqlen,
+            sequences.slopes_N,
+            self.reach,
+            self.dropout_p if self.training else 0.0,
+            backend=self.backends.attention.name,
         )
         mixed_TD = mixed_TNH.flatten(1)
-        if keep_M is not None:
-            mixed_TD, x_TD = mixed_TD[keep_M], x_TD[keep_M]
-        return self.norm(self.out(mixed_TD), x_TD)
+        return self.out(mixed_TD if keep_M is None else mixed_TD[keep_M])
 
 
 class FeedForward(nn.Module):
-    """A gated linear unit. Dropout is inside the unit and not after its output projection, as in the reference model."""
+    """A gated linear unit. Dropout is inside the unit and not after its output projection, as in the reference models."""
 
     def __init__(self, config: EncoderConfig, backends: Backends) -> None:
         super().__init__()
         self.gated = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.out = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.norm = LayerNorm(config, backends)
+        self.out = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.biases)
+        # Before it, the norm adds what attention gives, with that one's dropout.
+        self.norm = LayerNorm(config, backends, 0.0 if config.norm == "post" else config.hidden_dropout_prob)
         self.activation = config.hidden_act
         self.dropout_p = config.hidden_dropout_prob
         self.backend = backends.kernels.name
 
     def forward(self, x_TD: Tensor) -> Tensor:
+        """What is to be added to the residual stream."""
         dropout_p = self.dropout_p if self.training else 0.0
-        inner_TF = kernels.glu(self.gated(x_TD), self.activation, dropout_p, backend=self.backend)
-        return self.norm(self.out(inner_TF), x_TD)
+        return self.out(kernels.glu(self.gated(x_TD), self.activation, dropout_p, backend=self.backend))
 
 
 class Layer(nn.Module):
-    def __init__(self, config: EncoderConfig, backends: Backends) -> None:
+    """Attention and feed-forward, post-norm or pre-norm. A norm takes the last sum with it, as one operation; so the sum behind a
+    pre-norm layer is left to the next one's norm."""
+
+    def __init__(self, config: EncoderConfig, backends: Backends, index: int) -> None:
         super().__init__()
-        self.attention = Attention(config, backends)
+        self.attention = Attention(config, backends, index)
         self.feed_forward = FeedForward(config, backends)
+        self.post_norm = config.norm == "post"
 
     def forward(
-        self, x_TD: Tensor, cu_seqlens: Tensor, max_seqlen: int, slopes_N: Tensor, keep_M: Tensor | None = None
-    ) -> Tensor:
-        return self.feed_forward(self.attention(x_TD, cu_seqlens, max_seqlen, slopes_N, keep_M))
+        self, x_TD: Tensor, added_TD: Tensor | None, sequences: Sequences, keep_M: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The residual stream, and what is still to be added to it; the same two are given, None for nothing."""
+        attention, feed_forward = self.attention, self.feed_forward
+        y_TD = x_TD
+        if not self.post_norm and attention.norm is not None:
+            x_TD, y_TD = (x_TD, attention.norm(x_TD)) if added_TD is None else attention.norm.add(added_TD, x_TD)
+        added_TD = attention(y_TD, sequences, keep_M)
+        if keep_M is not None:
+            x_TD = x_TD[keep_M]
+        if self.post_norm:
+            x_TD = attention.norm(added_TD, x_TD)
+            return feed_forward.norm(feed_forward(x_TD), x_TD), None
+        x_TD, y_TD = feed_forward.norm.add(added_TD, x_TD)
+        return x_TD, feed_forward(y_TD)
 
 
 class Encoder(nn.Module):
@@ -129,15 +183,18 @@ class Encoder(nn.Module):
         self.config = config
         self.few_shapes = backends.kernels.fact("kernels", "few_sizes")  # see shapes.py
         self.embeddings = Embeddings(config, backends)
-        self.layers = nn.ModuleList(Layer(config, backends) for _ in range(config.num_hidden_layers))
-        self.register_buffer("slopes", kernels.alibi_slopes(config.num_attention_heads), persistent=False)
+        self.layers = nn.ModuleList(Layer(config, backends, index) for index in range(config.num_hidden_layers))
+        self.final_norm = LayerNorm(config, backends) if config.norm == "pre" else None
+        slopes_N = kernels.alibi_slopes(config.num_attention_heads) if config.positions == "alibi" else None
+        self.register_buffer("slopes", slopes_N, persistent=False)
 
     def forward(self, batch: dict, keep: Tensor | None = None) -> Tensor:
         """Hidden states of every token, or of the tokens `keep` alone.
 
         Args:
             batch: input_ids (T,) int64, the sequences one after another; cu_seqlens (S + 1,) int32, where each begins, and the
-                end; max_seqlen, the longest length, or more; token_type_ids (T,) int64, absent or None for all zero.
+                end; max_seqlen, the longest length, or more; token_type_ids (T,) int64, absent or None for all zero; an encoder
+                without token types does not look at them.
             keep: (M,) int64, the tokens whose last hidden state is wanted. The last layer leaves out the rest after its
                 attention, which changes nothing for those kept.
 
@@ -150,11 +207,20 @@ class Encoder(nn.Module):
         if self.few_shapes and not torch.compiler.is_compiling():
             input_ids, token_type_ids, cu_seqlens = round_stream(input_ids, token_type_ids, cu_seqlens)
             max_seqlen = max(max_seqlen, len(input_ids) - tokens)
+        sequences = Sequences(cu_seqlens, max_seqlen, self.slopes, self._tables(cu_seqlens, len(input_ids)))
         x_TD = self.embeddings(input_ids, token_type_ids)
+        added_TD = None
         for layer in self.layers[:-1]:
-            x_TD = layer(x_TD, cu_seqlens, max_seqlen, self.slopes)
-        x_TD = self.layers[-1](x_TD, cu_seqlens, max_seqlen, self.slopes, keep)
+            x_TD, added_TD = layer(x_TD, added_TD, sequences)
+        x_TD, added_TD = self.layers[-1](x_TD, added_TD, sequences, keep)
+        if self.final_norm is not None:
+            x_TD = self.final_norm(added_TD, x_TD)
         return x_TD if keep is not None else x_TD[:tokens]
+
+    def _tables(self, cu_seqlens: Tensor, tokens: int) -> dict[float, Tensor]:
+        """Angles of the rotary positions, for each theta that a layer has; none without such positions."""
+        thetas = {layer.attention.theta for layer in self.layers} - {None}
+        return {theta: kernels.rotary_table(cu_seqlens, tokens, self.config.head_dim, theta) for theta in thetas}
 
 
 def initialize(model: nn.Module, std: float) -> None:
@@ -164,3 +230,13 @@ def initialize(model: nn.Module, std: float) -> None:
             nn.init.normal_(module.weight, std=std)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def shrink_outputs(encoder: Encoder) -> None:
+    """Divide by sqrt(2 layers) what a pre-norm encoder adds to its residual, which else grows with depth (Megatron's
+    initialisation, arXiv 1909.08053; ModernBERT's, arXiv 2412.13663)."""
+    factor = (2 * len(encoder.layers)) ** -0.5
+    with torch.no_grad():
+        for layer in encoder.layers if encoder.config.norm == "pre" else ():
+            layer.attention.out.weight.mul_(factor)
+            layer.feed_forward.out.weight.mul_(factor)

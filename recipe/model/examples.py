@@ -20,6 +20,12 @@ def full_stream(sequences: int, length: int, mask_rate: float) -> dict[str, Any]
 
 
 def full_rows(sequences: int, length: int, mask_rate: float) -> dict[str, Any]:
-    """Padded rows without padding, every position with a label: which ones have one is not known without values."""
+    """Padded rows without padding."""
     zeros = torch.zeros(sequences, length, dtype=torch.int64)
-    return {"input_ids": zeros, "attention_mask": torch.ones_like(zeros), "labels": zeros.clone()}
+    masked = torch.arange(max(1, round(sequences * length * mask_rate)))
+    return {
+        "input_ids": zeros,
+        "attention_mask": torch.ones_like(zeros),
+        "labels": zeros.clone(),
+        "masked_indices": masked,
+    }

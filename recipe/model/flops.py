@@ -16,9 +16,23 @@ def layer_flops_per_token(hidden_size: int, intermediate_size: int, gated: bool)
     return attention + feed_forward
 
 
-def attention_flops(hidden_size: int, sum_of_squared_lengths: float) -> float:
-    """Forward, one layer: scores and weighted sum, over sequences that each attend to themselves."""
-    return 4 * hidden_size * sum_of_squared_lengths
+def attention_flops(model: dict, tokens: float, sum_of_squared_lengths: float) -> float:
+    """Forward, all layers: scores and weighted sum, over sequences that each attend to themselves, in a local layer each token
+    to its window only. For windows the sequences count as equally long, which is exact where they are, else an upper bound.
+
+    Args:
+        model: hidden_size, num_hidden_layers, and, where there are local layers, window and global_every.
+        tokens: real tokens.
+        sum_of_squared_lengths: of their sequences.
+    """
+    layers, window, every = model["num_hidden_layers"], model.get("window"), model.get("global_every", 1)
+    everywhere = -(-layers // every) if window else layers
+    pairs = everywhere * sum_of_squared_lengths
+    if everywhere < layers and tokens:
+        length = sum_of_squared_lengths / tokens
+        reach = min(window // 2, length - 1)
+        pairs += (layers - everywhere) * tokens * (2 * reach + 1 - reach * (reach + 1) / length)
+    return 4 * model["hidden_size"] * pairs
 
 
 def head_flops_per_position(hidden_size: int, vocab_size: int) -> int:
@@ -32,7 +46,7 @@ def training_flops(
     """Forward and backward over `tokens` real tokens.
 
     Args:
-        model: hidden_size, intermediate_size, num_hidden_layers, vocab_size.
+        model: hidden_size, intermediate_size, num_hidden_layers, vocab_size; window and global_every as in `attention_flops`.
         gated: whether the feed-forward is a gated unit.
         tokens: real tokens.
         sum_of_squared_lengths: of their sequences.
@@ -40,6 +54,6 @@ def training_flops(
     """
     hidden_size = model["hidden_size"]
     layer = tokens * layer_flops_per_token(hidden_size, model["intermediate_size"], gated)
-    layer += attention_flops(hidden_size, sum_of_squared_lengths)
+    attention = attention_flops(model, tokens, sum_of_squared_lengths)
     head = predicted_positions * head_flops_per_position(hidden_size, model["vocab_size"])
-    return (1 + BACKWARD) * (model["num_hidden_layers"] * layer + head)
+    return (1 + BACKWARD) * (model["num_hidden_layers"] * layer + attention + head)

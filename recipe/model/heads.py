@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import kernels
 from recipe.model.config import EncoderConfig
-from recipe.model.encoder import Backends, Encoder, LayerNorm, initialize
+from recipe.model.encoder import Backends, Encoder, LayerNorm, initialize, shrink_outputs
 from recipe.model.shapes import round_predictions
 
 
@@ -32,7 +32,7 @@ class PredictionHead(nn.Module):
 
     def __init__(self, config: EncoderConfig, backends: Backends) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.biases)
         self.norm = LayerNorm(config, backends)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
@@ -41,7 +41,10 @@ class PredictionHead(nn.Module):
 
 
 class MosaicBertForMaskedLM(nn.Module):
-    """The pretraining model. Calling it takes a stream; `padded` takes padded batches, as Hugging Face's models do."""
+    """The pretraining model, MosaicBERT's and that of every row with its encoder.
+
+    Calling it takes a stream; `padded` takes padded batches, as Hugging Face's models do.
+    """
 
     def __init__(self, config: EncoderConfig, backends: Backends | None = None) -> None:
         super().__init__()
@@ -51,6 +54,7 @@ class MosaicBertForMaskedLM(nn.Module):
         self.encoder.embeddings.sparse_gradient = self.backends.kernels.fact("kernels", "adds_sparse")
         self.head = PredictionHead(config, self.backends)
         initialize(self, config.initializer_range)
+        shrink_outputs(self.encoder)
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
         """`loss` and `masked_accuracy` at the masked positions of a stream, float32 scalars.

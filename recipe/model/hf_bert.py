@@ -25,7 +25,7 @@ _BIASES = ("bert.cls.predictions.bias", "bert.cls.predictions.decoder.bias")  # 
 
 
 class HFBertForMaskedLM(nn.Module):
-    """`BertForMaskedLM` on padded batches, its head on every position, as its users run it."""
+    """`BertForMaskedLM` on padded batches, its head on masked positions: on all of them it takes half of a small step."""
 
     def __init__(self, config: EncoderConfig, max_length: int) -> None:
         super().__init__()
@@ -43,21 +43,23 @@ class HFBertForMaskedLM(nn.Module):
                 hidden_dropout_prob=config.hidden_dropout_prob,
                 attention_probs_dropout_prob=config.attention_probs_dropout_prob,
                 layer_norm_eps=config.layer_norm_eps,
+                initializer_range=config.initializer_range,
                 max_position_embeddings=max_length,
                 attn_implementation="sdpa",
             )
         )
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
-        """`loss` and `masked_accuracy` at the labels of input_ids, attention_mask, labels, all (S, L); -100 is no label."""
-        logits = self.bert(**{key: batch[key] for key in ("input_ids", "attention_mask")}).logits
-        labels = batch["labels"]
-        labelled = labels != -100
-        count = labelled.sum().clamp(min=1)
+        """`loss` and `masked_accuracy` of input_ids, attention_mask, labels, all (S, L), at masked_indices (M,), places in the
+        flattened (S, L)."""
+        masked_M = batch["masked_indices"]
+        hidden = self.bert.bert(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+        logits_MV = self.bert.cls(hidden.flatten(0, 1)[masked_M])
+        labels_M = batch["labels"].flatten()[masked_M]
+        count = max(1, len(labels_M))
         # The library's own loss, but 0 and not NaN where a microbatch of short texts has no label.
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum") / count
-        right = (logits.detach().argmax(dim=-1) == labels) & labelled
-        return {"loss": loss, "masked_accuracy": right.sum() / count}
+        loss = F.cross_entropy(logits_MV.float(), labels_M, reduction="sum") / count
+        return {"loss": loss, "masked_accuracy": (logits_MV.detach().argmax(dim=-1) == labels_M).sum() / count}
 
 
 def _backends(attention: str, kernels: str, needs: Requirements) -> Backends:
@@ -110,7 +112,6 @@ HF_BERT = Architecture(
     name="hf_bert",
     form=PADDED,
     gated=False,
-    predicts_all=True,
     backends=_backends,
     masked_lm=_masked_lm,
     largest_batch=_largest_batch,

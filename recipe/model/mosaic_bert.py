@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kernels.backends import Requirements, resolve
 from recipe import convert
 from recipe.model.architecture import STREAM, Architecture, Export, Shapes
-from recipe.model.config import EncoderConfig, padded_vocab_size
+from recipe.model.config import BLOCK, EncoderConfig, changed, padded_vocab_size
 from recipe.model.encoder import Backends, Encoder
 from recipe.model.examples import full_stream
 from recipe.model.heads import MosaicBertForMaskedLM
@@ -23,15 +23,18 @@ TYPE, PUBLISHED_TYPE = (
     "bert",
 )  # model_type in config.json: ours, and in the published repositories, beside code
 WORD = "encoder.embeddings.word.weight"
+SETTINGS: dict[str, Any] = {}  # `EncoderConfig` is MosaicBERT's
+# Of a fine-tuned model, in the shipped file.
+HEADS = {"head.pooler": "bert.pooler.dense", "head.classifier": "classifier"}
 _PUBLISHED_WORD, _PUBLISHED_ATTENTION = "bert.embeddings.word_embeddings.weight", "attention.self.Wqkv.weight"
 
 
-def _backends(attention: str, kernels: str, needs: Requirements) -> Backends:
+def own_backends(attention: str, kernels: str, needs: Requirements) -> Backends:
     return Backends(resolve("attention", attention, needs), resolve("kernels", kernels, needs))
 
 
-def _masked_lm(sizes: EncoderConfig, length: int, backends: Backends) -> nn.Module:
-    return MosaicBertForMaskedLM(sizes, backends)  # ALiBi has no longest length
+def masked_lm(sizes: EncoderConfig, length: int, backends: Backends) -> nn.Module:
+    return MosaicBertForMaskedLM(sizes, backends)  # its positions have no longest length
 
 
 def _save(model: nn.Module, folder: Path) -> None:
@@ -42,6 +45,15 @@ def _exported_code() -> ModuleType:
     from recipe.export import modeling_mosaic_bert
 
     return modeling_mosaic_bert
+
+
+def _settings(sizes: EncoderConfig) -> dict[str, Any]:
+    """Of the shipped class, which has one kind of block."""
+    if found := changed(sizes, SETTINGS):
+        raise ValueError(
+            f"{found}: neither transformers nor the file that ships with the weights has such a mosaic_bert"
+        )
+    return {name: value for name, value in dataclasses.asdict(sizes).items() if name not in BLOCK}
 
 
 def _recognise(values: Mapping[str, Any], shapes: Shapes) -> EncoderConfig | None:
@@ -66,15 +78,15 @@ MOSAIC_BERT = Architecture(
     name="mosaic_bert",
     form=STREAM,
     gated=True,
-    predicts_all=False,
-    backends=_backends,
-    masked_lm=_masked_lm,
+    backends=own_backends,
+    masked_lm=masked_lm,
     largest_batch=full_stream,
     save=_save,
     save_sizes=lambda model, folder: model.config.save(folder),
     recognise=_recognise,
     named=_named,
     encoder=Encoder,
-    export=Export("MosaicBert", dataclasses.asdict, convert.to_mosaicml_name, _exported_code),
+    settings=SETTINGS,
+    export=Export("MosaicBert", _settings, convert.to_mosaicml_name, _exported_code, HEADS),
     vocabulary_rows=(WORD, "head.bias"),
 )

@@ -17,8 +17,7 @@ def _model(architecture: Architecture, sizes: EncoderConfig, length: int, backen
 
 def flops(architecture: Architecture, sizes: dict, counts: Counts) -> float:
     """Of one network's masked language modelling."""
-    predicted = architecture.predicted(counts.tokens, counts.masked)
-    return training_flops(sizes, architecture.gated, counts.tokens, counts.squared_lengths, predicted)
+    return training_flops(sizes, architecture.gated, counts.tokens, counts.squared_lengths, counts.masked)
 
 
 MASKED_LM = Objective("masked_lm", ("loss", "masked_accuracy"), _model, flops)

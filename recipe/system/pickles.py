@@ -18,6 +18,11 @@ from torch.serialization import safe_globals
 
 from recipe.errors import UserError, class_and_line
 
+
+class Damaged(UserError):
+    """Not such a file, or a torn one; nothing in it was dangerous."""
+
+
 _NAMED = re.compile(r"GLOBAL ([\w.]+)|`?([\w.]+)`? was not an allowed global|Unsupported class ([\w.]+)")
 
 
@@ -57,11 +62,11 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def refusal(file: str | Path, what: str, error: Exception) -> UserError:
-    """One line for what torch said of a file."""
+    """One line for what torch said of a file; `Damaged`, if it is no more than that."""
     named = isinstance(error, pickle.UnpicklingError) and _NAMED.search(str(error))
     if named:
         return dangerous(file, what, next(filter(None, named.groups())))
-    return UserError(f"{file}: not a {what}, or damaged ({class_and_line(error)})")
+    return Damaged(f"{file}: not a {what}, or damaged ({class_and_line(error)})")
 
 
 def dangerous(file: str | Path, what: str, name: str) -> UserError:

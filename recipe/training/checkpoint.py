@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from kernels.backends import Requirements, Resolved
+from kernels.backends import Resolved
 from recipe import convert, records
 from recipe.config import Tokenizer as TokenizerSettings
 from recipe.data import tokenizer
@@ -147,9 +147,7 @@ class OwnCheckpoint(Checkpoint):
         return architecture(self.model)
 
     def resolve_backends(self, hardware: Hardware) -> Backends:
-        needs = Requirements(
-            hardware.device, hardware.activation_dtype, self.sizes.head_dim, self.sizes.attention_probs_dropout_prob
-        )
+        needs = self.sizes.requirements(hardware.device, hardware.activation_dtype)
         try:
             return self._row.backends("auto", "auto", needs)
         except ValueError as error:
@@ -307,8 +305,10 @@ def _shapes_of(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
 def _own(found: dict[str, Any]) -> Checkpoint:
     """One in this project's form."""
     folder, sizes = found["folder"], found["sizes"]
-    if sizes.type_vocab_size < 2:
-        raise UserError(f"{folder}: type_vocab_size={sizes.type_vocab_size}; pairs of sentences need 2")
+    if sizes.type_vocab_size == 1:
+        raise UserError(
+            f"{folder}: type_vocab_size=1; pairs of sentences need 2, or 0 for an encoder without token types"
+        )
     try:
         if (folder / "tokenizer.json").is_file():
             encoder = tokenizer.encoder(folder)

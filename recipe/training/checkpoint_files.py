@@ -20,7 +20,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from torch.torch_version import TorchVersion
 
 from recipe.errors import UserError, class_and_line
-from recipe.system.pickles import dangerous, read_pickle, refusal
+from recipe.system.pickles import Damaged, dangerous, read_pickle, refusal
 
 # What Composer 0.32 writes beside tensors, numbers and text. None of them does anything but hold its arguments.
 CLASSES = (
@@ -59,9 +59,30 @@ def model_of(file: Path) -> tuple[int, dict[str, Any]]:
         raise UserError(f"{file}: not a Composer checkpoint ({class_and_line(error)})") from None
 
 
-def latest_of(run: Path) -> list[Path]:
-    """The files that a resumed run would read, one a rank."""
-    return [file for file in sorted((run / FOLDER).glob(LATEST.format(rank="*"))) if file.exists()]
+def newest_whole(run: Path) -> tuple[Path | None, list[Path]]:
+    """The newest of a run's checkpoints, and the newer ones that are torn: a run can be killed while it writes one.
+
+    Raises:
+        UserError: it names what no checkpoint needs.
+    """
+    torn = []
+    for file in sorted((run / FOLDER).glob(SAVED.format(batch="*", rank=0)), key=_batch, reverse=True):
+        try:
+            check(file)
+        except Damaged:
+            torn.append(file)
+        else:
+            return file, torn
+    return None, torn
+
+
+def _batch(file: Path) -> int:
+    return int(file.name.removeprefix("ba").partition("-")[0])
+
+
+def set_aside(file: Path) -> Path:
+    """A torn checkpoint under another name, so that the run may write it again."""
+    return file.rename(file.with_name(f"{file.name}.torn"))
 
 
 def fork(run: Path, batch: int, out: Path) -> dict[str, Any]:

@@ -18,8 +18,8 @@ def compiled_step(model: nn.Module, one_shape: bool, mode: str | None = None) ->
     Args:
         one_shape: batches have one shape, which the graph is made for; a last, shorter microbatch gets a graph of its own. Else
             sizes and `max_seqlen` are variables of one graph. A few more are made where such batches come: for none or a single
-            prediction, for more than 4,096 tokens (a CPU sums these otherwise), for a single padded sequence, and with
-            attention=sdpa for sequences that are all equally long.
+            prediction, for more than 4,096 tokens (a CPU sums these otherwise), for a single sequence that is padded or
+            has rotary positions, and with attention=sdpa for sequences that are all equally long.
         mode: torch.compile's. CUDA graphs ("reduce-overhead") are for who calls this once a step: the next call overwrites
             their outputs, and a step of the trainer may make several.
     """

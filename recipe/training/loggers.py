@@ -7,7 +7,6 @@ What Composer's loggers do otherwise, and why each is a class here:
   the settings in the run's record are kept; these do not change on resume.
 - Lines that a killed run logged after its last checkpoint are logged again by the resumed run. TensorBoard hides the first ones
   and MLflow is not given the second ones; on as many ranks they are equal.
-- Composer's autoresume asks every logger for a checkpoint that is not on disk.
 
 The environment decides what leaves the machine: `WANDB_MODE=online`, `MLFLOW_TRACKING_URI`. No package is imported unasked.
 """
@@ -20,6 +19,7 @@ import importlib.util
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ class Tensorboard(RunLogger, TensorboardLogger):
         from torch.utils.tensorboard.summary import hparams
 
         if dist.get_global_rank() == 0:
+            wait_for_a_later_name(Path(self.log_dir))
             self.writer = SummaryWriter(self.log_dir, purge_step=state.timestamp.batch.value + 1)
             values = {
                 name: value if isinstance(value, (int, float)) else str(value) for name, value in self.settings.items()
@@ -96,6 +97,15 @@ class Tensorboard(RunLogger, TensorboardLogger):
     def close(self, state: State, logger: Logger) -> None:
         if self.writer is not None:
             self.writer.close()
+
+
+def wait_for_a_later_name(folder: Path) -> None:
+    """TensorBoard reads a folder's files in the order of their names, `events.out.tfevents.SECOND.HOST.PROCESS...`: a run that is
+    continued within the second in which it was started could be read first, and would then be hidden."""
+    seconds = [file.name.split(".")[3] for file in folder.glob("events.out.tfevents.*")]
+    latest = max((int(second) for second in seconds if second.isdecimal()), default=0)
+    while int(time.time()) == latest:
+        time.sleep(0.05)
 
 
 class WandB(RunLogger, WandBLogger):
@@ -127,10 +137,6 @@ class WandB(RunLogger, WandBLogger):
                 f"loggers: wandb: {one_line(error)}; or unset WANDB_MODE to log into {self._init_kwargs['dir']}"
             ) from None
         atexit.register(self._set_is_in_atexit)
-
-    def download_file(self, *arguments: Any, **named: Any) -> None:
-        """As a logger without files does it. Composer's asks the server, and fails offline."""
-        raise NotImplementedError
 
 
 class MLFlow(RunLogger, MLFlowLogger):

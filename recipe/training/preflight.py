@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 from composer.utils import dist
 
-from kernels import backends
 from recipe import records
 from recipe.config import TrainConfig, to_dict
 from recipe.cost import prices
@@ -27,7 +27,7 @@ from recipe.objectives import objective_of
 from recipe.objectives.objective import Objective
 from recipe.settings import as_word, what_changed
 from recipe.system.hardware import Hardware, find_hardware
-from recipe.training import checkpoint_files, memory
+from recipe.training import checkpoint_files, memory, nodes
 from recipe.training.checks import check_numbers, planned_batches, planned_documents
 from recipe.training.compiled import check_compiles
 from recipe.training.loggers import check_loggers
@@ -51,7 +51,7 @@ class Plan:
     microbatch: memory.Microbatch
     start: Start | None  # what `init_from` gives
     ranks: int
-    resumes: bool  # from a checkpoint in the output folder
+    run: dict[str, Any] | None  # the record of the run that is continued
     folder: Path  # of the dataset on this machine
     batching: str  # sequences, tokens or padded
     workers: int  # processes of the loader
@@ -61,6 +61,10 @@ class Plan:
     @property
     def out(self) -> Path:
         return Path(self.config.out)
+
+    @property
+    def resumes(self) -> bool:
+        return self.run is not None
 
     @property
     def positions(self) -> int:
@@ -109,7 +113,7 @@ def make_plan(config: TrainConfig) -> Plan:
         microbatch=microbatch,
         start=start,
         ranks=ranks,
-        resumes=resumes(config),
+        run=nodes.decided(lambda: find_run(config)),
         folder=folder,
         batching=batching,
         workers=config.data.workers if config.data.workers >= 0 else 8 * (hardware.kind == "gpu"),
@@ -174,39 +178,35 @@ def encoder_config(config: TrainConfig, info: DatasetInfo, source: EncoderConfig
             f"model.vocab_size={model.vocab_size}, but the shards in {config.data.path} were made with a vocabulary of "
             f"{info.vocabulary.size}; leave the key out, or prepare the shards again with the other vocabulary"
         )
-    shared = {f.name for f in dataclasses.fields(EncoderConfig)} & {f.name for f in dataclasses.fields(model)}
-    values = {name: getattr(model, name) for name in shared}
-    values |= {"vocab_size": padded_vocab_size(info.vocabulary.size), "pad_token_id": info.vocabulary.pad_id}
+    rows, pad_id = padded_vocab_size(info.vocabulary.size), info.vocabulary.pad_id
     try:
-        return dataclasses.replace(source or EncoderConfig(), **values)
+        return architecture(model.name).sizes(vars(model), rows, source, pad_token_id=pad_id)
     except ValueError as error:
         raise UserError(f"model: {error}") from None
 
 
 def resolve_backends(config: TrainConfig, kind: Architecture, encoder: EncoderConfig, hardware: Hardware) -> Backends:
-    needs = backends.Requirements(
-        hardware.device, hardware.activation_dtype, encoder.head_dim, encoder.attention_probs_dropout_prob
-    )
+    needs = encoder.requirements(hardware.device, hardware.activation_dtype)
     try:
         return kind.backends(config.model.attention, config.model.kernels, needs)
     except ValueError as error:
         raise UserError(str(error)) from None
 
 
-def resumes(config: TrainConfig) -> bool:
-    """Whether the output folder holds this very run; a folder that holds another is refused."""
+def find_run(config: TrainConfig) -> dict[str, Any] | None:
+    """The record of this very run, if the output folder holds it; a folder that holds another is refused."""
     out = Path(config.out)
     if not out.exists() or not any(out.iterdir()):
-        return False
+        return None
     if not (out / records.FILE_NAME).is_file():
         raise UserError(f"out={out} is not empty and holds no run; choose another folder")
     if not config.autoresume:
         raise UserError(f"out={out} holds a run already; choose another folder, or continue it with autoresume=true")
-    for key, (before, now) in what_changed(TrainConfig, records.read_record(out)["config"], to_dict(config)).items():
+    record = records.read_record(out)
+    for key, (before, now) in what_changed(TrainConfig, record["config"], to_dict(config)).items():
         raise UserError(
             f"out={out} holds a run with {key}={as_word(before)}, and now {key}={as_word(now)}; "
             "resume with the same settings, or choose another folder"
         )
-    for file in checkpoint_files.latest_of(out):
-        checkpoint_files.check(file)
-    return True
+    checkpoint_files.newest_whole(out)  # refused before anything is written
+    return record

@@ -21,7 +21,11 @@ from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.settings import default
 from recipe.training.checkpoint import Checkpoint, find_checkpoint
 
-_OWN = ("hidden_dropout_prob", "attention_probs_dropout_prob")  # keys of `model` that the run decides
+_OWN = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "initializer_range",
+)  # keys of `model` that the run decides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +84,13 @@ def adopt(config: TrainConfig, model: str, sizes: EncoderConfig) -> TrainConfig:
     for field in dataclasses.fields(Model):
         if field.name in _OWN or field.name == "vocab_size" or field.name not in theirs:
             continue
-        here, there = getattr(config.model, field.name), theirs[field.name]
-        if here not in (there, default(field)):
+        here, there, absent = getattr(config.model, field.name), theirs[field.name], default(field)
+        if here not in (there, absent):
             raise UserError(
                 f"model.{field.name}={here}, but init_from={config.init_from} has {there}; leave it out to follow the source"
             )
-        adopted[field.name] = there
+        if absent is not None:  # else none is what stands for the source's too
+            adopted[field.name] = there
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **adopted))
 
 

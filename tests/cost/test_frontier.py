@@ -23,6 +23,7 @@ from recipe.cost.frontier import (
 from recipe.cost.measures import LOSS, SCORE
 from recipe.errors import UserError
 from tests.mistakes import refused
+from tests.tiny.records import record_run
 
 A, B = Curve("a"), Curve("b")
 
@@ -312,3 +313,14 @@ def test_no_axis_or_model_is_forgotten():
     for axis in AXES:
         fronts = frontiers(cloud, axis)
         assert {curve: [p.value for p in front] for curve, front in fronts.items()} == {A: [4.0], B: [4.0]}
+
+
+def test_an_ablation_is_a_curve_of_its_own(tmp_path):
+    """Older records have no such keys, and newer ones none where the architecture is as it is."""
+    blocks = [{}, {"norm": None}, {"norm": "pre", "embedding_norm": False}]
+    records = [
+        record_run(tmp_path, f"r{i}", "mosaic_bert", 1.0, {"SST-2": 90.0}, config={"model": block})
+        for i, block in enumerate(blocks)
+    ]
+    curves = [one.curve.model for one in points_of(records)]
+    assert curves == ["mosaic_bert", "mosaic_bert", "mosaic_bert norm=pre embedding_norm=false"]

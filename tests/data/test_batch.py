@@ -95,6 +95,7 @@ def test_both_forms_agree(lengths):
     labels = padded["labels"][real]
     assert torch.equal((labels != IGNORED_LABEL).nonzero().flatten(), stream["masked_indices"])
     assert torch.equal(labels[labels != IGNORED_LABEL], stream["labels"])
+    assert torch.equal(padded["labels"].flatten()[padded["masked_indices"]], stream["labels"])
     assert (padded["labels"][~real] == IGNORED_LABEL).all()
     assert padded["counts"].tolist() == stream["counts"].tolist() == looked_up(padded) == looked_up(stream)
     assert padded["input_ids"].shape == (len(lengths), stream["max_seqlen"])
@@ -163,16 +164,12 @@ def test_pieces_make_the_whole(padded, sequences):
     assert all(piece.keys() == batch.keys() for piece in pieces)
     assert all(piece["counts"].tolist() == looked_up(piece) for piece in pieces)
     assert np.array_equal(np.concatenate([piece["counts"] for piece in pieces]), batch["counts"])
-    if padded:
-        for name in batch.keys() - {"counts"}:
-            assert torch.equal(torch.cat([piece[name] for piece in pieces]), batch[name])
-        return
-    for name in ("document_ids", "input_ids", "labels"):
+    for name in batch.keys() & {"document_ids", "input_ids", "labels", "attention_mask"}:
         assert torch.equal(torch.cat([piece[name] for piece in pieces]), batch[name])
-    offsets = np.cumsum([0] + [len(piece["input_ids"]) for piece in pieces])[:-1]
+    offsets = np.cumsum([0] + [piece["input_ids"].numel() for piece in pieces])[:-1]
     masked = [piece["masked_indices"] + int(at) for piece, at in zip(pieces, offsets, strict=True)]
     assert torch.equal(torch.cat(masked), batch["masked_indices"])
-    for piece in pieces:
+    for piece in pieces if not padded else ():
         assert piece["cu_seqlens"][0] == 0 and piece["cu_seqlens"][-1] == len(piece["input_ids"])
         assert piece["cu_seqlens"].dtype == torch.int32
         assert piece["max_seqlen"] == piece["counts"][:, 1].max()
@@ -190,3 +187,4 @@ def test_splitting_and_padding_commute():
         for name in ("input_ids", "attention_mask", "labels"):
             assert torch.equal(of_padded[name][:, :width], own[name])
         assert not of_padded["attention_mask"][:, width:].any()
+        assert torch.equal(of_padded["labels"].flatten()[of_padded["masked_indices"]], of_stream["labels"])

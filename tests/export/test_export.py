@@ -17,7 +17,7 @@ from recipe import records
 from recipe.config import ExportConfig, run_main
 from recipe.convert import to_mosaicml_name
 from recipe.export import __main__ as entry
-from recipe.export import checks, modeling_mosaic_bert, transformers_form, verifier, verify
+from recipe.export import checks, modeling_mosaic_bert, subject, transformers_form, verifier, verify
 from tests.mistakes import refused
 from tests.processes import ROOT, call, start
 from tests.tiny.families import write_family
@@ -31,7 +31,7 @@ IDS = torch.arange(5, 17).reshape(2, 6)
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("runs")
-    return {model: write_run(folder / model, model) for model in ("mosaic_bert", "hf_bert")}
+    return {model: write_run(folder / model, model) for model in ("mosaic_bert", "modern", "hf_bert")}
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +45,15 @@ def load(folder: Path, auto: str = "AutoModelForMaskedLM", **settings):
     return getattr(transformers, auto).from_pretrained(folder, **trust, **settings).eval()
 
 
-@pytest.mark.parametrize(("model", "kind"), [("mosaic_bert", "mosaic_bert"), ("hf_bert", "bert")])
+@pytest.mark.parametrize(
+    ("model", "kind"), [("mosaic_bert", "mosaic_bert"), ("modern", "modernbert"), ("hf_bert", "bert")]
+)
 def test_a_folder_says_what_it_is_and_what_was_compared(exported, model, kind):
     folder = exported[model]
     config = json.loads((folder / "config.json").read_text())
-    assert config["model_type"] == kind and ("auto_map" in config) == (folder / CODE).is_file() == (kind != "bert")
+    assert config["model_type"] == kind and ("auto_map" in config) == (folder / CODE).is_file() == (model == kind)
     record = json.loads((folder / verify.FILE_NAME).read_text())
-    sides = ("padded on the right", "padded on the left", "without token types", "without a mask")
+    sides = ("padded on the right", "padded on the left", "one alone", "without token types", "without a mask")
     numbers = {
         f"{what}, {side}, {how}" for what in ("logits", "hidden states") for side in sides for how in checks.ATTENTIONS
     }
@@ -60,6 +62,7 @@ def test_a_folder_says_what_it_is_and_what_was_compared(exported, model, kind):
     assert record["verified"].keys() == numbers | others
     assert all(row["difference"] <= row["allowed"] for row in record["verified"].values())
     assert record["facts"]["texts that the tokenizer encodes alike"] > 100
+    assert record["facts"]["held-out texts of its own, compared"] == "none: its run names no dataset"
     assert record["provenance"]["packages"]["transformers"] == transformers.__version__
     for file in folder.iterdir():
         assert b"/runs/" not in file.read_bytes(), f"{file.name} tells a path of this machine"
@@ -137,11 +140,11 @@ def test_any_encoder_of_hugging_face_s_can_be_handed_on(export, tmp_path):
 def test_what_differs_is_not_written(export, runs, tmp_path, monkeypatch, what, words):
     whole = transformers_form.write_model
 
-    def damaged(checkpoint, model, folder: Path) -> None:
+    def damaged(whatever, model, folder: Path) -> None:
         if what == "weight":
             with torch.no_grad():
                 model.get_parameter("bert.encoder.layer.1.mlp.wo.bias")[3] += 1e-3
-        whole(checkpoint, model, folder)
+        whole(whatever, model, folder)
         code, vocabulary = folder / CODE, folder / "tokenizer.json"
         if what == "code":
             code.write_text(code.read_text().replace("-8.0 * (i + 1)", "-7.9 * (i + 1)"))
@@ -201,8 +204,8 @@ def test_mistakes_are_one_line_each(words, said, capsys, tmp_path, monkeypatch):
 
 
 def test_an_architecture_whose_row_has_no_export_is_refused(export, runs, tmp_path, monkeypatch):
-    row = dataclasses.replace(transformers_form.architecture("mosaic_bert"), export=None)
-    monkeypatch.setattr(transformers_form, "architecture", lambda name: row)
+    row = dataclasses.replace(subject.architecture("mosaic_bert"), export=None)
+    monkeypatch.setattr(subject, "architecture", lambda name: row)
     says = refused(export, runs["mosaic_bert"], tmp_path / "out")
     assert (
         says.endswith("whose row in the table of architectures has no export yet") and not (tmp_path / "out").exists()

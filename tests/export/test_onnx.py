@@ -17,13 +17,13 @@ from tests.tiny.models import write_run
 from tests.tiny.tasks import write_pairs
 
 
-@pytest.mark.parametrize("model", ["mosaic_bert", "hf_bert"])
+@pytest.mark.parametrize("model", ["mosaic_bert", "modern", "hf_bert"])
 def test_any_batch_and_int8_with_its_score(export, tmp_path, model):
     write_pairs(tmp_path / "pairs.jsonl", {"colours": 60, "others": 45})
     run = write_run(tmp_path / "run", model)
     folder = export(run, tmp_path / "out", format="onnx", int8=str(tmp_path / "pairs.jsonl"))
     record = json.loads((folder / verify.FILE_NAME).read_text())
-    assert len(record["verified"]) == 8 and record["packages"].keys() == {"onnx", "onnxruntime"}
+    assert len(record["verified"]) == 10 and record["packages"].keys() == {"onnx", "onnxruntime"}
     facts = record["facts"]
     assert facts["int8 in score"] == facts["minimal pairs, int8"] - facts["minimal pairs, float32"]
     assert 0 <= facts["minimal pairs, float32"] <= 100

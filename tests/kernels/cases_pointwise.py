@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kernels.triton import cross_entropy, glu, layer_norm, padding
+from kernels.triton import cross_entropy, glu, layer_norm, padding, rotary
 from tests.kernels.aot import Case
 
 LOW, FULL, COUNT, BIG = "*bf16", "*fp32", "i32", "i64"
@@ -25,7 +25,18 @@ def _glu(kernel: str, columns: int, activation: str, dropout: bool) -> Case:
     )
 
 
-_NORM = {"x": LOW, "residual": LOW, "weight": FULL, "bias": FULL, "out": LOW, "dout": LOW, "dx": LOW, "dresidual": LOW}
+_NORM = {
+    "x": LOW,
+    "residual": LOW,
+    "stream": LOW,
+    "dstream": LOW,
+    "weight": FULL,
+    "bias": FULL,
+    "out": LOW,
+    "dout": LOW,
+    "dx": LOW,
+    "dresidual": LOW,
+}
 _NORM |= {
     "statistics": FULL,
     "partial": FULL,
@@ -38,15 +49,22 @@ _NORM |= {
 _NORM |= dict.fromkeys(("tokens", "columns", "rows", "x_t", "residual_t", "threshold", "programs"), COUNT)
 
 
-def _norm(kernel: str, columns: int, fused: bool) -> Case:
-    """`fused`: with residual and dropout, as after attention; without dropout, as after the feed-forward."""
+def _norm(kernel: str, columns: int, fused: bool, prenorm: bool = False) -> Case:
+    """`fused`: with residual and dropout, as after attention; without dropout, as after the feed-forward. `prenorm`: without a
+    bias, and with the sum."""
 
     def constants(capability: int) -> dict:
         own = {"OWN_DRESIDUAL": fused} if kernel == "backward" else {}
-        own |= {} if fused else {"seed": None}
-        return {"RESIDUAL": True, "DROPOUT": fused, **own, **layer_norm.parameters(capability, columns)}
+        absent = [] if fused else ["seed"]
+        if prenorm:
+            absent += ["bias"] if kernel == "forward" else ["residual"]
+        else:
+            absent += ["stream"] if kernel == "forward" else ["dstream"]
+        constants = own | dict.fromkeys(absent) | layer_norm.parameters(capability, columns)
+        residual = kernel == "forward" or not prenorm
+        return {"RESIDUAL": residual, "DROPOUT": fused, "BIAS": not prenorm, "STREAM": prenorm, **constants}
 
-    name = f"layer_norm_{kernel}_{columns}" + ("_dropout" if fused else "")
+    name = f"layer_norm_{kernel}_{columns}" + ("_dropout" if fused else "") + ("_prenorm" if prenorm else "")
     odd = ("tokens", "threshold", "rows")
     return Case(name, "layer_norm", f"{kernel}_kernel", _NORM, constants, dot=False, odd=odd)
 
@@ -81,6 +99,17 @@ def _padding(name: str, kernel: str, constants: Callable[[int], dict], **types: 
     return Case(f"padding_{name}", "padding", f"{kernel}_kernel", _PADDING | types, constants, dot=False, odd=odd)
 
 
+_ROTARY = {"qkv": LOW, "table": FULL, "out": LOW} | dict.fromkeys(("tokens", "heads", "qkv_t", "qkv_p", "qkv_n"), COUNT)
+
+
+def _rotary(size: int, backwards: bool) -> Case:
+    def constants(capability: int) -> dict:
+        return {"BACKWARDS": backwards, **rotary.parameters(capability, size)}
+
+    name = f"rotary_{size}" + ("_backwards" if backwards else "")
+    return Case(name, "rotary", "rotate_kernel", _ROTARY, constants, dot=False, odd=("tokens", "heads"))
+
+
 CASES = [
     *(
         _glu(k, columns, "gelu", dropout)
@@ -88,12 +117,17 @@ CASES = [
         for columns, dropout in ((3072, True), (4096, False))
     ),
     *(_norm(k, columns, fused) for k in ("forward", "backward") for columns, fused in ((768, True), (1024, False))),
+    *(
+        _norm(k, columns, fused, True)
+        for k in ("forward", "backward")
+        for columns, fused in ((768, False), (1024, True))
+    ),
     Case(
         "layer_norm_reduction",
         "layer_norm",
         "reduction_kernel",
         _NORM,
-        lambda _: dict(layer_norm.REDUCTION),
+        lambda _: {"BIAS": True, **layer_norm.REDUCTION},
         dot=False,
         odd=("programs",),
     ),
@@ -103,4 +137,7 @@ CASES = [
     _padding("count", "count", lambda _: dict(padding.PLAN)),
     _padding("index", "index", lambda _: dict(padding.PLAN)),
     _padding("inversion", "inversion", lambda _: dict(padding.INVERSION)),
+    _rotary(64, False),
+    _rotary(64, True),
+    _rotary(96, False),
 ]

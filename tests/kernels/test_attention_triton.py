@@ -11,7 +11,7 @@ import kernels
 from kernels import checks, reference
 from kernels.backends import Resolved
 from recipe.model.config import EncoderConfig
-from recipe.model.encoder import Backends, Layer
+from recipe.model.encoder import Backends, Layer, Sequences
 from tests.kernels.helpers import DEVICE, DTYPES, assert_as_exact, needs_triton
 
 pytestmark = needs_triton
@@ -191,12 +191,12 @@ def test_a_block_compiles_as_one_graph():
     )
     triton = Resolved("triton", "test")
     torch.manual_seed(0)
-    layer = Layer(config, Backends(attention=triton, kernels=triton)).to(DEVICE).eval()
-    slopes, cu_seqlens = kernels.alibi_slopes(3).to(DEVICE), bounds([20, 11])
+    layer = Layer(config, Backends(attention=triton, kernels=triton), 0).to(DEVICE).eval()
+    sequences = Sequences(bounds([20, 11]), 20, kernels.alibi_slopes(3).to(DEVICE))
     results = []
     for function in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
         x = torch.randn(31, 48, generator=torch.Generator().manual_seed(1)).to(DEVICE).requires_grad_()
-        out = function(x, cu_seqlens, 20, slopes)
+        out, _ = function(x, None, sequences)
         results.append([out, *torch.autograd.grad(out.square().sum(), [x, *layer.parameters()])])
     for eager, compiled in zip(*results, strict=True):
         torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)

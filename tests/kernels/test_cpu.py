@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -56,6 +58,33 @@ def test_attention(lengths, dtype, window, alibi):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("length", "window"), [(1100, 64), (513, 1), (600, 33), (512, 40)])
+def test_windows_of_long_sequences(dtype, length, window):
+    """Longer than the pieces that the loops cut windowed sequences into; one with a short neighbour, and a last piece of one."""
+    torch.manual_seed(0)
+    lengths = [7, length]
+    qkv = torch.randn(sum(lengths), 3, 1, 16).to(dtype)
+    slopes = kernels.alibi_slopes(1) if window == 33 else None
+
+    def run(backend, x):
+        name = "cpu" if backend == "own" else backend
+        return kernels.attention_packed(x, bounds_of(lengths), length, slopes, window, backend=name)
+
+    compare(run, [qkv], "out dqkv")
+
+
+@pytest.mark.parametrize("window", [599, 2**40])
+def test_a_window_that_reaches_from_end_to_end_is_none(window):
+    torch.manual_seed(0)
+    qkv, dout = torch.randn(607, 3, 1, 16).requires_grad_(), torch.randn(607, 1, 16)
+    results = []
+    for reach in (None, window):
+        out = kernels.attention_packed(qkv, bounds_of([7, 600]), 600, None, reach, backend="cpu")
+        results.append([out, *torch.autograd.grad(out, qkv, dout)])
+    assert all(map(torch.equal, *results))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [64, 128, 5])
 def test_attention_of_q_k_and_v_apart(dtype, size):
     """Heads of other sizes, more sequences than threads, a gradient that is laid out otherwise."""
@@ -95,6 +124,50 @@ def test_layer_norm(dtype, rows, residual):
         return kernels.layer_norm(x, weight, bias, 1e-5, other, backend="cpu" if backend == "own" else backend)
 
     compare(run, leaves, "out dx dweight dbias dresidual" if residual else "out dx dweight dbias")
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize(("dtype", "of_residual"), [*zip(DTYPES, DTYPES, strict=True), *itertools.permutations(DTYPES)])
+def test_layer_norm_and_its_sum(dtype, of_residual, with_bias):
+    torch.manual_seed(0)
+    leaves = [torch.randn(129, 37).to(dtype), 3 * torch.randn(129, 37).to(of_residual), torch.randn(37)]
+    leaves += [torch.randn(37)] * with_bias
+
+    def run(backend, x, residual, weight, bias=None):
+        name = "cpu" if backend == "own" else backend
+        total, out = kernels.add_layer_norm(x, residual, weight, bias, 1e-5, backend=name)
+        assert backend != "own" or (total.dtype, out.dtype) == (of_residual, dtype)
+        return torch.stack([total.to(dtype), out])
+
+    compare(run, leaves, "total_and_out dx dresidual dweight" + " dbias" * with_bias)
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_layer_norm_without_bias(residual):
+    torch.manual_seed(0)
+    x, other, weight = torch.randn(9, 37), torch.randn(9, 37), torch.randn(37)
+
+    def run(backend, x, weight):
+        given = other.to(x.dtype) if residual else None
+        return kernels.layer_norm(x, weight, None, 1e-5, given, backend="cpu" if backend == "own" else backend)
+
+    compare(run, [x, weight], "out dx dweight")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(0, 2, 8), (1, 1, 2), (67, 3, 24), (5, 2, 64), (9, 1, 130)])
+def test_rotary(dtype, shape):
+    tokens, heads, size = shape
+    torch.manual_seed(0)
+    angles = torch.randn(tokens, size // 2) * 100
+    table = torch.stack([angles.cos(), angles.sin()])
+    apart = torch.randn(heads, tokens, 3, size).to(dtype)  # read as it lies, heads outermost
+
+    def run(backend, x):
+        return kernels.rotary(x.permute(1, 2, 0, 3), table, "cpu" if backend == "own" else backend)
+
+    compare(run, [apart], "out dqkv")
+    assert torch.equal(run("own", apart)[:, 2], apart[:, :, 2].transpose(0, 1))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -144,6 +217,14 @@ def test_dropout(dropout_p):
     assert abs(dropped.double().mean().item() - dropout_p) < 4 * (0.25 / dropped.numel()) ** 0.5
     torch.testing.assert_close(dy[~dropped], dresidual[~dropped] / max(1 - dropout_p, 1e-9), rtol=1e-3, atol=1e-5)
 
+    total, normed = kernels.add_layer_norm(y, residual, one[0], None, 1e-5, dropout_p, backend="cpu")
+    dtotal = torch.randn(200, 256)
+    dy, dresidual = torch.autograd.grad([total, normed], (y, residual), [dtotal, weights])
+    dropped = dy == 0
+    scaled = torch.where(dropped, 0, y / max(1 - dropout_p, 1e-9))
+    torch.testing.assert_close(total, scaled + residual, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(dy, torch.where(dropped, 0, dresidual / max(1 - dropout_p, 1e-9)), rtol=1e-3, atol=1e-5)
+
 
 def test_custom_ops():
     torch.manual_seed(0)
@@ -152,12 +233,15 @@ def test_custom_ops():
     qkv = torch.randn(21, 3, 2, 8, requires_grad=True)
     torch.library.opcheck(ops.attention_packed, (qkv, bounds, 9, slopes, None, "cpu"))
     seed = torch.tensor([7])
+    torch.library.opcheck(ops.rotary, (qkv, torch.randn(2, 21, 4), False, "cpu"))
     x = torch.randn(6, 10, requires_grad=True)
     torch.library.opcheck(ops.glu, (x, "gelu", 0.3, seed, "cpu"))
     weight, bias = torch.randn(10, requires_grad=True), torch.randn(10, requires_grad=True)
     torch.library.opcheck(
         ops.layer_norm, (x, weight, bias, 1e-5, x.detach().clone().requires_grad_(), 0.3, seed, "cpu")
     )
+    leaves = (x, x.detach().bfloat16().requires_grad_(), weight, None)
+    torch.library.opcheck(ops.add_layer_norm, (*leaves, 1e-5, 0.3, seed, "cpu"))
     labels = torch.tensor([0, 3, -100, 1, 2, 4])
     decoder = torch.randn(5, 10, requires_grad=True)
     arguments = (x, decoder, torch.zeros(5, requires_grad=True), labels, 0.0, 0.0, 4, True, "cpu")

@@ -12,9 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from kernels.backends import Resolved
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
-from recipe.model.flops import training_flops
+from recipe.model.flops import attention_flops, training_flops
 from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.model.hf_bert import HFBertForMaskedLM
+from recipe.model.modern import MODERN
 from tests.tiny.models import odd_sizes
 
 SMALL = odd_sizes(num_hidden_layers=3)
@@ -70,9 +71,40 @@ def test_mosaic_bert_on_masked_positions_leaves_out_what_it_says():
     assert done == expected - 3 * spared
 
 
+def pairs_in_windows(lengths: torch.Tensor, reach: int) -> int:
+    """Counted one by one."""
+    places = [torch.arange(length) for length in lengths]
+    return sum(int(((place[:, None] - place).abs() <= reach).sum()) for place in places)
+
+
+@pytest.mark.parametrize("window", [2, 10, 46, 48, 128])
+def test_local_layers_count_their_windows_alone(window):
+    """Of sequences of one length exactly; of others a little too much, but never all pairs of a longer window's."""
+    sizes = dataclasses.asdict(odd_sizes(num_hidden_layers=7, window=window))  # layers 0, 3 and 6 are global
+    one_length = torch.full((SEQUENCES,), LENGTH)
+    squares = int(one_length.square().sum())
+    counted = 3 * squares + 4 * pairs_in_windows(one_length, window // 2)
+    assert attention_flops(sizes, TOKENS, squares) == pytest.approx(4 * SMALL.hidden_size * counted, rel=1e-12)
+    ragged = torch.tensor([24, 1, 7, 13, 60])
+    squares, tokens = int(ragged.square().sum()), int(ragged.sum())
+    least = 4 * SMALL.hidden_size * (3 * squares + 4 * pairs_in_windows(ragged, window // 2))
+    most = attention_flops(dataclasses.asdict(odd_sizes(num_hidden_layers=7)), tokens, squares)
+    assert least <= attention_flops(sizes, tokens, squares) * (1 + 1e-12) <= min(1.12 * least, most * (1 + 1e-9))
+
+
+def test_modernbert_without_windows():
+    """Rotary positions and norms are no matrix products."""
+    sizes = odd_sizes(**{**MODERN.settings, "window": None})
+    model = MODERN.masked_lm(sizes, LENGTH, Backends(attention=Resolved("reference", "test")))
+    ids = torch.randint(320, (SEQUENCES, LENGTH))
+    expected = training_flops(dataclasses.asdict(sizes), True, TOKENS, TOKENS * LENGTH, TOKENS)
+    assert counted(lambda: model.padded(ids, labels=ids).loss) == expected
+
+
 def test_baseline():
     model = HFBertForMaskedLM(SMALL, LENGTH)
     ids = torch.randint(320, (SEQUENCES, LENGTH))
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-    expected = training_flops(dataclasses.asdict(SMALL), False, TOKENS, TOKENS * LENGTH, TOKENS)
+    masked = torch.arange(0, TOKENS, 3)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids, "masked_indices": masked}
+    expected = training_flops(dataclasses.asdict(SMALL), False, TOKENS, TOKENS * LENGTH, len(masked))
     assert counted(lambda: model(batch)["loss"]) == expected

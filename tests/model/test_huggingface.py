@@ -11,7 +11,7 @@ from recipe.model.hf_bert import HFBertForMaskedLM
 from recipe.model.huggingface import HFFineTuned, read_family
 from tests.tiny.models import odd_sizes
 
-CONFIG = odd_sizes(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.2)
+CONFIG = odd_sizes(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.2, initializer_range=0.07)
 
 
 @pytest.fixture
@@ -27,7 +27,9 @@ def batch() -> dict[str, torch.Tensor]:
     ids = torch.randint(320, mask.shape, generator=generator)
     labels = torch.full_like(ids, -100)
     labels[0, 4], labels[0, 15], labels[2, 1] = 7, 0, 319
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "document_ids": torch.arange(3)}
+    masked = (labels.flatten() != -100).nonzero()[:, 0]
+    rows = {"input_ids": ids, "attention_mask": mask, "labels": labels, "masked_indices": masked}
+    return {**rows, "document_ids": torch.arange(3)}
 
 
 def test_sizes(model):
@@ -37,6 +39,7 @@ def test_sizes(model):
     assert config.max_position_embeddings == 16 and config.layer_norm_eps == CONFIG.layer_norm_eps
     assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (0.1, 0.2)
     assert isinstance(model.bert, BertForMaskedLM)
+    assert model.bert.bert.encoder.layer[0].output.dense.weight.std().item() == pytest.approx(0.07, rel=0.1)
 
 
 def test_loss_and_accuracy(model, batch):
@@ -64,7 +67,8 @@ def test_padding_does_not_change_the_loss(model, batch):
 
 def test_no_label_costs_nothing(model, batch):
     """A microbatch of short documents may hold none; a NaN there would stand in the run's loss curve."""
-    loss, accuracy = model({**batch, "labels": torch.full_like(batch["labels"], -100)}).values()
+    none = {"labels": torch.full_like(batch["labels"], -100), "masked_indices": batch["masked_indices"][:0]}
+    loss, accuracy = model({**batch, **none}).values()
     assert loss.item() == accuracy.item() == 0
 
 

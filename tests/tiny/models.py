@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends, Encoder, initialize
 from recipe.model.heads import FineTuned, MosaicBertForMaskedLM
 from recipe.model.hf_bert import HFBertForMaskedLM
+from recipe.model.modern import MODERN
 from tests.tiny.records import record_run
 from tests.tiny.tasks import TEXTS
 
@@ -52,6 +54,9 @@ def write_encoder(folder: Path, model: str = "mosaic_bert", positions: int = 64)
     torch.manual_seed(3)
     if model == "hf_bert":
         HFBertForMaskedLM(sizes, positions).bert.save_pretrained(folder)
+    elif model == "modern":
+        sizes = dataclasses.replace(sizes, **{**MODERN.settings, "window": 8})
+        MODERN.save(MODERN.masked_lm(sizes, positions, Backends()), folder)
     else:
         save_encoder(MosaicBertForMaskedLM(sizes), sizes, folder)
     return sizes

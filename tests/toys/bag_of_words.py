@@ -36,8 +36,8 @@ class BagOfWords(nn.Module):
         self.out = nn.Linear(sizes.hidden_size, sizes.vocab_size)
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
-        logits, labels = self.out(self.encoder(batch, slice(None))), batch["labels"].flatten()
-        count = (labels != -100).sum().clamp(min=1)
+        logits, labels = self.masked_logits(batch), batch["labels"].flatten()[batch["masked_indices"]]
+        count = max(1, len(labels))
         loss = F.cross_entropy(logits.float(), labels, reduction="sum") / count
         return {"loss": loss, "masked_accuracy": (logits.argmax(-1) == labels).sum() / count}
 
@@ -54,7 +54,7 @@ def save(model: nn.Module, folder: Path) -> None:
 
 
 BAG_OF_WORDS = Architecture(
-    "bag_of_words", PADDED, gated=False, predicts_all=True, backends=backends,
+    "bag_of_words", PADDED, gated=False, backends=backends,
     masked_lm=lambda sizes, length, chosen: BagOfWords(sizes, chosen), largest_batch=full_rows, save=save,
     save_sizes=lambda model, folder: model.config.save(folder, "bag_of_words"), encoder=Words,
 )  # fmt: skip

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
 from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.model.hf_bert import HFBertForMaskedLM
+from recipe.model.modern import MODERN
 from recipe.records import read_record, write_record
 from recipe.training.compiled import compiled_step
 from tests.mistakes import refused
@@ -48,20 +52,28 @@ def without_code(monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
 
 
-def model_of(attention: str, kernels: str) -> torch.nn.Module:
+def model_of(attention: str, kernels: str, block: Mapping[str, Any]) -> torch.nn.Module:
     torch.manual_seed(5)
     if attention == "transformers":
         return HFBertForMaskedLM(SIZES, 64)
-    return MosaicBertForMaskedLM(SIZES, Backends(Resolved(attention, "tested"), Resolved(kernels, "tested")))
+    sizes = dataclasses.replace(SIZES, **block)
+    return MosaicBertForMaskedLM(sizes, Backends(Resolved(attention, "tested"), Resolved(kernels, "tested")))
 
 
 @pytest.mark.parametrize(
-    ("attention", "kernels", "graphs"),
-    [("cpu", "cpu", 1), ("sdpa", "reference", 3), ("transformers", "transformers", 2)],
+    ("attention", "kernels", "block", "graphs"),
+    [
+        ("cpu", "cpu", {}, 1),
+        ("cpu", "cpu", {**MODERN.settings, "window": 8, "num_hidden_layers": 2}, 2),
+        ("sdpa", "reference", {}, 3),
+        ("transformers", "transformers", {}, 2),
+    ],
+    ids=["mosaic_bert", "modern", "plain", "hf_bert"],
 )
-def test_one_graph_for_batches_of_every_shape(without_code, attention, kernels, graphs):
-    """For sdpa another for sequences of like lengths, and like the baseline one for a single sequence; after these, none."""
-    model = model_of(attention, kernels).train()
+def test_one_graph_for_batches_of_every_shape(without_code, attention, kernels, block, graphs):
+    """For sdpa another for sequences of like lengths, and like the baseline and rotary positions one for a single sequence; after
+    these, none."""
+    model = model_of(attention, kernels, block).train()
     step = compiled_step(model, one_shape=False)
     whole = drawn(64, 12, 2, 1024)[0]
     pieces = [piece for size, batch in zip((5, 6), whole, strict=True) for piece in split_batch(batch, size)]

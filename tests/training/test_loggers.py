@@ -76,6 +76,18 @@ def test_a_killed_run_goes_on_in_the_same_curves(yaml, tmp_path):
     assert losses(unbroken) == losses(out), "a logger changed the result"
 
 
+def test_files_are_read_in_the_order_of_their_making(tmp_path, monkeypatch):
+    """The name begins with the second; of two in the same one the host and the process would decide."""
+    now = iter([1000.2, 1000.7, 1001.1])
+    monkeypatch.setattr(loggers.time, "time", lambda: next(now))
+    monkeypatch.setattr(loggers.time, "sleep", lambda _: None)
+    (tmp_path / "events.out.tfevents.1000.host.7.0").touch()
+    loggers.wait_for_a_later_name(tmp_path)
+    assert next(now, None) is None, "it went on within the second"
+    monkeypatch.setattr(loggers.time, "time", lambda: 999.0)
+    loggers.wait_for_a_later_name(tmp_path)  # a clock that was set back waits for nothing
+
+
 def test_a_run_that_failed_before_its_first_checkpoint_starts_its_curves_again(yaml, tmp_path):
     with pytest.raises(RuntimeError, match="asked to fail"):
         run(yaml, "loggers=[tensorboard]", callbacks=[stop_at(3, FAILURE)])

@@ -31,14 +31,15 @@ SIZES = EncoderConfig(vocab_size=512, hidden_size=64, num_hidden_layers=3, num_a
 
 @pytest.mark.parametrize("names", [(), ("sdpa", "reference")], ids=["fused", "plain"])
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("kind", ["mosaic_bert", "hf_bert"])
+@pytest.mark.parametrize("kind", ["mosaic_bert", "modern", "hf_bert"])
 def test_the_prediction_is_what_real_steps_have_alive(kind, autocast, names):
     sequences, length, chosen = 6, 48, traced(*names)
-    predicted = training_need(MASKED_LM, architecture(kind), 8, SIZES, length, 0.3, autocast, chosen=chosen).of(
+    sizes = dataclasses.replace(SIZES, **(architecture(kind).settings or {}))
+    predicted = training_need(MASKED_LM, architecture(kind), 8, sizes, length, 0.3, autocast, chosen=chosen).of(
         sequences
     )
     with LiveBytes() as live:
-        model = HFBertForMaskedLM(SIZES, length) if kind == "hf_bert" else MosaicBertForMaskedLM(SIZES, chosen)
+        model = HFBertForMaskedLM(sizes, length) if kind == "hf_bert" else MosaicBertForMaskedLM(sizes, chosen)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         batch = architecture(kind).largest_batch(sequences, length, 0.3)
         for _ in range(3):

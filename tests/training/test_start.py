@@ -11,11 +11,19 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertTokenizer
+from transformers import (
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    BertTokenizer,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+)
 
 import kernels
 from recipe.config import TrainConfig, load, run_main
 from recipe.convert import from_mosaicml_name
+from recipe.data.batch import pad_batch
 from recipe.model import huggingface
 from recipe.plan import main as plan_main
 from recipe.system.hardware import find_hardware
@@ -174,6 +182,25 @@ def test_bert_s_first_loss_is_the_source_s_own(yaml, tmp_path, dataset, rows, ca
     assert again.config.max_position_embeddings == 64 and again.config.vocab_size == 512  # not the run's 48 positions
 
 
+def test_modernbert_s_first_loss_is_the_source_s_own(yaml, tmp_path, dataset):
+    """Its block follows the source too, with windows that the texts cross; another one is refused."""
+    torch.manual_seed(5)
+    settings = {"local_attention": 6, "global_rope_theta": 5e4, "initializer_range": 0.2, "vocab_size": ENTRIES}
+    special = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"))
+    config = ModernBertConfig(**{**BERT, "num_hidden_layers": 3}, **settings, **special, pad_token_id=0)
+    ModernBertForMaskedLM(config).save_pretrained(source := with_tokenizer(dataset, tmp_path / "source"))
+    record = run(yaml, f"init_from={source}")
+    assert record["model"] == "modern" and record["config"]["model"]["window"] is None
+    assert (record["encoder"]["window"], record["encoder"]["rope_theta"]) == (6, 5e4)
+    batch = pad_batch(first_batch(planned(yaml, source, f"out={tmp_path / 'other'}")), 0)
+    with torch.no_grad():
+        theirs = AutoModelForMaskedLM.from_pretrained(source).eval()
+        loss = theirs(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).loss
+    assert record["loss_curve"][0]["loss"] == pytest.approx(loss.item(), abs=2e-6)
+    said = refused(planned, yaml, source, "model.window=8", f"out={tmp_path / 'other'}")
+    assert said == f"model.window=8, but init_from={source} has 6; leave it out to follow the source"
+
+
 def test_what_pretraining_has_more_is_left_out_and_said(yaml, tmp_path, dataset, capsys):
     """TensorFlow's names in LayerNorm, a pooler, next-sentence prediction and stored positions, as BERT's own files have them."""
     source = bert(tmp_path / "source", dataset)
@@ -308,10 +335,10 @@ def test_a_bin_that_holds_more_than_tensors_is_refused(yaml, tmp_path, dataset, 
     assert not marker.exists() and not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("kind", ["modernbert", "roberta"])
+@pytest.mark.parametrize("kind", ["electra", "roberta"])
 def test_an_architecture_that_is_no_row_is_refused(yaml, tmp_path, kind):
     said = refused(planned, yaml, write_family(tmp_path / kind, kind))
-    assert f"a `{kind}`, which recipe.train cannot go on with; it trains mosaic_bert, hf_bert" in said
+    assert f"a `{kind}`, which recipe.train cannot go on with; it trains mosaic_bert, modern, hf_bert" in said
 
 
 def test_what_is_not_there_and_a_hub_that_cannot_be_reached_are_one_line(yaml, tmp_path, monkeypatch):

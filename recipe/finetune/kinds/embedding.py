@@ -96,7 +96,7 @@ def altered(text: str) -> str:
 EMBEDDING = replace(
     REGRESSION,
     name="embedding",
-    **{**SIAMESE, "head": Direction},
+    **{**SIAMESE, "head": Direction, "exports": ("sentence",)},
     texts=3,
     encode=_encode,
     outputs=lambda labels: 0,

@@ -181,4 +181,5 @@ ENTITIES = Kind(
     word_per_line=True,
     balance=balanced_classes,
     details=_by_type,
+    exports=("huggingface", "onnx"),
 )

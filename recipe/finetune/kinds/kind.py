@@ -69,6 +69,7 @@ class Kind:
     # (N labels, N predictions, the task's labels) -> more numbers of a set, which are no part of its score
     details: Callable[[Sequence, Sequence, Labels], dict[str, Any]] = lambda gold, predicted, labels: {}
     problem_type: str | None = None  # what transformers calls it in a model's config.json
+    exports: tuple[str, ...] = ()  # rows of `recipe.export.formats` that a model of it becomes
 
     def measure(
         self, names: Sequence[str], gold: Sequence, predicted: Sequence, labels: Labels = ()

@@ -128,7 +128,8 @@ def _every(p_C: np.ndarray, labels: Labels, wanted: bool) -> dict[str, Any]:
     return {"probabilities": dict(zip(labels, p_C.tolist(), strict=True))} if wanted else {}
 
 
-SEQUENCE: dict = {"auto_class": "AutoModelForSequenceClassification", "keep": first_tokens, "head": SequenceHead}
+SEQUENCE: dict = {"auto_class": "AutoModelForSequenceClassification", "keep": first_tokens, "head": SequenceHead,
+                  "exports": ("huggingface", "onnx")}  # fmt: skip
 CLASSIFICATION = Kind(
     name="classification",
     **SEQUENCE,

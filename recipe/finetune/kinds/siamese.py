@@ -55,7 +55,7 @@ def _encode(tokenizer: Tokenizer, examples: Examples, max_length: int, dtype: ty
 
 
 SIAMESE: dict = {"auto_class": None, "keep": lambda batch: None, "pool": mean_of_tokens, "head": SiameseHead,
-                 "least_texts": 2}  # fmt: skip
+                 "least_texts": 2, "exports": ()}  # fmt: skip
 SIAMESE_CLASSIFICATION = replace(
     CLASSIFICATION, name="siamese_classification", **SIAMESE, encode=partial(_encode, dtype=np.int64)
 )

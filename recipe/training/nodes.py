@@ -1,0 +1,102 @@
+"""What the ranks of a run agree on, whose machines may share nothing: rank 0 looks and says, and every rank follows.
+
+Rank 0's folder is the run's. On another machine the same path leads to a folder of that machine's own, in which nothing counts:
+the checkpoint that a run continues from is brought there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import torch
+from composer.utils import dist
+
+from recipe.errors import UserError, one_line
+from recipe.system.files import digest, write_whole
+
+Found = TypeVar("Found")
+# What gloo and NCCL say where another rank has ended, or has not answered in time.
+_LOST = re.compile(
+    r"Connection (closed|reset) by peer|Broken pipe|Timed out waiting|remote process exited|NCCL.*timeout"
+)
+PIECE = 64 << 20  # bytes of a file that travel at a time
+_PLACE = re.compile(r"^\[\S*\] ")  # in gloo's source
+
+
+@contextmanager
+def all_ranks() -> Iterator[None]:
+    """Within it, a rank that is gone is one line of those that are left."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _LOST.search(str(error)):
+            raise
+        raise UserError(
+            f"rank {dist.get_global_rank()}: another rank is gone ({one_line(_PLACE.sub('', str(error)))}); the same command "
+            "continues from the last checkpoint with autoresume=true"
+        ) from None
+
+
+def decided(look: Callable[[], Found]) -> Found:
+    """What `look` finds on rank 0, on every rank; a `UserError` there is everybody's."""
+    if dist.get_world_size() == 1:
+        return look()
+    said: list[Any] = [None, None]
+    if dist.get_global_rank() == 0:
+        try:
+            said = [look(), None]
+        except UserError as error:
+            said = [None, str(error)]
+    torch.distributed.broadcast_object_list(said)
+    if said[1] is not None:
+        raise UserError(said[1])
+    return said[0]
+
+
+def bring(file: Path) -> Path:
+    """Rank 0's `file` to every machine that has not the same under its own path `file`; returns that path."""
+    if dist.get_world_size() == 1:
+        return file
+    size, content = decided(lambda: (file.stat().st_size, digest([file])))
+    has = file.is_file() and file.stat().st_size == size and digest([file]) == content
+    missing = torch.tensor(int(dist.get_local_rank() == 0 and not has), device=_device())
+    dist.all_reduce(missing, reduce_operation="MAX")
+    if int(missing):
+        _send(file, size, receives=dist.get_local_rank() == 0 and not has)
+    dist.barrier()
+    return file
+
+
+def _send(file: Path, size: int, receives: bool) -> None:
+    """From rank 0 to all that receive it; the other ranks of their machines take part and keep nothing."""
+    if dist.get_global_rank() == 0:
+        with file.open("rb") as source:
+            _pieces(size, source=source)
+    elif receives:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, lambda draft: _write(draft, size))
+    else:
+        _pieces(size)
+
+
+def _write(draft: Path, size: int) -> None:
+    with draft.open("wb") as target:
+        _pieces(size, target=target)
+
+
+def _pieces(size: int, source: BinaryIO | None = None, target: BinaryIO | None = None) -> None:
+    for start in range(0, size, PIECE):
+        count = min(PIECE, size - start)
+        piece = torch.frombuffer(bytearray(source.read(count) if source else count), dtype=torch.uint8).to(_device())
+        torch.distributed.broadcast(piece, src=0)
+        if target:
+            target.write(piece.cpu().numpy().data)
+
+
+def _device() -> str:
+    """Where the process group's tensors are."""
+    return "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
