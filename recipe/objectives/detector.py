@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from recipe.model.architecture import STREAM, Architecture
 from recipe.model.config import EncoderConfig
-from recipe.model.encoder import Backends, initialize, shrink_outputs
+from recipe.model.encoder import Backends, initialize
 from recipe.model.flops import BACKWARD, training_flops
 from recipe.objectives.objective import Counts
 
@@ -31,7 +31,6 @@ class Detector(nn.Module):
         self.dense = nn.Linear(sizes.hidden_size, sizes.hidden_size, bias=sizes.biases)
         self.out = nn.Linear(sizes.hidden_size, 1)
         initialize(self, sizes.initializer_range)
-        shrink_outputs(self.encoder)
 
     def logits(self, batch: dict) -> Tensor:
         """(T,), above 0 for a token that was replaced."""
