@@ -76,7 +76,7 @@ def parts(sizes: Sizes, results: Path, dataset: str) -> list[Part]:
 
     def step(out: str, length: int, words: str = "", model: str = sizes.model, slots: int = sizes.slots) -> list[str]:
         words = (
-            f"{sizes.rows} --patience {90 * sizes.times} --models {model} --lengths {length} --tokens {slots} {words}"
+            f"{sizes.rows} --patience {75 * sizes.times} --models {model} --lengths {length} --tokens {slots} {words}"
         )
         return benchmark("throughput", words, f"{out}.json")
 
@@ -95,7 +95,7 @@ def parts(sizes: Sizes, results: Path, dataset: str) -> list[Part]:
         Part("step-128", 130, step("step-128", short)),
         Part("step-512", 110, step("step-512", middle)),
         Part("tests", 120, tests, ("pytest",)),
-        Part("step-alone", 60, step("step-alone", short, "--only this", slots=sizes.alone)),
+        Part("step-alone", 90, step("step-alone", short, "--only this", slots=sizes.alone)),
         Part("kernels-rest", 150, kernels("rest", 4, 100)),
         Part("step-large", 110, step("step-large", short, model=sizes.wide)),
         Part("step-1024", 100, step("step-1024", long)),

@@ -53,10 +53,20 @@ def _at_once(
     children: dict[Connection, Any] = {}
     for case in cases:
         ours, theirs = context.Pipe()
-        child = context.Process(target=_child, args=(theirs, case, prepare, share), daemon=True)
+        child = context.Process(target=_child, args=(theirs, case, prepare, share))
         child.start()
         theirs.close()
         children[ours] = child
+    try:  # they are no daemons, because torch's compiler may want processes of its own
+        yield from _measured_in_turn(cases, children, limit, measuring_s)
+    finally:
+        for child in children.values():
+            child.kill()
+
+
+def _measured_in_turn(
+    cases: list[Case], children: dict[Connection, Any], limit: float, measuring_s: float
+) -> Iterator[tuple[Case, Any | str]]:
     waiting, problems = list(children), {}
     while waiting and (found := wait(waiting, max(0.0, limit - time.perf_counter()))):
         for one in found:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from recipe import records
 from recipe.config import FinetuneConfig
 from recipe.data import storage
-from recipe.data.shards import read_info, some_records
+from recipe.data.shards import read_info
 from recipe.errors import UserError
 from recipe.finetune.own import OwnTask
 from recipe.system.files import digest
@@ -39,6 +39,8 @@ def spread(items: Sequence[Item], count: int) -> list[Item]:
 
 def of_run(checkpoint: Checkpoint) -> HeldOut:
     """Records of the validation split that the encoder's run was evaluated on, and their text as the tokenizer decodes it."""
+    from recipe.data.documents import some_records  # brings in the streaming library, which takes seconds
+
     if checkpoint.run is None:
         return HeldOut([], [], "no run is known that it came from")
     run = records.read_record(checkpoint.run)
@@ -53,7 +55,7 @@ def of_run(checkpoint: Checkpoint) -> HeldOut:
             return HeldOut([], [], "another dataset stands where its run's was")
         if not info.split(data["eval_split"]).documents:
             return HeldOut([], [], "its run's dataset has an empty validation split")
-        found = some_records(Path(data["path"]), data["eval_split"], RECORDS)
+        found = some_records(Path(data["path"]), data["eval_split"], RECORDS, info.dtype)
     except (UserError, OSError):
         return HeldOut([], [], "its run's dataset is not there any more")
     ids = [tokens.tolist() for _, tokens in found]

@@ -63,19 +63,21 @@ class Subject(ABC):
     task: Mapping[str, Any] | None = None  # what it was fine-tuned to do, as `recipe.finetune.folder` says it
     results: Mapping[str, Any] | None = None  # the record of that fine-tuning, where it is there
     plain_text: bool = False  # whether a special token's name in a text, such as [MASK], is no special token
-
-    what = "the run's encoder"
+    what = "the run's encoder"  # in messages
 
     @property
     def called(self) -> str:
+        """The head of its card."""
         return self.checkpoint.name
 
     @property
     def use(self) -> str:
+        """The name of transformers' pipeline."""
         return USES[self.auto]
 
     @property
     def title(self) -> str:
+        """What is said of it at the start."""
         return f"{self.checkpoint.name}: {self.checkpoint.model}"
 
     @cached_property

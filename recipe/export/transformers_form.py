@@ -16,7 +16,6 @@ from transformers import AutoTokenizer, PreTrainedModel
 from recipe.config import ExportConfig
 from recipe.errors import UserError, class_and_line
 from recipe.export.subject import Subject
-from recipe.model.huggingface import has_token_types
 
 # What transformers' Auto classes call the classes of a model, behind the name that they begin with.
 AUTO = {
@@ -70,15 +69,17 @@ def write_model(subject: Subject, model: PreTrainedModel, folder: Path) -> None:
     row, source = subject.row, subject.checkpoint.folder
     if getattr(model.config, "auto_map", None):
         shutil.copyfile(inspect.getfile(row.code()), folder / Path(inspect.getfile(row.code())).name)
-    # A tokenizer of BERT's kind tells a pair's texts apart, which a model without token types does not take.
-    untyped = row is not None and not has_token_types(model.config)
-    inputs = {"model_input_names": ["input_ids", "attention_mask"]} if untyped else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            source, use_fast=True, trust_remote_code=False, split_special_tokens=subject.plain_text, **inputs
+            source, use_fast=True, trust_remote_code=False, split_special_tokens=subject.plain_text
         )
     except Exception as error:  # the library raises bare exceptions
         raise UserError(f"{source}: its tokenizer cannot be loaded ({class_and_line(error)})") from None
     if subject.longest is not None:
         tokenizer.model_max_length = min(tokenizer.model_max_length, subject.longest)
+    # Token types are made by default, and a model that has none, such as ModernBERT, stops at them.
+    taken = inspect.signature(model.forward).parameters
+    if any(name not in taken for name in tokenizer.model_input_names):
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
+        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # what is saved
     tokenizer.save_pretrained(folder)

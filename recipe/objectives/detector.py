@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from recipe.model.architecture import STREAM, Architecture
 from recipe.model.config import EncoderConfig
-from recipe.model.encoder import Backends, initialize
+from recipe.model.encoder import Backends, initialize, shrink_outputs
 from recipe.model.flops import BACKWARD, training_flops
 from recipe.objectives.objective import Counts
 
@@ -28,9 +28,10 @@ class Detector(nn.Module):
         super().__init__()
         self.config = sizes
         self.encoder = architecture.encoder(sizes, backends)
-        self.dense = nn.Linear(sizes.hidden_size, sizes.hidden_size)
+        self.dense = nn.Linear(sizes.hidden_size, sizes.hidden_size, bias=sizes.biases)
         self.out = nn.Linear(sizes.hidden_size, 1)
         initialize(self, sizes.initializer_range)
+        shrink_outputs(self.encoder)
 
     def logits(self, batch: dict) -> Tensor:
         """(T,), above 0 for a token that was replaced."""

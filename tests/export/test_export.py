@@ -17,7 +17,7 @@ from recipe import records
 from recipe.config import ExportConfig, run_main
 from recipe.convert import to_mosaicml_name
 from recipe.export import __main__ as entry
-from recipe.export import checks, modeling_mosaic_bert, subject, transformers_form, verifier, verify
+from recipe.export import modeling_mosaic_bert, subject, transformers_form, verifier, verify
 from tests.mistakes import refused
 from tests.processes import ROOT, call, start
 from tests.tiny.families import write_family
@@ -55,7 +55,7 @@ def test_a_folder_says_what_it_is_and_what_was_compared(exported, model, kind):
     record = json.loads((folder / verify.FILE_NAME).read_text())
     sides = ("padded on the right", "padded on the left", "one alone", "without token types", "without a mask")
     numbers = {
-        f"{what}, {side}, {how}" for what in ("logits", "hidden states") for side in sides for how in checks.ATTENTIONS
+        f"{what}, {side}, {how}" for what in ("logits", "hidden states") for side in sides for how in ("sdpa", "eager")
     }
     numbers |= {f"{what}, {side}, bf16 against float32" for what in ("logits", "hidden states") for side in sides}
     others = {"loss", "gradients, relative to the largest", "logits of the words of fill-mask"}
@@ -123,10 +123,19 @@ def test_a_checkpoint_on_the_way(export, model, tmp_path):
     assert f"checkpoint at batch {batch}" in (folder / "README.md").read_text()
 
 
-def test_any_encoder_of_hugging_face_s_can_be_handed_on(export, tmp_path):
-    folder = export(write_family(tmp_path / "roberta", "roberta"), tmp_path / "out")
+@pytest.mark.parametrize(
+    ("family", "types", "attentions"),
+    [("roberta", False, {"sdpa", "eager"}), ("distilbert", False, {"sdpa", "eager"}), ("electra", True, {"eager"})],
+)
+def test_any_encoder_of_hugging_face_s_can_be_handed_on(export, tmp_path, family, types, attentions):
+    """By the ways of attention that it has, and with a tokenizer that makes what it takes."""
+    folder = export(write_family(tmp_path / family, family), tmp_path / "out")
     assert "No record of its training" in (folder / "README.md").read_text()
     assert not (folder / CODE).exists()
+    verified = json.loads((folder / verify.FILE_NAME).read_text())["verified"]
+    assert {what.split(", ")[-1] for what in verified if what.startswith("logits, one alone")} >= attentions
+    assert any("sdpa" in what for what in verified) == ("sdpa" in attentions)
+    assert ("token_type_ids" in transformers.AutoTokenizer.from_pretrained(folder)("red house")) == types
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from scipy import special
 from sentence_transformers import SentenceTransformer
 
 from recipe.config import PredictConfig, RetrieveConfig
-from recipe.export import held_out, transformers_form, verify
+from recipe.export import held_out, subject, transformers_form, verify
 from recipe.export.subject import find_subject
 from recipe.finetune.__main__ import finetune
 from recipe.predict import predict
@@ -191,6 +192,17 @@ def test_what_does_not_fit_is_one_line(fine_tuned, export, tmp_path, kind, setti
     assert list(tmp_path.iterdir()) == [pairs]
 
 
+def test_an_architecture_with_other_heads_in_transformers_is_refused(fine_tuned, export, tmp_path, monkeypatch):
+    row = subject.architecture("mosaic_bert")
+    without = dataclasses.replace(row, export=dataclasses.replace(row.export, heads=None))
+    monkeypatch.setattr(subject, "architecture", lambda name: without)
+    says = refused(export, fine_tuned("mosaic_bert", "classification"), tmp_path / "out")
+    assert (
+        "transformers' MosaicBert has another head than the one that a `mosaic_bert` is fine-tuned with here; predict"
+        in says
+    )
+
+
 def test_a_fine_tuning_that_has_not_ended_is_one_line(fine_tuned, export, tmp_path):
     folder = shutil.copytree(fine_tuned("mosaic_bert", "classification"), tmp_path / "unfinished")
     shutil.rmtree(folder / "model")
@@ -217,15 +229,15 @@ def test_files_that_are_gone_or_others_are_not_compared(fine_tuned):
 def test_what_differs_is_not_written(fine_tuned, export, tmp_path, monkeypatch, what, words):
     whole = transformers_form.write_model
 
-    def damaged(subject, model, folder: Path) -> None:
+    def damaged(whatever, model, folder: Path) -> None:
         if what == "weight":
             with torch.no_grad():
                 model.classifier.bias[0] += 1e-3
         if what == "labels":
             model.config.id2label = dict(enumerate(reversed(model.config.id2label.values())))
         if what == "special":
-            subject.plain_text = False
-        whole(subject, model, folder)
+            whatever.plain_text = False
+        whole(whatever, model, folder)
 
     monkeypatch.setattr(transformers_form, "write_model", damaged)
     message = refused(export, fine_tuned("mosaic_bert", "classification"), tmp_path / "out")

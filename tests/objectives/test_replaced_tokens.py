@@ -81,9 +81,9 @@ def test_the_sum_is_that_of_both_and_what_is_drawn_again_is_original(yaml, batch
     assert float(same["found"]) == 1.0 and float(same["detection_loss"]) < 1e-6
 
 
-@pytest.mark.parametrize("width", [16, 48])
-def test_detection_s_gradient_reaches_the_shared_embeddings_and_nothing_else_of_the_generator(yaml, width):
-    plan = planned(yaml, f"generator.hidden_size={width}")
+@pytest.mark.parametrize("name, width", [("mosaic_bert", 16), ("mosaic_bert", 48), ("modern", 16)])
+def test_detection_s_gradient_reaches_the_shared_embeddings_and_nothing_else_of_the_generator(yaml, name, width):
+    plan = planned(yaml, f"generator.hidden_size={width}", f"model.name={name}")
     batch, model = first_batch(plan), train.build_model(plan)
     found = model(batch)
     found["detection_loss"].backward(retain_graph=True)

@@ -63,7 +63,7 @@ def test_what_the_environment_holds_reaches_no_line(name, monkeypatch, capsys):
     monkeypatch.setenv(name, SECRET)
     error = ValueError(f"401 for key {SECRET}\nat /x")
     assert (
-        str(UserError(f"out: {error}")) == "out: 401 for key ***\nat /x" and one_line(error) == "401 for key *** at /x"
+        str(UserError(f"out: {error}")) == "out: 401 for key *** at /x" and one_line(error) == "401 for key *** at /x"
     )
     say_error(f"the server says {SECRET}")
     assert capsys.readouterr().err == "error: the server says ***\n"
