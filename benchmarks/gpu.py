@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from recipe.errors import end, say_error
 from recipe.system.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -254,7 +255,7 @@ class Run:
             write_whole(self._out / "summary.txt", text)
             write_whole(self._out / "results.tar.gz", pack)
         except OSError as error:  # a full disk, for one: the next part's may fit
-            print(f"error: {self._out}: {error}", flush=True)
+            say_error(f"{self._out}: {error}")
 
 
 def _left_out(part: Part) -> str | None:
@@ -292,4 +293,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    end(main)

@@ -22,6 +22,7 @@ import torch
 
 from kernels import backends
 from recipe import records
+from recipe.errors import end
 from recipe.system.files import write_whole
 from recipe.system.hardware import cpu_name
 
@@ -115,4 +116,4 @@ def _versions() -> dict[str, str | None]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    end(main)

@@ -17,7 +17,8 @@ import torch
 import yaml
 
 from recipe import records, shipped
-from recipe.config import BLOCK, TrainConfig, load, to_dict
+from recipe.block import BLOCK
+from recipe.config import TrainConfig, load, to_dict
 from recipe.cost import prices
 from recipe.cost.expectation import expectation
 from recipe.cost.measures import LOSS, PAIRS, SCORE

@@ -29,6 +29,7 @@ from recipe.data.shards import index_digest
 from recipe.data.stream import open_loader
 from recipe.errors import UserError, end
 from recipe.objectives.objective import Counts
+from recipe.system.files import set_aside
 from recipe.system.hardware import Hardware, find_hardware, keep_freed_memory
 from recipe.system.progress import clock
 from recipe.system.quiet import quiet_libraries
@@ -113,7 +114,7 @@ def last_checkpoint(plan: Plan) -> Path | None:
             f"  {one} is torn, as if the run was killed while writing it; {'passed over' if file else 'starting again'}"
         )
         if dist.get_global_rank() == 0:
-            checkpoint_files.set_aside(one)
+            set_aside(one)
     return nodes.bring(plan.out / checkpoint_files.FOLDER / file.name) if file else None
 
 

@@ -33,7 +33,7 @@ def by_hand(folder: Path, text: str) -> float:
     """One token masked at a time, one forward pass each, every logit computed."""
     checkpoint = find_checkpoint(str(folder))
     ids = torch.tensor(checkpoint.tokenizer.encode(text).ids)
-    if checkpoint.padding is None:
+    if checkpoint.model == "mosaic_bert":
         sizes, weights = convert.read_encoder(folder)
         model = MosaicBertForMaskedLM(sizes)
         model.load_state_dict(weights)
@@ -70,7 +70,7 @@ def test_every_family_gives_what_one_token_at_a_time_gives(tmp_path, kind):
     checkpoint = find_checkpoint(str(write_family(tmp_path / kind, kind)))
     copies, which = mask_each(checkpoint.tokenizer, TEXTS[:2], checkpoint.mask_id)
     model = checkpoint.masked_lm(checkpoint.resolve_backends(HARDWARE)).eval()
-    found = pseudo_log_likelihoods(model, copies, ExampleCollator(60, checkpoint.pad_id), HARDWARE)[which]
+    found = pseudo_log_likelihoods(model, copies, ExampleCollator(60, checkpoint.padding), HARDWARE)[which]
     np.testing.assert_allclose(found, [by_hand(tmp_path / kind, text) for text in TEXTS[:2]], rtol=2e-5)
 
 

@@ -24,6 +24,7 @@ from recipe.data.documents import Documents
 from recipe.data.shard_files import check_files
 from recipe.data.shards import HASH
 from recipe.export import card
+from recipe.export.subject import find_subject
 from recipe.finetune import minimal_pairs, scores
 from recipe.finetune.files import read_rows
 from recipe.finetune.results import find_record
@@ -31,7 +32,7 @@ from recipe.pareto import draw
 from recipe.system import inert
 from recipe.system.files import leaving
 from recipe.training.checkpoint import find_checkpoint
-from recipe.training.preflight import resumes
+from recipe.training.preflight import find_run
 from tests.mistakes import refused
 from tests.tiny.models import write_encoder, write_run
 from tests.tiny.records import record_run, rows_of
@@ -164,7 +165,7 @@ def test_links_that_leave_a_dataset_a_run_or_an_encoder(copy, tmp_path, capsys):
     assert refused(find_checkpoint, str(run)).startswith(f"{link}: a link that leaves the encoder's folder")
     assert refused(find_checkpoint, str(run / "encoder")).startswith(f"{link}: a link that leaves")
     config = load(TrainConfig, str(yaml_of(tmp_path)), [f"out={run}", "autoresume=true"])
-    assert refused(resumes, config).startswith(f"{link}: a link that leaves the run's folder")
+    assert refused(find_run, config).startswith(f"{link}: a link that leaves the run's folder")
     assert refused(find_record, run, "pretrain", config).startswith(f"{link}: a link that leaves `out`")
     link.unlink()
     link.symlink_to("tokenizer_config.json")
@@ -303,7 +304,7 @@ def test_a_card_and_a_table_of_scores_hold_no_markup_of_a_run(tmp_path):
     export = {"facts": {HOSTILE: HOSTILE}, "packages": {}, "verified": {HOSTILE: {"difference": 0.0, "allowed": 0.0}},
               "provenance": records.provenance()}  # fmt: skip
     out = tmp_path / 'x"); import os; ("'
-    text = card.render(find_checkpoint(str(run)), ExportConfig(checkpoint=str(run), out=str(out)), export, out)
+    text = card.render(find_subject(str(run)), ExportConfig(checkpoint=str(run), out=str(out)), export)
     assert 'from_pretrained("x\\"); import os; (\\""' in text
     for page in (text.partition("---\n\n")[2], scores.markdown(HOSTILE, record["glue"])):
         kinds, seen = shown(page)

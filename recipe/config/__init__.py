@@ -11,10 +11,9 @@ from recipe.config.loading import load, run_main, to_dict
 from recipe.config.prepare import PrepareConfig, Source, Tokenizer
 from recipe.config.score import GlueConfig, Jobs, PairsConfig
 from recipe.config.sweep import SweepConfig
-from recipe.config.train import BLOCK, Average, Data, Model, Optimizer, Schedule, TrainConfig
+from recipe.config.train import Average, Data, Model, Optimizer, Schedule, TrainConfig
 
 __all__ = [
-    "BLOCK",
     "Average",
     "Cost",
     "Data",

@@ -64,8 +64,6 @@ class Data:
 
 
 _AS_ROW = "none: as the architecture has it"
-# Keys of `Model` that make an ablation of an architecture, which is a model of its own where runs are compared.
-BLOCK = ("positions", "norm", "embedding_norm", "window", "global_every", "biases", "rope_theta", "local_rope_theta")
 
 
 @dataclass

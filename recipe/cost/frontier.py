@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from recipe.config import BLOCK
+from recipe.block import BLOCK
 from recipe.cost.measures import SCORE, Measure, Record
 from recipe.errors import UserError
 from recipe.settings import as_word

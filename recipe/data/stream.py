@@ -178,8 +178,6 @@ def open_loader(
         num_workers=workers,
         worker_init_fn=_ignore_interrupts,
         pin_memory=torch.cuda.is_available(),
-        # An iterator draws a number for its workers; an evaluation's must not be taken from training's dropout.
-        generator=None if train else torch.Generator(),
     )
 
 

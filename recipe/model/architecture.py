@@ -78,7 +78,8 @@ class Architecture:
         Raises:
             ValueError: a value that is none, or a key that this row does not have.
         """
-        from recipe.model.config import BLOCK, EncoderConfig
+        from recipe.block import BLOCK
+        from recipe.model.config import EncoderConfig
 
         own = {f.name for f in dataclasses.fields(EncoderConfig)}
         values = {name: value for name, value in stated.items() if name in own and value is not None}

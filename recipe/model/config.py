@@ -13,6 +13,7 @@ import torch
 
 from kernels.backends import Requirements
 from kernels.reference import ACTIVATIONS
+from recipe.block import BLOCK
 from recipe.system.files import write_whole
 
 SIZES = (
@@ -127,10 +128,6 @@ class EncoderConfig:
         if values.get("pad_token_id", 0) is None:  # Hugging Face's word for none
             names.remove("pad_token_id")
         return cls(**{name: value for name, value in values.items() if name in names})
-
-
-# What describes a block: with a row's own values it is that architecture, with others an ablation of it.
-BLOCK = ("positions", "norm", "embedding_norm", "window", "global_every", "biases", "rope_theta", "local_rope_theta")
 
 
 def changed(sizes: EncoderConfig, settings: Mapping[str, Any], free: tuple[str, ...] = ()) -> str:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from kernels.backends import Requirements, resolve
 from recipe import convert
+from recipe.block import BLOCK
 from recipe.model.architecture import STREAM, Architecture, Export, Shapes
-from recipe.model.config import BLOCK, EncoderConfig, changed, padded_vocab_size
+from recipe.model.config import EncoderConfig, changed, padded_vocab_size
 from recipe.model.encoder import Backends, Encoder
 from recipe.model.examples import full_stream
 from recipe.model.heads import MosaicBertForMaskedLM

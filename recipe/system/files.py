@@ -41,6 +41,11 @@ def write_whole(file: Path, content: str | Callable[[Path], object]) -> None:
         draft.unlink(missing_ok=True)
 
 
+def set_aside(torn: Path) -> Path:
+    """A file that is not whole, under another name, so that it can be written again."""
+    return torn.rename(torn.with_name(f"{torn.name}.torn"))
+
+
 def write_whole_folder(folder: Path, write: Callable[[Path], object]) -> None:
     """The same of a folder, which takes the place of one that is there; `write` fills the empty one that it is given."""
     draft = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}.{threading.get_ident()}.tmp")

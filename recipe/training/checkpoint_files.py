@@ -80,11 +80,6 @@ def _batch(file: Path) -> int:
     return int(file.name.removeprefix("ba").partition("-")[0])
 
 
-def set_aside(file: Path) -> Path:
-    """A torn checkpoint under another name, so that the run may write it again."""
-    return file.rename(file.with_name(f"{file.name}.torn"))
-
-
 def fork(run: Path, batch: int, out: Path) -> dict[str, Any]:
     """Begin `out` with `run`'s checkpoints at `batch`, as the latest ones, and its encoder's sizes.
 

@@ -27,7 +27,8 @@ def all_rows() -> list[dict]:
 def test_a_slot_takes_what_a_traced_step_takes(model, kind):
     """On a tenth at most it errs, and on the safe side."""
     config = EncoderConfig(**vars(peers.Sizes(**sizes("small"))))
-    traced = training_need(MASKED_LM, architecture(kind), 8, config, 128, 0.3, torch.bfloat16).many[1] / 128
+    rate = 0.3 if model == "this" else 1.0  # theirs has its head on every token
+    traced = training_need(MASKED_LM, architecture(kind), 8, config, 128, rate, torch.bfloat16).many[1] / 128
     row = {"model": model, "compile": False}
     slot = throughput_memory.need(row, sizes("small"), 1001) - throughput_memory.need(row, sizes("small"), 1)
     assert traced <= slot / 1000 <= 1.1 * traced
