@@ -36,6 +36,7 @@ from recipe.training.preflight import find_run
 from tests.mistakes import refused
 from tests.tiny.models import write_encoder, write_run
 from tests.tiny.records import record_run, rows_of
+from tests.tiny.texts import packed_copy
 
 TRAIN = "out: runs/x\ndata: {path: data/y}\n"
 HOSTILE = "</script><img src=x onerror=alert(1)> *a* [b](http://c.d) `e` | f & www.g.h $i$ _j_ # ~~k~~"
@@ -43,11 +44,7 @@ HOSTILE = "</script><img src=x onerror=alert(1)> *a* [b](http://c.d) `e` | f & w
 
 @pytest.fixture
 def copy(tiny_dataset, tmp_path) -> Path:
-    """The tiny dataset, its shard packed."""
-    folder = shutil.copytree(tiny_dataset, tmp_path / "dataset")
-    for unpacked in folder.rglob("*.mds"):
-        unpacked.unlink()
-    return folder
+    return packed_copy(tiny_dataset, tmp_path / "dataset")
 
 
 @pytest.mark.parametrize(

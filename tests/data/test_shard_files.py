@@ -6,7 +6,6 @@ import errno
 import json
 import multiprocessing
 import resource
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,18 +19,14 @@ from recipe.data.shard_files import check_files
 from recipe.data.shards import LENGTHS
 from recipe.system.files import locked
 from tests.mistakes import refused
-from tests.tiny.texts import open_batches
+from tests.tiny.texts import open_batches, packed_copy
 
 SHARD = "train/part-00000/shard.00000.mds.zstd"
 
 
 @pytest.fixture
 def copy(tiny_dataset, tmp_path) -> Path:
-    """The tiny dataset as it was prepared, its shard still packed."""
-    folder = shutil.copytree(tiny_dataset, tmp_path / "dataset")
-    for unpacked in folder.rglob("*.mds"):
-        unpacked.unlink()
-    return folder
+    return packed_copy(tiny_dataset, tmp_path / "dataset")
 
 
 def batches(folder: Path, workers: int = 0, batching: str = "sequences") -> Iterator[dict]:

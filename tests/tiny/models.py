@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import nn
 
 from recipe.config import Tokenizer
 from recipe.convert import save_encoder
 from recipe.data import tokenizer
+from recipe.data.batch import split_batch
 from recipe.finetune.kinds import CLASSIFICATION
 from recipe.finetune.kinds.kind import Kind
 from recipe.model.config import EncoderConfig, padded_vocab_size
@@ -36,6 +39,15 @@ def with_head(
     model = FineTuned(encoder, head, kind.keep, kind.pool)
     initialize(model, sizes.initializer_range)
     return model
+
+
+def mean_of_pieces(model: nn.Module, batch: dict, sequences: int) -> dict[str, float]:
+    """A model's losses and metrics of a batch that is cut into microbatches, each weighed by its labels."""
+    pieces = split_batch(batch, sequences)
+    counts = [int(piece["counts"][:, 3].sum()) for piece in pieces]
+    with torch.no_grad():
+        parts = [model(piece) for piece in pieces]
+    return {name: np.average([float(part[name]) for part in parts], weights=counts) for name in parts[0]}
 
 
 def write_tokenizer(folder: Path) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -59,6 +60,14 @@ def write_dataset(folder: Path, tokenizer: Tokenizer) -> Path:
     out = folder / "dataset"
     prepare(PrepareConfig(out=str(out), train=source, validation_fraction=0.1, tokenizer=tokenizer, processes=1))
     return out
+
+
+def packed_copy(dataset: Path, folder: Path) -> Path:
+    """A dataset as it was prepared, its shards still packed."""
+    shutil.copytree(dataset, folder)
+    for unpacked in folder.rglob("*.mds"):
+        unpacked.unlink()
+    return folder
 
 
 def open_batches(
