@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,19 +27,20 @@ from recipe.data.batch import Batch, count_sequences, count_tokens, split_batch
 from recipe.data.cache import local_folder
 from recipe.data.masking import evenly
 from recipe.data.shards import index_digest
-from recipe.data.stream import open_loader
+from recipe.data.stream import open_documents, open_loader
 from recipe.errors import UserError, end
 from recipe.objectives.objective import Counts
 from recipe.system.files import set_aside
 from recipe.system.hardware import Hardware, find_hardware, keep_freed_memory
 from recipe.system.progress import clock
 from recipe.system.quiet import quiet_libraries
-from recipe.training import ceilings, checkpoint_files, memory, nodes
+from recipe.training import ceilings, checkpoint_files, initial_words, memory, nodes
 from recipe.training.averaging import Averaging
 from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, limit_of, loss_words, say
 from recipe.training.checks import parse_time
 from recipe.training.compiled import compiled_step
 from recipe.training.composer_model import Pretraining
+from recipe.training.initial_words import RANDOM
 from recipe.training.loggers import build_loggers
 from recipe.training.optimizers import build_optimizer
 from recipe.training.parallel import PARALLEL
@@ -67,7 +69,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, 
     plan = agreed(plan)  # no rank writes before every rank has checked
     reproducibility.seed_all(config.seed)
     model = build_model(plan)
-    record = start_record(plan, model)
+    record, checkpoint = start_record(plan, model), last_checkpoint(plan)
     hardware = with_measured_peak(plan.hardware)
     meter = Meter(
         hardware,
@@ -77,10 +79,12 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, 
         keep(plan, record),
         plan.objective.metrics,
     )
+    say_start(plan, record, hardware)
+    if plan.config.model.initial_words != RANDOM and checkpoint is None:
+        record["initial_words"] = begin_words(plan, model, meter.progress.total)
     averaging = Averaging(model, config.average, plan.batches) if config.average.steps else None
     logs = build_loggers(config.loggers, plan.out, record)
-    trainer = build_trainer(plan, model, [meter, *filter(None, [averaging]), *callbacks], logs)
-    say_start(plan, record, hardware)
+    trainer = build_trainer(plan, model, checkpoint, [meter, *filter(None, [averaging]), *callbacks], logs)
     for log in logs:
         say(f"  log: {log.where}")
     try:
@@ -125,6 +129,18 @@ def build_model(plan: Plan) -> nn.Module:
     return model
 
 
+def begin_words(plan: Plan, model: nn.Module, total: Sums) -> dict[str, Any]:
+    """Word embeddings and bias from counts of the text, which rank 0 makes; their seconds are the run's first. For the record."""
+    config, started = plan.config, time.perf_counter()
+    kept = plan.objective.kept(model)
+    documents = open_documents(config.data, plan.info, config.data.train_split)
+    words = nodes.decided(lambda: initial_words.learn(config, documents, plan.encoder, plan.info.vocabulary.size))
+    initial_words.put(kept, plan.architecture.vocabulary_rows, words)
+    total.seconds += time.perf_counter() - started
+    say(f"  words begin at {config.model.initial_words} of {words.tokens:,} tokens, made in {clock(total.seconds)}")
+    return {"tokens": words.tokens, "seconds": total.seconds}
+
+
 def with_measured_peak(hardware: Hardware) -> Hardware:
     """A CPU's ceiling is measured: all ranks at once, each on its own threads."""
     if hardware.kind == "gpu":
@@ -146,9 +162,13 @@ def wrapped(plan: Plan, model: nn.Module) -> Pretraining:
 
 
 def build_trainer(
-    plan: Plan, model: nn.Module, callbacks: Sequence[Callback], loggers: Sequence[LoggerDestination] = ()
+    plan: Plan,
+    model: nn.Module,
+    checkpoint: Path | None,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[LoggerDestination] = (),
 ) -> Trainer:
-    config, gpu, checkpoint = plan.config, plan.hardware.kind == "gpu", last_checkpoint(plan)
+    config, gpu = plan.config, plan.hardware.kind == "gpu"
     random_state = RandomStateOnResume()
     trainer = PARALLEL[config.parallel].trainer(
         count_tokens=batch_weight,

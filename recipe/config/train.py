@@ -10,6 +10,7 @@ from recipe.model.architectures import ARCHITECTURES
 from recipe.objectives import OBJECTIVES
 from recipe.settings import MISSING, setting
 from recipe.training.averages import AVERAGES
+from recipe.training.initial_words import INITIAL_WORDS
 from recipe.training.optimizers import OPTIMIZERS
 from recipe.training.parallel import PARALLEL
 from recipe.training.schedules import SCHEDULES
@@ -98,6 +99,12 @@ class Model:
     hidden_dropout_prob: float = setting(0.1, "dropout of embeddings and of each layer's outputs", least=0, below=1)
     attention_probs_dropout_prob: float = setting(0.0, "dropout of attention probabilities", least=0, below=1)
     initializer_range: float = setting(0.02, "standard deviation of the initial weights", above=0)
+    initial_words: str = setting(
+        "random",
+        "where word embeddings begin; random: as every weight; frequencies: the same, and the decoder's bias at each token's log "
+        "frequency; counts: that bias, and embeddings from what tokens stand near each other in a sample of the text",
+        choices=INITIAL_WORDS,
+    )
     attention: str = setting("auto", "attention backend, a name that `python -m kernels.backends` prints")
     kernels: str = setting("auto", "backend of the other kernels, likewise")
     compile: bool = setting(False, "run the training step through torch.compile; its first step takes up to a minute")

@@ -130,6 +130,12 @@ def check_vocabulary(folder: Path, info: DatasetInfo) -> None:
         )
 
 
+def open_documents(data: Data, info: DatasetInfo, split: str) -> Documents:
+    """Those of a split; a `UserError` if its index or lengths cannot be used."""
+    remote = data.path if storage.is_remote(data.path) else None
+    return Documents(local_folder(data), split, remote, data.cache_gib, info.dtype)
+
+
 def open_loader(
     data: Data,
     info: DatasetInfo,
@@ -152,9 +158,7 @@ def open_loader(
     Raises:
         UserError: the split's index or lengths cannot be used, or it does not fill one batch.
     """
-    split = data.train_split if train else data.eval_split
-    remote = data.path if storage.is_remote(data.path) else None
-    documents = Documents(local_folder(data), split, remote, data.cache_gib, info.dtype)
+    documents = open_documents(data, info, data.train_split if train else data.eval_split)
     schedule = None
     if train and data.mask_rate_end is not None:
         schedule = RateSchedule(data.mask_rate, data.mask_rate_end, run_documents, fallen)

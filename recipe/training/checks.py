@@ -11,6 +11,7 @@ from recipe.data.shards import DatasetInfo, SplitInfo
 from recipe.errors import UserError
 from recipe.settings import check_values
 from recipe.training.averages import AVERAGES
+from recipe.training.initial_words import RANDOM
 from recipe.training.schedules import SCHEDULES
 
 _UNITS = (TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN, TimeUnit.EPOCH)
@@ -24,6 +25,7 @@ def check_numbers(config: TrainConfig, info: DatasetInfo, ranks: int, batching: 
     _check_batching(config, info, ranks, batching)
     _check_optimizer(config)
     _check_average(config, info, batching)
+    _check_initial_words(config)
     for key in ("duration", "eval_every", "checkpoint_every"):
         parse_time(key, getattr(config, key))
     if parse_time("duration", config.duration).value < 1:
@@ -108,6 +110,14 @@ def _check_average(config: TrainConfig, info: DatasetInfo, batching: str) -> Non
         raise UserError(
             f"average.shape={config.average.shape}: needs to know at which batch the run ends; give `duration` in ba, or set "
             "average.shape=ema"
+        )
+
+
+def _check_initial_words(config: TrainConfig) -> None:
+    words = config.model.initial_words
+    if words != RANDOM and config.init_from is not None:
+        raise UserError(
+            f"model.initial_words={words}: the word embeddings of init_from would be lost; leave one of the two out"
         )
 
 
