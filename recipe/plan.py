@@ -34,15 +34,12 @@ from recipe.training.checkpoint import find_checkpoint
 from recipe.training.memory import (
     GIB,
     Need,
-    average_bytes,
+    bytes_beside,
     check_fits,
     choose_microbatch,
     need_of_batch,
-    optimizer_bytes,
     traced,
 )
-from recipe.training.optimizers import OPTIMIZERS
-from recipe.training.parallel import PARALLEL
 from recipe.training.start import adopt
 
 MODELS = {
@@ -107,8 +104,7 @@ def forecast(
     # A GPU trains in bf16; of a CPU only a run on it says whether it can.
     bf16 = config.precision != "fp32" and (row.kind == "gpu" if speed.bf16 is None else speed.bf16)
     autocast, ranks = torch.bfloat16 if bf16 else None, ranks_of(row, count)
-    state_bytes = optimizer_bytes(OPTIMIZERS[config.optimizer.name], learns, kind, sizes, data.sequence_length)
-    beside = PARALLEL[config.parallel].bytes_beside(state_bytes + average_bytes(config.average), ranks)
+    beside = bytes_beside(config, learns, kind, sizes, ranks)
     need = need_of_batch(
         learns, kind, beside, sizes, data.sequence_length, data.mask_rate, autocast,
         traced(config.model.attention, config.model.kernels),

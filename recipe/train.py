@@ -317,8 +317,9 @@ def keep(plan: Plan, record: dict[str, Any]):
 
 def finish(plan: Plan, model: nn.Module, record: dict[str, Any], progress: Progress) -> None:
     """Write the encoder, then the record, and say both."""
+    whole = PARALLEL[plan.config.parallel].whole(model, lambda: build_model(plan))
     if dist.get_global_rank() == 0:
-        plan.architecture.save(plan.objective.kept(model), plan.out / "encoder")
+        plan.architecture.save(plan.objective.kept(whole), plan.out / "encoder")
     record["status"] = "finished"
     keep(plan, record)(progress)
     said, cost = loss_words(record["eval"], plan.objective.metrics), record["cost"]

@@ -12,6 +12,7 @@ from recipe.errors import UserError
 from recipe.settings import check_values
 from recipe.training.averages import AVERAGES
 from recipe.training.initial_words import RANDOM
+from recipe.training.parallel import PARALLEL
 from recipe.training.schedules import SCHEDULES
 
 _UNITS = (TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN, TimeUnit.EPOCH)
@@ -26,6 +27,8 @@ def check_numbers(config: TrainConfig, info: DatasetInfo, ranks: int, batching: 
     _check_optimizer(config)
     _check_average(config, info, batching)
     _check_initial_words(config)
+    if problem := PARALLEL[config.parallel].problem(config, ranks):
+        raise UserError(problem)
     for key in ("duration", "eval_every", "checkpoint_every"):
         parse_time(key, getattr(config, key))
     if parse_time("duration", config.duration).value < 1:
