@@ -31,6 +31,7 @@ class Row:
     bytes_beside: Callable[[nn.Module, float, int], float]
     # (the networks of a run at its end, what makes such networks) -> with all of the weights, on rank 0. Every rank asks.
     whole: Callable[[nn.Module, Callable[[], nn.Module]], nn.Module] = lambda model, build: model
+    travels: float = 2.0  # how often a parameter's float32 passes a ring of ranks in a step
     # (config, ranks) -> what cannot be trained so, in words; None: all of it can
     problem: Callable[[TrainConfig, int], str | None] = lambda config, ranks: None
 
@@ -100,4 +101,8 @@ def _fsdp_problem(config: TrainConfig, ranks: int) -> str | None:
     return None
 
 
-PARALLEL = {"ddp": Row(_ddp, _ddp_bytes), "fsdp": Row(_fsdp, _fsdp_bytes, _gathered, _fsdp_problem)}
+# FSDP's weights are gathered for the forward and for the backward pass, and gradients are summed where their part belongs.
+PARALLEL = {
+    "ddp": Row(_ddp, _ddp_bytes),
+    "fsdp": Row(_fsdp, _fsdp_bytes, _gathered, travels=3.0, problem=_fsdp_problem),
+}
