@@ -47,6 +47,7 @@ from recipe.training.parallel import PARALLEL
 from recipe.training.preflight import Plan, make_plan
 from recipe.training.rates import Rate
 from recipe.training.schedules import fallen
+from recipe.training.stopping import Stopping
 from recipe.training.trainer import OnDevice, Trainer, join_ranks
 
 
@@ -58,6 +59,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, 
 
     Raises:
         UserError: before anything is written, for whatever cannot work; later, if memory runs out or another rank is gone.
+        Stopped: behind a checkpoint, for a run that was told to end.
     """
     join_ranks(find_hardware(config.device, config.precision, dist.get_world_size()).kind)
     plan = make_plan(config)
@@ -169,9 +171,10 @@ def build_trainer(
     loggers: Sequence[LoggerDestination] = (),
 ) -> Trainer:
     config, gpu = plan.config, plan.hardware.kind == "gpu"
-    random_state = RandomStateOnResume()
+    random_state, stopping = RandomStateOnResume(), Stopping()
     trainer = PARALLEL[config.parallel].trainer(
         count_tokens=batch_weight,
+        stopping=stopping,
         model=wrapped(plan, model),
         optimizers=build_optimizer(model, config.optimizer, plan.hardware.activation_dtype),
         schedulers=Rate(config.schedule),
@@ -188,10 +191,10 @@ def build_trainer(
         save_folder=str(plan.out / checkpoint_files.FOLDER),
         save_filename=checkpoint_files.SAVED,
         save_latest_filename=checkpoint_files.LATEST,
-        save_interval=save_interval(plan),
+        save_interval=stopping.saves(save_interval(plan)),
         save_num_checkpoints_to_keep=config.keep_checkpoints,
         load_path=str(checkpoint) if checkpoint else None,
-        callbacks=[*callbacks, random_state],
+        callbacks=[*callbacks, random_state, stopping],
         loggers=loggers,
         progress_bar=False,
     )

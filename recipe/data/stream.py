@@ -210,8 +210,9 @@ def _check_filled(batches: Batches, data: Data) -> None:
 
 
 def _ignore_interrupts(_: int) -> None:
-    """Ctrl-C reaches every process of a run; the one that trains ends the others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C, and what a scheduler sends, reach every process of a run; the one that trains ends the others."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Batch) -> Batch:

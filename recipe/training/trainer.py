@@ -25,6 +25,7 @@ from torch import Tensor
 
 from recipe.system.quiet import quiet_stdout
 from recipe.training.checkpoint_files import composer_reads_safely
+from recipe.training.stopping import Stopping
 
 
 class OnDevice(dict):
@@ -50,9 +51,12 @@ def join_ranks(device: str | Device) -> None:
 
 
 class Trainer(composer.Trainer):
-    def __init__(self, *, count_tokens: Callable[[Batch], dict[str, float]], **arguments: Any) -> None:
-        """`count_tokens` is the training data's, and gets what `OnDevice.tokens` then says. The rest is Composer's."""
-        self._count_tokens = count_tokens
+    def __init__(
+        self, *, count_tokens: Callable[[Batch], dict[str, float]], stopping: Stopping | None = None, **arguments: Any
+    ) -> None:
+        """`count_tokens` is the training data's, and gets what `OnDevice.tokens` then says. The rest is Composer's; `stopping` is
+        one of the callbacks, absent in runs that are begun again instead of continued."""
+        self._count_tokens, self._stopping = count_tokens, stopping or Stopping()
         self._host = None  # the ranks' group for numbers on the host; None: the default one
         if dist.get_world_size() > 1 and torch.distributed.get_backend() != "gloo":
             with quiet_stdout():
@@ -77,7 +81,8 @@ class Trainer(composer.Trainer):
     def _accumulate_time_across_ranks(
         self, num_samples: float, num_tokens: int, batch_time: datetime.timedelta
     ) -> tuple[int, int, datetime.timedelta]:
-        samples, tokens = self._sum_of_ranks([num_samples, num_tokens])
+        samples, tokens, asked = self._sum_of_ranks([num_samples, num_tokens, self._stopping.asked])
+        self._stopping.agreed = asked > 0
         return round(samples), round(tokens), batch_time
 
     def _sum_of_ranks(self, numbers: Sequence[float]) -> list[float]:
