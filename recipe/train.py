@@ -69,6 +69,13 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, 
     if plan.hardware.kind == "cpu":
         keep_freed_memory()
     plan = agreed(plan)  # no rank writes before every rank has checked
+    with nodes.owned(plan.out, plan.resumes):
+        return fit(plan, callbacks)
+
+
+def fit(plan: Plan, callbacks: Sequence[Callback]) -> dict[str, Any]:
+    """Train as planned, into the run's folder, which is this command's alone."""
+    config = plan.config
     reproducibility.seed_all(config.seed)
     model = build_model(plan)
     record, checkpoint = start_record(plan, model), last_checkpoint(plan)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -16,7 +16,7 @@ import torch
 from composer.utils import dist
 
 from recipe.errors import UserError, one_line
-from recipe.system.files import digest, write_whole
+from recipe.system.files import digest, held, write_whole
 
 Found = TypeVar("Found")
 # What gloo and NCCL say where another rank has ended, or has not answered in time.
@@ -55,6 +55,24 @@ def decided(look: Callable[[], Found]) -> Found:
     if said[1] is not None:
         raise UserError(said[1])
     return said[0]
+
+
+@contextmanager
+def owned(out: Path, resumes: bool) -> Iterator[None]:
+    """Rank 0 has the run's folder to itself until the end; for who comes second it is one line.
+
+    Raises:
+        UserError: another command has it, or has begun a run there since this one looked.
+    """
+    with ExitStack() as stack:
+
+        def take() -> None:
+            out.mkdir(parents=True, exist_ok=True)
+            if not stack.enter_context(held(out)) or (not resumes and any(out.iterdir())):
+                raise UserError(f"out={out}: another command trains there; wait for its end, or choose another folder")
+
+        decided(take)
+        yield
 
 
 def bring(file: Path) -> Path:
