@@ -107,6 +107,8 @@ CONFIG: list[Case] = [
     ("a duration without a unit", f"{TRAIN} duration=5", {}),
     ("a duration of nothing", f"{TRAIN} duration=0ba", {}),
     ("heads that do not divide the width", f"{TRAIN} model.num_attention_heads=3", {}),
+    ("more narrow layers than layers", f"{TRAIN} model.narrow_layers=9", {}),
+    ("narrow layers of the baseline", f"{TRAIN} model.name=hf_bert model.narrow_layers=2", {}),
     ("an unbalanced bracket", f"{TRAIN} seed=[1", {}),
     ("a function of the environment on the command line", f"{TRAIN} 'out=${{oc.env:HF_TOKEN}}'", {}),
     ("no such file", "train nowhere.yaml", {}),

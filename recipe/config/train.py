@@ -69,7 +69,7 @@ _AS_ROW = "none: as the architecture has it"
 @dataclass
 class Model:
     """The encoder. The defaults are MosaicBERT-Base; `hf_bert` is the baseline at the same sizes, `modern` is ModernBERT's. The
-    keys from `positions` to `local_rope_theta` make ablations of `mosaic_bert` and `modern`, or one of the other."""
+    keys from `positions` to `narrow_layers` make ablations of `mosaic_bert` and `modern`, or one of the other."""
 
     name: str = setting("mosaic_bert", "the architecture", choices=ARCHITECTURES)
     hidden_size: int = setting(768, "width of the encoder, a multiple of `num_attention_heads`", least=1)
@@ -94,6 +94,12 @@ class Model:
     biases: Optional[bool] = setting(None, f"of projections and LayerNorms; {_AS_ROW}")
     rope_theta: Optional[float] = setting(None, f"base of rotary angles in layers that see all; {_AS_ROW}", above=0)
     local_rope_theta: Optional[float] = setting(None, f"the same in local layers; {_AS_ROW}", above=0)
+    narrow_layers: Optional[int] = setting(
+        None,
+        "last layers that training computes at masked positions alone, which see the others as the layer before left them; the "
+        "encoder that is kept computes all; none: 1, which changes no result",
+        least=1,
+    )
     vocab_size: Optional[int] = setting(None, "stated here, it is checked against the shards' vocabulary", least=1)
     hidden_dropout_prob: float = setting(0.1, "dropout of embeddings and of each layer's outputs", least=0, below=1)
     attention_probs_dropout_prob: float = setting(0.0, "dropout of attention probabilities", least=0, below=1)
