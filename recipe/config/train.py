@@ -148,6 +148,20 @@ class Average:
 
 
 @dataclass
+class Stages:
+    """Parts of a run in turn, each with batches of its own; the last one's are `batch_size` and `data.sequence_length`."""
+
+    share: list[float] = setting(
+        [], "how much of the run each stage is, counted as `duration` is, in ba or sp", above=0, most=1,
+        special="empty for no stages",
+    )  # fmt: skip
+    sequence_length: list[int] = setting(
+        [], "`data.sequence_length` in each, none above the last; empty: the same in all", least=3
+    )
+    batch_size: list[int] = setting([], "`batch_size` in each; empty: the same in all", least=1)
+
+
+@dataclass
 class Generator:
     """The second network of objective=replaced_tokens; it has the encoder's word embeddings and is not kept."""
 
@@ -172,6 +186,7 @@ class TrainConfig:
     model: Model = setting(Model, "the encoder")
     optimizer: Optimizer = setting(Optimizer, "AdamW, or Muon")
     schedule: Schedule = setting(Schedule, "the learning rate over the run")
+    stages: Stages = setting(Stages, "other batches for a part of the run")
     average: Average = setting(Average, "the mean of the last weights")
     generator: Generator = setting(Generator, "of objective=replaced_tokens")
     cost: Cost = setting(Cost, "the bill")

@@ -60,7 +60,7 @@ def training_flops(
     """
     hidden_size = model["hidden_size"]
     layers = model["num_hidden_layers"] * tokens * layer_flops_per_token(hidden_size, model["intermediate_size"], gated)
-    left_out = (model.get("narrow_layers", 1) - 1) * (tokens - predicted_positions)
+    left_out = ((model.get("narrow_layers") or 1) - 1) * (tokens - predicted_positions)
     layers -= left_out * narrow_flops_per_token(hidden_size, model["intermediate_size"], gated)
     attention = attention_flops(model, tokens, sum_of_squared_lengths)
     head = predicted_positions * head_flops_per_position(hidden_size, model["vocab_size"])
