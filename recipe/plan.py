@@ -31,7 +31,7 @@ from recipe.objectives.objective import Counts
 from recipe.report.published import published_score
 from recipe.system.files import write_whole
 from recipe.system.hardware import data_sheet_flops, find_hardware
-from recipe.training import cluster
+from recipe.training import cluster, stages
 from recipe.training.checkpoint import find_checkpoint
 from recipe.training.memory import (
     GIB,
@@ -74,13 +74,10 @@ class Forecast:
     seconds: float
     tokens: int
     batches: int
-    need: Need
+    need: Need  # of the stage that needs most
+    microbatch: int  # in it
     expected: dict[str, str]  # in words, by what is measured
     scale: Scale | None = None  # over several machines
-
-    @property
-    def microbatch(self) -> int:
-        return microbatch_of(self.config, self.row, self.count, self.need)
 
 
 def forecast(
@@ -98,12 +95,14 @@ def forecast(
     Raises:
         UserError: no budget, no device, or a budget below one batch.
     """
-    sizes, data = sizes_of(config), config.data
-    kind, learns = architecture(config.model.name), objective_of(to_dict(config))
     if budget_usd <= 0 or count < 1:
         raise UserError(f"--budget-usd {budget_usd:g} --count {count}: give more than 0 dollars and at least 1 device")
-    step = step_of(config, speed, count)
-    scaled = cluster.scaled_step(config, sizes, step.tokens, step.seconds, count, machines) if machines else None
+    # Packed, what depends on a run's documents needs their number.
+    by_documents = config.data.batching == "tokens" and (config.stages.share or config.data.mask_rate_end is not None)
+    step = step_of(config, speed, count, "sp" if by_documents else "ba")
+    scaled = (
+        cluster.scaled_step(config, sizes_of(config), step.tokens, step.seconds, count, machines) if machines else None
+    )
     step_s = scaled.step if scaled else step.seconds
     most_s = budget_usd / (row.usd_per_hour * count) * 3600
     batches = int(most_s / step_s)
@@ -113,30 +112,62 @@ def forecast(
         )
     # A GPU trains in bf16; of a CPU only a run on it says whether it can.
     bf16 = config.precision != "fp32" and (row.kind == "gpu" if speed.bf16 is None else speed.bf16)
-    autocast, ranks = torch.bfloat16 if bf16 else None, ranks_of(row, count)
+    needs = [_need(stage.config, row, count, torch.bfloat16 if bf16 else None) for stage in stages.each(config)]
+    need, microbatch = max(needs, key=lambda found: found[0].of(found[1]))
+    config = dataclasses.replace(
+        config, duration=f"{round(batches * step.sequences)}sp" if by_documents else f"{batches}ba"
+    )
+    tokens = round(batches * step.tokens)
+    expected, seconds = expectations(config, runs, tokens, budget_usd), batches * step_s
+    return Forecast(config, row, count, speed, budget_usd, seconds, tokens, batches, need, microbatch, expected, scaled)
+
+
+def _need(config: TrainConfig, row: prices.Row, count: int, autocast: torch.dtype | None) -> tuple[Need, int]:
+    """Of a run without stages, and its microbatch."""
+    sizes, data, ranks = sizes_of(config), config.data, ranks_of(row, count)
+    kind, learns = architecture(config.model.name), objective_of(to_dict(config))
     beside = bytes_beside(config, learns, kind, sizes, ranks)
     need = need_of_batch(
         learns, kind, beside, sizes, data.sequence_length, data.mask_rate, autocast,
         traced(config.model.attention, config.model.kernels),
         in_pieces=lambda need: microbatch_of(config, row, count, need) < config.batch_size // ranks,
     )  # fmt: skip
-    config = dataclasses.replace(config, duration=f"{batches}ba")
-    tokens = round(batches * step.tokens)
-    expected = expectations(config, runs, tokens, budget_usd)
-    seconds = batches * step_s
-    return Forecast(config, row, count, speed, budget_usd, seconds, tokens, batches, need, expected, scaled)
+    return need, microbatch_of(config, row, count, need)
 
 
 @dataclass(frozen=True)
 class Step:
-    """A training step of all devices together."""
+    """A training step of all devices together; of a run with stages the mean over its batches."""
 
     tokens: float
     seconds: float
+    sequences: float
+    evaluation: (
+        float  # seconds of such a step for each sequence of an evaluation, which are as long as the last stage's
+    )
 
 
-def step_of(config: TrainConfig, speed: Speed, count: int) -> Step:
-    """With the sequences as long as those that `speed` was measured on, or full."""
+def step_of(config: TrainConfig, speed: Speed, count: int, unit: str = "ba") -> Step:
+    """With the sequences as long as those that `speed` was measured on, or full. `unit` is that of the run's duration, which the
+    stages are shares of: of its batches, or with sp of its sequences."""
+    several = stages.each(config)
+    if len(several) == 1:
+        return _step_of(config, speed, count)
+    found = []
+    for stage in several:
+        longest = stage.config.data.sequence_length
+        length = min(speed.tokens_per_sequence or longest, longest)
+        found.append(_step_of(stage.config, dataclasses.replace(speed, tokens_per_sequence=length), count))
+    batches = [stage.share / (stage.config.batch_size if unit == "sp" else 1) for stage in several]
+    names = ("tokens", "seconds", "sequences")
+    means = [
+        sum(n * getattr(step, name) for n, step in zip(batches, found, strict=True)) / sum(batches) for name in names
+    ]
+    return Step(*means, found[-1].evaluation)
+
+
+def _step_of(config: TrainConfig, speed: Speed, count: int) -> Step:
+    """Of a run without stages."""
     data = config.data
     length = speed.tokens_per_sequence or data.sequence_length
     tokens = config.batch_size * length
@@ -145,7 +176,8 @@ def step_of(config: TrainConfig, speed: Speed, count: int) -> Step:
     if problem := learns.problem(kind, sizes):
         raise UserError(problem)
     flops = learns.flops(kind, dataclasses.asdict(sizes), counts)
-    return Step(tokens, flops / (speed.flops * count))
+    seconds = flops / (speed.flops * count)
+    return Step(tokens, seconds, config.batch_size, seconds / config.batch_size)
 
 
 def where(gpu: str | None, count: int | None, table: str, config: TrainConfig) -> tuple[prices.Row, int]:
@@ -274,10 +306,11 @@ def tell(found: Forecast) -> list[str]:
     length = "as long as in that run" if found.speed.tokens_per_sequence else "all counted as full"
     memory = f"{found.need.of(found.microbatch) / GIB:.2f} GiB with microbatches of {found.microbatch}"
     memory += f", of {row.memory_gib:g} GiB" if row.memory_gib else ""
+    sizes = ", ".join(f"{stage.config.batch_size:,}" for stage in stages.each(config))
     return [
         f"{config.model.name} on {found.count} {unit}, {row.name}, ${row.usd_per_hour}/h each ({row.source})",
         f"  speed   {found.speed.source}: {rate:,.0f} tokens/s",
-        f"  buys    {found.tokens:,} tokens, {found.batches:,} batches of {config.batch_size:,} sequences ({length}), "
+        f"  buys    {found.tokens:,} tokens, {found.batches:,} batches of {sizes} sequences ({length}), "
         f"{found.seconds / 3600:.3g} h",
         f"  costs   ${usd:,.4g} of ${found.budget_usd:,g}; evaluation, checkpoints and fine-tuning are not in it",
         f"  memory  {memory}",

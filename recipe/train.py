@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from composer import Callback, Evaluator, Event, State
 from composer.core import DataSpec, TimeUnit
@@ -37,7 +38,7 @@ from recipe.system.quiet import quiet_libraries
 from recipe.training import ceilings, checkpoint_files, initial_words, memory, nodes
 from recipe.training.averaging import Averaging
 from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, limit_of, loss_words, say
-from recipe.training.checks import parse_time
+from recipe.training.checks import parse_time, progress_by_documents
 from recipe.training.compiled import compiled_step
 from recipe.training.composer_model import Pretraining
 from recipe.training.initial_words import RANDOM
@@ -111,10 +112,11 @@ def fit(plan: Plan, callbacks: Sequence[Callback]) -> dict[str, Any]:
 
 
 def agreed(plan: Plan) -> Plan:
-    """With the smallest microbatch that any rank chose: their devices may have more or less memory free."""
-    size = torch.tensor(plan.microbatch.size, device=plan.hardware.device)
-    dist.all_reduce(size, reduce_operation="MIN")
-    return dataclasses.replace(plan, microbatch=dataclasses.replace(plan.microbatch, size=int(size)))
+    """With the smallest microbatch of each stage that any rank chose: their devices may have more or less memory free."""
+    sizes = torch.tensor([one.size for one in plan.microbatches], device=plan.hardware.device)
+    dist.all_reduce(sizes, reduce_operation="MIN")
+    chosen = zip(plan.microbatches, sizes.tolist(), strict=True)
+    return dataclasses.replace(plan, microbatches=tuple(dataclasses.replace(one, size=size) for one, size in chosen))
 
 
 def last_checkpoint(plan: Plan) -> Path | None:
@@ -213,7 +215,7 @@ def interval(plan: Plan, every: str) -> str:
     """What Composer calls it; "at the end only" is 1dur, or the duration where Composer is not told how long an epoch is."""
     if parse_time("", every).value:
         return every
-    return plan.config.duration if plan.packed else "1dur"
+    return plan.config.duration if plan.packed or len(plan.stages) > 1 else "1dur"
 
 
 def save_interval(plan: Plan) -> str | Callable[[State, Event], bool]:
@@ -230,8 +232,9 @@ def save_interval(plan: Plan) -> str | Callable[[State, Event], bool]:
 
 
 def data_spec(plan: Plan, train: bool, batch_size: int) -> DataSpec:
-    config = plan.config
+    config, several = plan.config, train and len(plan.stages) > 1
     falls = {"evenly": evenly, "with_lr": partial(fallen, settings=config.schedule)}
+    by_documents = partial(by_stages, *progress_by_documents(config), falls[config.data.mask_rate_falls])
     loader = open_loader(
         config.data,
         plan.info,
@@ -241,15 +244,27 @@ def data_spec(plan: Plan, train: bool, batch_size: int) -> DataSpec:
         batching=plan.batching,
         workers=plan.workers,
         run_documents=plan.run_documents,
-        fallen=falls[config.data.mask_rate_falls],
+        fallen=by_documents if several else falls[config.data.mask_rate_falls],
         collator=plan.objective.collator,
+        stages=plan.stages if train else (),
     )
     return DataSpec(
         loader,
-        split_batch=split_batch,
+        split_batch=partial(split_of_stage, plan) if several else split_batch,
         get_num_samples_in_batch=count_sequences,
         get_num_tokens_in_batch=batch_weight,
     )
+
+
+def by_stages(documents: list[float], duration: list[float], fall: Callable[[float], float], share: float) -> float:
+    """`fall` where the run has seen this share of its documents; see `progress_by_documents`."""
+    return fall(float(np.interp(share, documents, duration)))
+
+
+def split_of_stage(plan: Plan, batch: Batch, _: int) -> list[Batch]:
+    """A batch's microbatches, as large as its stage's."""
+    rest = {name: value for name, value in batch.items() if name != "stage"}
+    return split_batch(rest, plan.microbatches[batch["stage"]].size)
 
 
 def batch_weight(batch: Batch) -> dict[str, float]:
@@ -358,15 +373,27 @@ def say_start(plan: Plan, record: dict[str, Any], hardware: Hardware) -> None:
     say(f"  {plan.backends.in_short}")
     if config.model.compile:
         say("  compiled by torch.compile; the first step takes longer")
-    say(f"  {microbatch_line(plan)}")
+    for line in batch_lines(plan):
+        say(f"  {line}")
     if parse_time("", config.duration).unit == TimeUnit.TOKEN:
         say(f"  duration: {config.duration}, ends with the batch that reaches it")
     say(f"  data: {split.documents:,} documents, {split.tokens:,} tokens in {config.data.path}")
     say(f"  price: ${plan.price.usd_per_hour} per {hardware.unit}-hour ({plan.price.source})")
 
 
-def microbatch_line(plan: Plan) -> str:
-    chosen, share = plan.microbatch, plan.config.batch_size // plan.ranks
+def batch_lines(plan: Plan) -> list[str]:
+    """What is taken at a time, by stage where there are several."""
+    lines = []
+    for number, (stage, chosen) in enumerate(zip(plan.stages, plan.microbatches, strict=True), 1):
+        line = microbatch_line(chosen, stage.batch_size // plan.ranks)
+        if len(plan.stages) > 1:
+            begins = f"from {stage.first:,} documents on" if stage.first else "first"
+            line = f"stage {number}, {begins}: {stage.batch_size} sequences of up to {stage.sequence_length} tokens; {line}"
+        lines.append(line)
+    return lines
+
+
+def microbatch_line(chosen: memory.Microbatch, share: int) -> str:
     line = f"microbatch: {chosen.size} of {share} sequences"
     if chosen.size < share:
         line += f" ({chosen.why})"

@@ -233,6 +233,11 @@ MISTAKES = {
     "model.name=roberta": "mosaic_bert, modern, hf_bert",
     "model.vocab_size=30522": "prepare the shards again",
     "model.hidden_size=33": "not a multiple",
+    "model.narrow_layers=0": "must be at least 1",
+    "model.narrow_layers=3": "give 1 to 2, the layers",
+    "model.narrow_layers=2 model.name=hf_bert": "the block of hf_bert is as it is; leave the key out",
+    "model.narrow_layers=2 objective=swapped_tokens": "judges every token, so no layer can leave any out",
+    "model.narrow_layers=2 objective=replaced_tokens": "judges every token, so no layer can leave any out",
     "model.attention=flash": "known are auto",
     "precision=int8": "must be one of auto, amp_bf16, fp32",
     "device=tpu": "must be one of auto, gpu, cpu",
@@ -246,6 +251,20 @@ MISTAKES = {
     "average.steps=41": "the run has 40 batches; set average.steps=40 or less",
     "average.steps=4 duration=900tok": "give `duration` in ba, or set average.shape=ema",
     "average.shape=median": "one of window, ema",
+    "stages.sequence_length=[24,48]": "give stages.share too",
+    "stages.share=[0.5,0.3]": "sums to 0.8",
+    "stages.share=[1.5,-0.5]": "must be above 0 and at most 1",
+    "stages.share=[0.5,0.5] stages.batch_size=[8]": "1 for the 2 stages",
+    "stages.share=[0.5,0.5] stages.sequence_length=[48,64]": "set data.sequence_length=64",
+    "stages.share=[0.5,0.5] stages.sequence_length=[64,48]": "longer than the last stage",
+    "stages.share=[0.5,0.5] stages.batch_size=[12,8] data.batching=tokens duration=900sp": "stage 1: batch_size: 12 a rank",
+    "stages.share=[0.5,0.5] stages.batch_size=[100000,8]": "stage 1: batch_size=100000, but",
+    "stages.share=[0.5,0.5] duration=900tok": "stages: needs to know how many documents the run sees",
+    "stages.share=[0.5,0.5] duration=2ep": "give `duration` in sp or ba",
+    "stages.share=[0.5,0.5] data.batching=tokens": "give `duration` in sp",
+    "stages.share=[0.99,0.01]": "stage 2 has 0ba of duration=40ba, less than a batch",
+    "stages.share=[0.99,0.01] duration=400sp": "stage 2 has 4sp of duration=400sp, less than 8 documents",
+    "stages.share=[0.5,0.5] duration=400sp average.steps=4": "give `duration` in ba, or set average.shape=ema",
     "schedule.warmup=2": "at least 0 and at most 1",
     "schedule.final_lr=-0.1": "at least 0 and at most 1",
     "data.eval_documents=-1": "0 for the whole split",
@@ -275,6 +294,8 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused(yaml, tmp_path, monkeypa
     monkeypatch.setattr("recipe.train.dist.get_world_size", lambda: 3)
     with pytest.raises(UserError, match="not divisible by the 3 ranks; set batch_size=6"):
         run(yaml)
+    with pytest.raises(UserError, match="stage 1: batch_size=8 is not divisible by the 3 ranks; set batch_size=6"):
+        run(yaml, "stages.share=[0.5,0.5]", "stages.batch_size=[8,6]", "batch_size=6")
 
 
 def test_a_folder_that_holds_another_run_is_left_alone(yaml, tmp_path):

@@ -11,7 +11,7 @@ from recipe.config.loading import load, run_main, to_dict
 from recipe.config.prepare import PrepareConfig, Source, Tokenizer
 from recipe.config.score import GlueConfig, Jobs, PairsConfig
 from recipe.config.sweep import SweepConfig
-from recipe.config.train import Average, Data, Model, Optimizer, Schedule, TrainConfig
+from recipe.config.train import Average, Data, Model, Optimizer, Schedule, Stages, TrainConfig
 
 __all__ = [
     "Average",
@@ -29,6 +29,7 @@ __all__ = [
     "PrepareConfig",
     "Schedule",
     "Source",
+    "Stages",
     "SweepConfig",
     "Tokenizer",
     "TrainConfig",

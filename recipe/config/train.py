@@ -70,7 +70,7 @@ _AS_ROW = "none: as the architecture has it"
 @dataclass
 class Model:
     """The encoder. The defaults are MosaicBERT-Base; `hf_bert` is the baseline at the same sizes, `modern` is ModernBERT's. The
-    keys from `positions` to `local_rope_theta` make ablations of `mosaic_bert` and `modern`, or one of the other."""
+    keys from `positions` to `narrow_layers` make ablations of `mosaic_bert` and `modern`, or one of the other."""
 
     name: str = setting("mosaic_bert", "the architecture", choices=ARCHITECTURES)
     hidden_size: int = setting(768, "width of the encoder, a multiple of `num_attention_heads`", least=1)
@@ -95,6 +95,12 @@ class Model:
     biases: Optional[bool] = setting(None, f"of projections and LayerNorms; {_AS_ROW}")
     rope_theta: Optional[float] = setting(None, f"base of rotary angles in layers that see all; {_AS_ROW}", above=0)
     local_rope_theta: Optional[float] = setting(None, f"the same in local layers; {_AS_ROW}", above=0)
+    narrow_layers: Optional[int] = setting(
+        None,
+        "last layers that training computes at masked positions alone, which see the others as the layer before left them; the "
+        "encoder that is kept computes all; none: 1, which changes no result",
+        least=1,
+    )
     vocab_size: Optional[int] = setting(None, "stated here, it is checked against the shards' vocabulary", least=1)
     hidden_dropout_prob: float = setting(0.1, "dropout of embeddings and of each layer's outputs", least=0, below=1)
     attention_probs_dropout_prob: float = setting(0.0, "dropout of attention probabilities", least=0, below=1)
@@ -149,6 +155,20 @@ class Average:
 
 
 @dataclass
+class Stages:
+    """Parts of a run in turn, each with batches of its own; the last one's are `batch_size` and `data.sequence_length`."""
+
+    share: list[float] = setting(
+        [], "how much of the run each stage is, counted as `duration` is, in ba or sp", above=0, most=1,
+        special="empty for no stages",
+    )  # fmt: skip
+    sequence_length: list[int] = setting(
+        [], "`data.sequence_length` in each, none above the last; empty: the same in all", least=3
+    )
+    batch_size: list[int] = setting([], "`batch_size` in each; empty: the same in all", least=1)
+
+
+@dataclass
 class Generator:
     """The second network of objective=replaced_tokens; it has the encoder's word embeddings and is not kept."""
 
@@ -173,6 +193,7 @@ class TrainConfig:
     model: Model = setting(Model, "the encoder")
     optimizer: Optimizer = setting(Optimizer, "AdamW, or Muon")
     schedule: Schedule = setting(Schedule, "the learning rate over the run")
+    stages: Stages = setting(Stages, "other batches for a part of the run")
     average: Average = setting(Average, "the mean of the last weights")
     generator: Generator = setting(Generator, "of objective=replaced_tokens")
     cost: Cost = setting(Cost, "the bill")

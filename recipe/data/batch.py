@@ -18,6 +18,7 @@ from recipe.data.masking import Masker, RateSchedule
 
 IGNORED_LABEL = -100
 BIN_SEQUENCES = 8  # full-length sequences that a bin of a packed batch has room for
+MOST_OF_FULL = 4  # documents that it holds at most, for each of these
 Batch = dict[str, Tensor | int | NDArray[np.int64]]
 
 
@@ -173,7 +174,7 @@ def _split_packed(batch: Batch, start: int, end: int) -> Batch:
 
 
 def _split_padded(batch: Batch, start: int, end: int) -> Batch:
-    pieces = {name: value[start:end] for name, value in batch.items() if name != "masked_indices"}
+    pieces = {name: value[start:end] for name, value in batch.items() if name not in ("masked_indices", "stage")}
     length = batch["input_ids"].shape[1]
     m_first, m_last = _between(batch["masked_indices"], start * length, end * length)
     return {**pieces, "masked_indices": batch["masked_indices"][m_first:m_last] - start * length}

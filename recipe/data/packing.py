@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recipe.data.batch import BIN_SEQUENCES, IGNORED_LABEL, Batch, Collate, Samples
+from recipe.data.batch import BIN_SEQUENCES, IGNORED_LABEL, MOST_OF_FULL, Batch, Collate, Samples
 from recipe.data.sampler import GlobalBatch
 
-_BIN_DOCUMENTS = 4 * BIN_SEQUENCES  # at most, so that `cu_seqlens` has one length
+_BIN_DOCUMENTS = MOST_OF_FULL * BIN_SEQUENCES  # at most, so that `cu_seqlens` has one length
 _SPARE = 1.15  # room for predictions, times the rate: three and more standard deviations at 1,024 tokens a bin
 
 

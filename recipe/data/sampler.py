@@ -74,6 +74,15 @@ class GlobalBatch:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A part of a run whose batches have a form of their own."""
+
+    first: int  # documents that the run has seen when it begins
+    sequence_length: int
+    batch_size: int  # sequences over all ranks, or in packed batches the tokens of as many full ones
+
+
+@dataclass(frozen=True)
 class BatchSampler:
     """Plans batches of a fixed number of documents."""
 

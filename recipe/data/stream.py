@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import signal
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,42 +23,46 @@ from recipe.data.cache import local_folder
 from recipe.data.documents import Documents
 from recipe.data.masking import Masker, RateSchedule, evenly
 from recipe.data.packing import PackedBatchSampler, PackedCollator
-from recipe.data.sampler import BatchSampler, EpochSampler, GlobalBatch
+from recipe.data.sampler import BatchSampler, EpochSampler, GlobalBatch, Stage
 from recipe.data.shards import DatasetInfo
 from recipe.data.words import words_of
 from recipe.errors import UserError
 
 
+@dataclass(frozen=True)
+class Part:
+    """How the batches of a stage are made."""
+
+    first: int  # documents that the run has seen when it begins
+    sampler: BatchSampler | PackedBatchSampler
+    collate: Collate
+    most: int  # tokens of a document that are read
+
+
 class Batches(IterableDataset):
-    """The batches of this rank, epoch after epoch; an evaluation's are the same in every pass.
+    """The batches of this rank, epoch after epoch; an evaluation's are the same in every pass. Where there are several stages a
+    batch has a `stage`, its number.
 
     Every worker process plans all batches of all ranks, and reads its share of those whose turn is its.
     """
 
-    def __init__(
-        self,
-        documents: Documents,
-        sampler: BatchSampler | PackedBatchSampler,
-        collate: Collate,
-        most: int,
-        seed: int | None,
-    ) -> None:
-        """`most` tokens of a document are read; `seed` is of the order, None that of an evaluation."""
+    def __init__(self, documents: Documents, parts: Sequence[Part], seed: int | None) -> None:
+        """`seed` is of the order, None that of an evaluation."""
         self.documents = documents
-        self.sampler = sampler
-        self.collate = collate
-        self._most = most
+        self.parts = tuple(parts)
         self._seed = seed
         self._epoch, self._position = (0 if seed is None else -1), 0
         self._resumed = False
         self.handed_out = False  # a batch of this epoch
 
     def __len__(self) -> int:
-        """Batches of a whole epoch. Packed, they are not known beforehand: `TypeError`, as of whatever has no length."""
-        if isinstance(self.sampler, PackedBatchSampler):
-            raise TypeError("packed batches are not counted beforehand")
-        size, documents = self.sampler.documents, len(self.documents)
-        return documents // size if self.sampler.whole else -(-documents // size)
+        """Batches of a whole epoch. Packed or of several stages, they are not known beforehand: `TypeError`, as of what has no
+        length."""
+        sampler = self.parts[0].sampler
+        if isinstance(sampler, PackedBatchSampler) or len(self.parts) > 1:
+            raise TypeError("packed batches and those of several stages are not counted beforehand")
+        size, documents = sampler.documents, len(self.documents)
+        return documents // size if sampler.whole else -(-documents // size)
 
     def begin_epoch(self) -> None:
         """The next one, or the one that `load_state_dict` gave."""
@@ -67,33 +74,49 @@ class Batches(IterableDataset):
         """An error ends it, as its last item: raised in a worker process, it would cost seconds a worker, and its one line."""
         world = World.detect()
         try:
-            for number, global_batch in enumerate(self.global_batches(world.worker_of_node)):
+            for number, (stage, global_batch) in enumerate(self.global_batches(world.worker_of_node)):
                 if number % world.workers_per_rank == world.worker_of_rank:
-                    yield self._read(global_batch, world.rank, world.num_ranks)
+                    yield self._read(stage, global_batch, world.rank, world.num_ranks)
         except UserError as error:
             yield error
         finally:
             self.documents.close()
 
-    def global_batches(self, turn: int = 0) -> Iterator[GlobalBatch]:
-        """What is left of the epoch; each block's shards are opened when it is reached."""
+    def global_batches(self, turn: int = 0) -> Iterator[tuple[int, GlobalBatch]]:
+        """What is left of the epoch, each with its stage, which is that of its first document; a block's shards are opened when
+        it is reached."""
         epoch = EpochSampler(self.documents.sizes, self._seed, self._epoch)
 
-        def numbers() -> Iterator[NDArray[np.int64]]:
-            for block in epoch.after(self._position):
+        def numbers(position: int) -> Iterator[NDArray[np.int64]]:
+            for block in epoch.after(position):
                 self.documents.enter(block, turn)
                 yield block.numbers
 
-        yield from self.sampler.batches(numbers(), self._position)
+        position, stage, over = self._position, -1, False
+        while not over:
+            stage, over = self._stage_at(position), True
+            for global_batch in self.parts[stage].sampler.batches(numbers(position), position):
+                yield stage, global_batch
+                position = global_batch.seen + len(global_batch.numbers)
+                if self._stage_at(position) != stage:
+                    over = False
+                    break
 
-    def _read(self, global_batch: GlobalBatch, rank: int, ranks: int) -> Batch:
-        bins = self.sampler.bins // ranks if isinstance(self.sampler, PackedBatchSampler) else 0
+    def _stage_at(self, position: int) -> int:
+        """The stage of the batch that begins at this position of the epoch."""
+        seen = self._epoch * len(self.documents) + position
+        return bisect_right([part.first for part in self.parts], seen) - 1
+
+    def _read(self, stage: int, global_batch: GlobalBatch, rank: int, ranks: int) -> Batch:
+        part = self.parts[stage]
+        bins = part.sampler.bins // ranks if isinstance(part.sampler, PackedBatchSampler) else 0
         numbers, bins_of = global_batch.of_rank(rank, ranks, bins)
         named = numbers
         if bins_of is None and not len(numbers):  # an evaluation's last batch has fewer documents than there are ranks
             numbers, named = global_batch.numbers[:1], np.array([-1])
         seen = self._epoch * len(self.documents) + global_batch.seen
-        return self.collate(Samples(self.documents.read(numbers, self._most), named, self._epoch, seen, bins_of))
+        batch = part.collate(Samples(self.documents.read(numbers, part.most), named, self._epoch, seen, bins_of))
+        return {**batch, "stage": stage} if len(self.parts) > 1 else batch
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, int]:
         """Composer asks with the documents that all ranks have seen since the epoch's beginning."""
@@ -148,12 +171,13 @@ def open_loader(
     run_documents: int | None = None,
     fallen: Callable[[float], float] = evenly,
     collator: Callable[[Collator], Collate] | None = None,
+    stages: Sequence[Stage] = (),
 ) -> Loader:
     """Batches of `batch_size` sequences a rank, or of as many full-length ones' tokens, of the training or the evaluation split.
 
     `batching` is sequences, tokens (evaluation: sequences) or padded; `run_documents`, what the whole run sees, is needed where
     the masking rate changes, `fallen` says how (`recipe.data.masking.RateSchedule`); `collator` is the objective's, absent:
-    masking alone.
+    masking alone; `stages` are a training run's, instead of one with this batch and the length in `data`.
 
     Raises:
         UserError: the split's index or lengths cannot be used, or it does not fill one batch.
@@ -162,17 +186,22 @@ def open_loader(
     schedule = None
     if train and data.mask_rate_end is not None:
         schedule = RateSchedule(data.mask_rate, data.mask_rate_end, run_documents, fallen)
-    masking, length = _masking(data, info, train, seed, schedule), data.sequence_length
-    collate = collator(masking) if collator else masking
-    ranks = World.detect().num_ranks
-    sampler: BatchSampler | PackedBatchSampler = BatchSampler(batch_size * ranks, whole=train)
-    if batching == "padded":
-        collate = PaddedCollator(collate, info.vocabulary.pad_id)
-    elif train and batching == "tokens":
-        bins = batch_size // BIN_SEQUENCES
-        sampler = PackedBatchSampler(documents.lengths, length, bins * ranks)
-        collate = PackedCollator(collate, length, info.vocabulary.pad_id, masking.highest_rate, bins)
-    batches = Batches(documents, sampler, collate, length - 2, data.shuffle_seed if train else None)
+    masking, ranks = _masking(data, info, train, seed, schedule), World.detect().num_ranks
+
+    def part(stage: Stage) -> Part:
+        length, masked = stage.sequence_length, dataclasses.replace(masking, sequence_length=stage.sequence_length)
+        collate = collator(masked) if collator else masked
+        sampler: BatchSampler | PackedBatchSampler = BatchSampler(stage.batch_size, whole=train)
+        if batching == "padded":
+            collate = PaddedCollator(collate, info.vocabulary.pad_id)
+        elif train and batching == "tokens":
+            bins = stage.batch_size // BIN_SEQUENCES
+            sampler = PackedBatchSampler(documents.lengths, length, bins)
+            collate = PackedCollator(collate, length, info.vocabulary.pad_id, masking.highest_rate, bins // ranks)
+        return Part(stage.first, sampler, collate, length - 2)
+
+    stages = stages or [Stage(0, data.sequence_length, batch_size * ranks)]
+    batches = Batches(documents, [part(stage) for stage in stages], data.shuffle_seed if train else None)
     if train:
         _check_filled(batches, data)
     return Loader(
@@ -200,11 +229,12 @@ def _masking(data: Data, info: DatasetInfo, train: bool, seed: int, schedule: Ra
 
 
 def _check_filled(batches: Batches, data: Data) -> None:
-    sampler, sizes = batches.sampler, batches.documents.sizes
-    numbers = (block.numbers for block in EpochSampler(sizes, data.shuffle_seed, 0).after(0))
-    if next(sampler.batches(numbers, 0), None) is None:
-        what = f"{sampler.bins * BIN_SEQUENCES * data.sequence_length:,} tokens" if isinstance(sampler, PackedBatchSampler) else (
-            f"{sampler.documents:,} documents"
+    for sampler in (part.sampler for part in batches.parts):
+        blocks = EpochSampler(batches.documents.sizes, data.shuffle_seed, 0).after(0)
+        if next(sampler.batches((block.numbers for block in blocks), 0), None) is not None:
+            continue
+        what = f"{sampler.documents:,} documents" if isinstance(sampler, BatchSampler) else (
+            f"{sampler.bins * BIN_SEQUENCES * sampler.sequence_length:,} tokens"
         )  # fmt: skip
         raise UserError(f"{data.path}/{data.train_split}: not one batch of {what} in it; lower batch_size")
 

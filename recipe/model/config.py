@@ -57,6 +57,8 @@ class EncoderConfig:
     biases: bool = True  # of projections and LayerNorms; the gated product never has one, the decoder always
     rope_theta: float = 160_000.0  # base of the angles in global layers
     local_rope_theta: float = 10_000.0
+    # Last layers that pretraining computes at masked positions alone. Folders leave it out: what is kept is the plain encoder.
+    narrow_layers: int = 1
 
     def __post_init__(self) -> None:
         for name in SIZES:
@@ -97,6 +99,9 @@ class EncoderConfig:
                 f"head_dim={self.head_dim}, hidden_size / num_attention_heads: positions=rope turns pairs, so it must be even"
             )
 
+        if type(self.narrow_layers) is not int or not 1 <= self.narrow_layers <= self.num_hidden_layers:
+            raise ValueError(f"narrow_layers={self.narrow_layers!r}: give 1 to {self.num_hidden_layers}, the layers")
+
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
@@ -118,13 +123,15 @@ class EncoderConfig:
 
     def save(self, folder: Path, model_type: str = "mosaic_bert") -> None:
         """Write `config.json`; `model_type` is the architecture's name."""
-        text = json.dumps({"model_type": model_type, **dataclasses.asdict(self)}, indent=2)
+        values = {"model_type": model_type, **dataclasses.asdict(self)}
+        del values["narrow_layers"]
+        text = json.dumps(values, indent=2)
         write_whole(folder / "config.json", text + "\n")
 
     @classmethod
     def from_dict(cls, values: dict) -> EncoderConfig:
         """From a dictionary that may hold more, as a Hugging Face config does."""
-        names = {f.name for f in dataclasses.fields(cls)}
+        names = {f.name for f in dataclasses.fields(cls)} - {"narrow_layers"}  # which a run says
         if values.get("pad_token_id", 0) is None:  # Hugging Face's word for none
             names.remove("pad_token_id")
         return cls(**{name: value for name, value in values.items() if name in names})

@@ -42,6 +42,13 @@ class Sequences(NamedTuple):
     tables: dict[float, Tensor] | None = None  # of rotary positions: theta -> (2, T, H / 2)
 
 
+class Still(NamedTuple):
+    """What narrow layers see beside the tokens that they compute."""
+
+    x_TD: Tensor  # the residual stream as the last wide layer left it
+    rows_T: Tensor  # where a token's state is: behind these T rows, those of the kept tokens follow
+
+
 class LayerNorm(nn.Module):
     """LayerNorm(dropout(x) + residual) in the activations' own precision, statistics in float32."""
 
@@ -157,18 +164,40 @@ class Layer(nn.Module):
         self.post_norm = config.norm == "post"
 
     def forward(
-        self, x_TD: Tensor, added_TD: Tensor | None, sequences: Sequences, keep_M: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        added_TD: Tensor | None,
+        sequences: Sequences,
+        keep_M: Tensor | None = None,
+        still: Still | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """The residual stream, and what is still to be added to it; the same two are given, None for nothing."""
-        attention, feed_forward = self.attention, self.feed_forward
-        y_TD = x_TD
-        if not self.post_norm and attention.norm is not None:
-            x_TD, y_TD = (x_TD, attention.norm(x_TD)) if added_TD is None else attention.norm.add(added_TD, x_TD)
-        added_TD = attention(y_TD, sequences, keep_M)
-        if keep_M is not None:
-            x_TD = x_TD[keep_M]
+        """The residual stream, and what is still to be added to it; the same two are given, None for nothing. With `still` they
+        are given of the tokens `keep_M` alone, (M, D), which see the others as they stand still."""
+        if still is not None:
+            return self._narrow(x_TD, added_TD, sequences, keep_M, still)
+        x_TD, y_TD = self._before_attention(x_TD, added_TD)
+        added_TD = self.attention(y_TD, sequences, keep_M)
+        return self._after_attention(x_TD if keep_M is None else x_TD[keep_M], added_TD)
+
+    def _narrow(
+        self, x_MD: Tensor, added_MD: Tensor | None, sequences: Sequences, keep_M: Tensor, still: Still
+    ) -> tuple[Tensor, Tensor | None]:
+        x_MD, y_MD = self._before_attention(x_MD, added_MD)
+        _, y_TD = self._before_attention(still.x_TD, None)
+        added_MD = self.attention(torch.cat([y_TD, y_MD])[still.rows_T], sequences, keep_M)
+        return self._after_attention(x_MD, added_MD)
+
+    def _before_attention(self, x_TD: Tensor, added_TD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The residual stream with all added to it, and what attention takes."""
+        norm = self.attention.norm
+        if self.post_norm or norm is None:
+            return x_TD, x_TD
+        return (x_TD, norm(x_TD)) if added_TD is None else norm.add(added_TD, x_TD)
+
+    def _after_attention(self, x_TD: Tensor, added_TD: Tensor) -> tuple[Tensor, Tensor | None]:
+        feed_forward = self.feed_forward
         if self.post_norm:
-            x_TD = attention.norm(added_TD, x_TD)
+            x_TD = self.attention.norm(added_TD, x_TD)
             return feed_forward.norm(feed_forward(x_TD), x_TD), None
         x_TD, y_TD = feed_forward.norm.add(added_TD, x_TD)
         return x_TD, feed_forward(y_TD)
@@ -188,8 +217,15 @@ class Encoder(nn.Module):
         slopes_N = kernels.alibi_slopes(config.num_attention_heads) if config.positions == "alibi" else None
         self.register_buffer("slopes", slopes_N, persistent=False)
 
-    def forward(self, batch: dict, keep: Tensor | None = None) -> Tensor:
+    def forward(
+        self, batch: dict, keep: Tensor | None = None, narrow_layers: int = 1, counted: Tensor | None = None
+    ) -> Tensor:
         """Hidden states of every token, or of the tokens `keep` alone.
+
+        With `narrow_layers` above 1 it is another function, that of a cheaper step of pretraining: the last so many layers
+        compute tokens of `keep` alone. The others keep the state that the last layer before these gave them, and are seen so:
+        each narrow layer makes keys and values of every token, of the kept ones from their newest states. Every token thus
+        stays in sight, at its distance, and a layer's weights do in it what they do in a wide one.
 
         Args:
             batch: input_ids (T,) int64, the sequences one after another; cu_seqlens (S + 1,) int32, where each begins, and the
@@ -197,6 +233,9 @@ class Encoder(nn.Module):
                 without token types does not look at them.
             keep: (M,) int64, the tokens whose last hidden state is wanted. The last layer leaves out the rest after its
                 attention, which changes nothing for those kept.
+            narrow_layers: 1 to all of them; above 1 with `keep`.
+            counted: (M,) bool, with narrow_layers above 1: the tokens of `keep` that stand there once. The others are filling:
+                nobody sees what becomes of them.
 
         Returns:
             (T, D), or (M, D) with `keep`.
@@ -209,10 +248,15 @@ class Encoder(nn.Module):
             max_seqlen = max(max_seqlen, len(input_ids) - tokens)
         sequences = Sequences(cu_seqlens, max_seqlen, self.slopes, self._tables(cu_seqlens, len(input_ids)))
         x_TD = self.embeddings(input_ids, token_type_ids)
-        added_TD = None
-        for layer in self.layers[:-1]:
+        added_TD, wide = None, len(self.layers) - narrow_layers
+        for layer in self.layers[:wide]:
             x_TD, added_TD = layer(x_TD, added_TD, sequences)
-        x_TD, added_TD = self.layers[-1](x_TD, added_TD, sequences, keep)
+        if narrow_layers > 1:
+            x_TD, added_TD = x_TD if added_TD is None else x_TD + added_TD, None
+            still = Still(x_TD, _rows(keep, counted, len(input_ids)))
+        x_TD, added_TD = self.layers[wide](x_TD, added_TD, sequences, keep)
+        for layer in self.layers[wide + 1 :]:
+            x_TD, added_TD = layer(x_TD, added_TD, sequences, keep, still)
         if self.final_norm is not None:
             x_TD = self.final_norm(added_TD, x_TD)
         return x_TD if keep is not None else x_TD[:tokens]
@@ -221,6 +265,14 @@ class Encoder(nn.Module):
         """Angles of the rotary positions, for each theta that a layer has; none without such positions."""
         thetas = {layer.attention.theta for layer in self.layers} - {None}
         return {theta: kernels.rotary_table(cu_seqlens, tokens, self.config.head_dim, theta) for theta in thetas}
+
+
+def _rows(keep_M: Tensor, counted_M: Tensor, tokens: int) -> Tensor:
+    """(T,) of each token its own number, or, if it is kept, T + its place in `keep_M`. No place is written twice save the one
+    behind the last, so this is the same every time."""
+    rows_T = torch.arange(tokens + 1, device=keep_M.device)
+    places_M = torch.where(counted_M, keep_M, tokens)
+    return rows_T.index_put((places_M,), tokens + torch.arange(len(keep_M), device=keep_M.device))[:tokens]
 
 
 def initialize(model: nn.Module, std: float) -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kernels
+from kernels.reference import IGNORED_LABEL
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends, Encoder, LayerNorm, initialize
 from recipe.model.shapes import round_predictions
@@ -59,11 +60,15 @@ class MosaicBertForMaskedLM(nn.Module):
         """`loss` and `masked_accuracy` at the masked positions of a stream, float32 scalars.
 
         `batch` holds input_ids (T,) int64, cu_seqlens (S + 1,) int32, max_seqlen, masked_indices (M,) int64, labels (M,) int64.
+        Only in training are the last `narrow_layers` narrow: what is evaluated is what is kept, the plain encoder.
         """
         keep_M, labels_M = batch["masked_indices"], batch["labels"]
         if self.encoder.few_shapes and not torch.compiler.is_compiling():
             keep_M, labels_M = round_predictions(keep_M, labels_M)
-        hidden_MD = self.encoder(batch, keep_M)
+        if self.training and self.config.narrow_layers > 1:
+            hidden_MD = self.encoder(batch, keep_M, self.config.narrow_layers, labels_M != IGNORED_LABEL)
+        else:
+            hidden_MD = self.encoder(batch, keep_M)
         loss, accuracy = kernels.masked_cross_entropy(
             self.head(hidden_MD),
             self.encoder.embeddings.word.weight,

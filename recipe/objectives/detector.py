@@ -61,8 +61,13 @@ def detector_flops(architecture: Architecture, sizes: dict, counts: Counts) -> f
     return layers + (1 + BACKWARD) * head * counts.tokens
 
 
-def no_detector(name: str, architecture: Architecture) -> str | None:
-    """Why an architecture cannot serve the objective `name`; None if it can."""
+def no_detector(name: str, architecture: Architecture, sizes: EncoderConfig) -> str | None:
+    """Why a model cannot serve the objective `name`; None if it can."""
+    if sizes.narrow_layers > 1:
+        return (
+            f"model.narrow_layers={sizes.narrow_layers}: objective={name} judges every token, so no layer can leave any out; "
+            "leave the key out"
+        )
     if architecture.encoder and architecture.form == STREAM:
         return None
     return (

@@ -56,7 +56,7 @@ class Generator:
             return f"generator.hidden_size={width} is wider than the encoder, {encoder.hidden_size}; give at most that"
         if width and width % encoder.head_dim:
             return f"generator.hidden_size={width}: give a multiple of the encoder's head size, {encoder.head_dim}"
-        return no_detector("replaced_tokens", architecture)
+        return no_detector("replaced_tokens", architecture, encoder)
 
 
 class MaskedLogits(nn.Module):

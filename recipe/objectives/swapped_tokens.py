@@ -27,5 +27,5 @@ SWAPPED_TOKENS = Objective(
     SwappedTokens,
     detector_flops,
     collator=fates(masked=0.0, swapped=1.0),
-    problem=lambda architecture, sizes: no_detector("swapped_tokens", architecture),
+    problem=lambda architecture, sizes: no_detector("swapped_tokens", architecture, sizes),
 )

@@ -74,7 +74,8 @@ def bill_of(
     for point in points:
         wanted = point.config(Path(config.out))
         found = speed or plan.find_speed(where.row, wanted.model.name, runs)
-        priced[point] = (wanted, found, plan.step_of(wanted, found, where.count))
+        unit = BUDGET.fullmatch(point.budget).group(2)
+        priced[point] = (wanted, found, plan.step_of(wanted, found, where.count, unit))
         lengths[point] = batches_in(point.budget, wanted, priced[point][2], where)
         notes.append(f"speed of {wanted.model.name}: {found.source}")
         notes.append(_left_out(wanted))
@@ -104,8 +105,8 @@ def batches_in(text: str, config: TrainConfig, step: plan.Step, where: Where) ->
             raise UserError(
                 f"`{text}`: {config.data.path} has no dataset.json to say how many documents that is; give sp or tok"
             )
-        return max(1, int(amount * documents / config.batch_size))
-    return max(1, math.ceil(amount / {"ba": 1, "sp": config.batch_size, "tok": step.tokens}[unit]))
+        return max(1, int(amount * documents / step.sequences))
+    return max(1, math.ceil(amount / {"ba": 1, "sp": step.sequences, "tok": step.tokens}[unit]))
 
 
 def _documents(config: TrainConfig, split: str) -> int | None:
@@ -122,7 +123,7 @@ def _item(name: str, batches: int, config: TrainConfig, step: plan.Step, where: 
     data, every = config.data, config.eval_every
     evaluations = 1 if every.startswith("0") else 1 + (batches - 1) // batches_in(every, config, step, where)
     documents = data.eval_documents or _documents(config, data.eval_split) or 0
-    seconds = step.seconds * (batches + evaluations * FORWARD * documents / config.batch_size)
+    seconds = step.seconds * batches + step.evaluation * evaluations * FORWARD * documents
     saved = config.checkpoint_every
     written = 1 if saved.startswith("0") else 1 + (batches - 1) // batches_in(saved, config, step, where)
     kind, learns = architecture(config.model.name), objective_of(to_dict(config))

@@ -136,6 +136,8 @@ def trunk(config: SweepConfig) -> list[Path]:
             raise UserError(
                 "data.mask_rate_end: the rate falls over a run's own length, so no trunk is shared; use sweep"
             )
+        if wanted.stages.share:
+            raise UserError("stages: each is a share of a run's own length, so no trunk is shared; use sweep")
         if wanted.average.steps and AVERAGES[wanted.average.shape].needs_end:
             raise UserError(
                 f"average.shape={wanted.average.shape}: the mean is over the end of a run's own length, so no trunk is shared; "

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 from composer import Time
 from composer.core import TimeUnit
 
 from recipe.config import TrainConfig
-from recipe.data.batch import BIN_SEQUENCES
+from recipe.data.batch import BIN_SEQUENCES, MOST_OF_FULL
+from recipe.data.sampler import Stage
 from recipe.data.shards import DatasetInfo, SplitInfo
 from recipe.errors import UserError
 from recipe.settings import check_values
+from recipe.training import stages
 from recipe.training.averages import AVERAGES
 from recipe.training.initial_words import RANDOM
 from recipe.training.parallel import PARALLEL
@@ -21,9 +25,15 @@ _UNITS = (TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN, TimeUnit.EPOCH)
 def check_numbers(config: TrainConfig, info: DatasetInfo, ranks: int, batching: str) -> None:
     """Raise a `UserError` for the first number that cannot work with these shards on so many ranks."""
     check_values(config)
-    _check_batches(config, info, ranks)
+    several = stages.each(config)
+    for number, stage in enumerate(several, 1):
+        try:
+            _check_batches(stage.config, info, ranks)
+            _check_bins(stage.config, ranks, batching)
+        except UserError as error:
+            raise UserError(f"stage {number}: {error}" if len(several) > 1 else str(error)) from None
     _check_data(config, info)
-    _check_batching(config, info, ranks, batching)
+    _check_batching(config, info, batching)
     _check_optimizer(config)
     _check_average(config, info, batching)
     _check_initial_words(config)
@@ -79,16 +89,62 @@ def _check_maskable(setting: str, split: SplitInfo) -> None:
 
 def planned_documents(config: TrainConfig, info: DatasetInfo, batching: str) -> int:
     """How many documents the whole run sees."""
-    duration = parse_time("duration", config.duration)
+    duration, several = parse_time("duration", config.duration), stages.each(config)
     documents = info.split(config.data.train_split).documents
-    packed = batching == "tokens"
-    per_unit = {TimeUnit.SAMPLE: 1, TimeUnit.EPOCH: documents} | ({} if packed else {TimeUnit.BATCH: config.batch_size})
-    if duration.unit not in per_unit:
-        units = "sp" if packed else "sp, ba or ep"
-        raise UserError(
-            f"data.mask_rate_end: needs to know how many documents the run sees; give `duration` in {units}"
-        )
-    return duration.value * per_unit[duration.unit]
+    units = [TimeUnit.SAMPLE] if batching == "tokens" else [TimeUnit.SAMPLE, TimeUnit.BATCH]
+    if batching != "tokens" and len(several) == 1:
+        units.append(TimeUnit.EPOCH)  # whose batches are not counted beforehand where they change
+    if duration.unit not in units:
+        key = "stages" if len(several) > 1 else "data.mask_rate_end"
+        *most, last = (unit.value for unit in units)
+        names = f"{', '.join(most)} or {last}" if most else last
+        raise UserError(f"{key}: needs to know how many documents the run sees; give `duration` in {names}")
+    if duration.unit == TimeUnit.BATCH:
+        counts = stages.parts(duration.value, several)
+        return sum(count * stage.config.batch_size for count, stage in zip(counts, several, strict=True))
+    return duration.value * (documents if duration.unit == TimeUnit.EPOCH else 1)
+
+
+def planned_stages(config: TrainConfig, info: DatasetInfo, batching: str) -> tuple[Stage, ...]:
+    """The stages, each with the documents that the run has seen when it begins.
+
+    Raises:
+        UserError: where these follow only from the run itself, or a stage is too short for a batch to begin in it.
+    """
+    several, duration = stages.each(config), parse_time("duration", config.duration)
+    if len(several) == 1:
+        return (Stage(0, config.data.sequence_length, config.batch_size),)
+    planned_documents(config, info, batching)
+    documents, seen, found = info.split(config.data.train_split).documents, 0, []
+    # A packed batch holds more documents than full ones, how many follows from their lengths.
+    most = max(stage.config.batch_size for stage in several) * (MOST_OF_FULL if batching == "tokens" else 1)
+    for number, (stage, count) in enumerate(zip(several, stages.parts(duration.value, several), strict=True), 1):
+        size = stage.config.batch_size
+        found.append(Stage(seen, stage.config.data.sequence_length, size))
+        if count < (1 if duration.unit == TimeUnit.BATCH else most):
+            needs = "a batch" if duration.unit == TimeUnit.BATCH else f"{most} documents, as many as a batch may hold"
+            raise UserError(
+                f"stages.share: stage {number} has {count}{duration.unit.value} of duration={config.duration}, less than "
+                f"{needs}; give it a larger share, or the run a longer duration"
+            )
+        seen = stages.after(seen, count, size, documents) if duration.unit == TimeUnit.BATCH else seen + count
+    return tuple(found)
+
+
+def progress_by_documents(config: TrainConfig) -> tuple[list[float], list[float]]:
+    """Places of a run as shares of its documents, and as shares of its `duration`, which is what its schedules go by; between
+    them lie lines. They differ where a stage's batches are larger than another's and the duration counts batches."""
+    several, duration = stages.each(config), parse_time("duration", config.duration)
+    if duration.unit != TimeUnit.BATCH:
+        return [0.0, 1.0], [0.0, 1.0]
+    counts = stages.parts(duration.value, several)
+    documents = [count * stage.config.batch_size for count, stage in zip(counts, several, strict=True)]
+    return [0.0, *shares_of(documents)], [0.0, *shares_of(counts)]
+
+
+def shares_of(amounts: list[int]) -> list[float]:
+    """Of each the share of the sum that is reached with it."""
+    return [reached / sum(amounts) for reached in itertools.accumulate(amounts)]
 
 
 def planned_batches(config: TrainConfig, info: DatasetInfo, batching: str) -> int:
@@ -96,7 +152,7 @@ def planned_batches(config: TrainConfig, info: DatasetInfo, batching: str) -> in
     duration = parse_time("duration", config.duration)
     if duration.unit == TimeUnit.BATCH:
         return duration.value
-    if batching == "tokens" or duration.unit == TimeUnit.TOKEN:
+    if batching == "tokens" or len(stages.each(config)) > 1 or duration.unit == TimeUnit.TOKEN:
         return 0
     if duration.unit == TimeUnit.SAMPLE:
         return -(-duration.value // config.batch_size)
@@ -124,19 +180,22 @@ def _check_initial_words(config: TrainConfig) -> None:
         )
 
 
-def _check_batching(config: TrainConfig, info: DatasetInfo, ranks: int, batching: str) -> None:
-    if batching == "tokens":
-        for key, value in (("batch_size", config.batch_size // ranks), ("microbatch_size", config.microbatch_size)):
-            if value % BIN_SEQUENCES:
-                raise UserError(
-                    f"{key}: {value} a rank; with data.batching=tokens give a multiple of {BIN_SEQUENCES} a rank"
-                )
-        if parse_time("duration", config.duration).unit == TimeUnit.EPOCH:
-            documents = info.split(config.data.train_split).documents
+def _check_bins(config: TrainConfig, ranks: int, batching: str) -> None:
+    for key, value in (("batch_size", config.batch_size // ranks), ("microbatch_size", config.microbatch_size)):
+        if batching == "tokens" and value % BIN_SEQUENCES:
             raise UserError(
-                f"duration={config.duration}: with data.batching=tokens the batches of an epoch are not known beforehand; "
-                f"give sp, the split has {documents} documents"
+                f"{key}: {value} a rank; with data.batching=tokens give a multiple of {BIN_SEQUENCES} a rank"
             )
+
+
+def _check_batching(config: TrainConfig, info: DatasetInfo, batching: str) -> None:
+    if batching == "tokens" and parse_time("duration", config.duration).unit == TimeUnit.EPOCH:
+        documents = info.split(config.data.train_split).documents
+        raise UserError(
+            f"duration={config.duration}: with data.batching=tokens the batches of an epoch are not known beforehand; "
+            f"give sp, the split has {documents} documents"
+        )
+    planned_stages(config, info, batching)
     if config.data.mask_rate_end is not None:
         planned_documents(config, info, batching)
     if config.data.mask_rate_falls == "with_lr":

@@ -54,8 +54,10 @@ def scaled_step(
     """A step of `tokens` that `count` devices, as many in each machine, compute in `seconds`.
 
     Raises:
-        UserError: a batch that they cannot share.
+        UserError: a batch that they cannot share, or batches of several sizes.
     """
+    if config.stages.share:
+        raise UserError("--nodes: a run of stages has steps of several kinds; plan each for itself, without `stages`")
     if config.batch_size % count:
         raise UserError(
             f"batch_size={config.batch_size} is not divisible by the {count} ranks; plan for another number"

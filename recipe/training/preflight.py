@@ -15,6 +15,7 @@ from recipe.cost import prices
 from recipe.data import storage
 from recipe.data.batch import BIN_SEQUENCES
 from recipe.data.cache import local_folder, open_dataset
+from recipe.data.sampler import Stage
 from recipe.data.shard_files import check_files
 from recipe.data.shards import DatasetInfo
 from recipe.data.stream import check_vocabulary
@@ -28,8 +29,8 @@ from recipe.objectives.objective import Objective
 from recipe.settings import as_word, what_changed
 from recipe.system.files import leaving
 from recipe.system.hardware import Hardware, find_hardware
-from recipe.training import checkpoint_files, memory, nodes
-from recipe.training.checks import check_numbers, planned_batches, planned_documents
+from recipe.training import checkpoint_files, memory, nodes, stages
+from recipe.training.checks import check_numbers, planned_batches, planned_documents, planned_stages
 from recipe.training.compiled import check_compiles
 from recipe.training.loggers import check_loggers
 from recipe.training.start import Start, adopt, find_start
@@ -47,7 +48,8 @@ class Plan:
     objective: Objective
     encoder: EncoderConfig
     backends: Backends
-    microbatch: memory.Microbatch
+    stages: tuple[Stage, ...]  # one where the config has none
+    microbatches: tuple[memory.Microbatch, ...]  # of each stage
     start: Start | None  # what `init_from` gives
     ranks: int
     run: dict[str, Any] | None  # the record of the run that is continued
@@ -69,6 +71,11 @@ class Plan:
     def positions(self) -> int:
         """The longest input that the model is made for: with `init_from`, the source's."""
         return (self.start and self.start.longest) or self.config.data.sequence_length
+
+    @property
+    def microbatch(self) -> memory.Microbatch:
+        """Of the last stage, whose sequences are the longest, and of evaluations."""
+        return self.microbatches[-1]
 
     @property
     def packed(self) -> bool:
@@ -97,7 +104,10 @@ def make_plan(config: TrainConfig) -> Plan:
     encoder = encoder_config(config, info, start and start.sizes)
     chosen = resolve_backends(config, kind, encoder, hardware)
     price = prices.price_of(hardware.name, hardware.kind, config.cost.prices, config.cost.usd_per_hour)
-    microbatch = choose_microbatch(config, learns, kind, encoder, hardware, chosen, ranks, batching)
+    microbatches = [
+        choose_microbatch(stage.config, learns, kind, encoder, hardware, chosen, ranks, batching)
+        for stage in stages.each(config)
+    ]
     if config.model.compile:
         check_compiles(chosen.attention, hardware.device)
     return Plan(
@@ -109,7 +119,8 @@ def make_plan(config: TrainConfig) -> Plan:
         objective=learns,
         encoder=encoder,
         backends=chosen,
-        microbatch=microbatch,
+        stages=planned_stages(config, info, batching),
+        microbatches=tuple(microbatches),
         start=start,
         ranks=ranks,
         run=nodes.decided(lambda: find_run(config)),

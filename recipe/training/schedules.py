@@ -1,7 +1,4 @@
-"""The table of schedules: the learning rate over a run's whole duration, whatever unit that is in, as a share of its peak.
-
-Whatever else changes with progress is a field of a row too: stages (of length, of tokens in a batch) and averages of weights.
-"""
+"""The table of schedules: the learning rate over a run's whole duration, whatever unit that is in, as a share of its peak."""
 
 from __future__ import annotations
 

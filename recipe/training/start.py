@@ -25,6 +25,7 @@ _OWN = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
     "initializer_range",
+    "narrow_layers",
 )  # keys of `model` that the run decides
 
 

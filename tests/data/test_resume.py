@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
-import signal
 from itertools import islice
 from pathlib import Path
 
@@ -15,6 +11,7 @@ from recipe.config import Data
 from recipe.data.batch import count_sequences
 from recipe.data.stream import Loader
 from tests.hashing import hashes
+from tests.killed_ranks import killed_ranks
 from tests.tiny.texts import open_batches
 
 
@@ -24,30 +21,8 @@ def open_some(folder: Path, batching: str, batch_size: int, workers: int = 0, tr
     return open_batches(data, batch_size, batching, workers=workers, train=train, run_documents=4_000)
 
 
-def _rank(rank: int, dataset: Path, file: Path, batching: str, start: int, batches: int) -> None:
-    """Two ranks' one: a line for each batch, then SIGKILL."""
-    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
-    loader = open_some(dataset, batching, batch_size=16, workers=1)
-    loader.dataset.load_state_dict({"epoch": 0, "sample_in_epoch": start})
-    with file.open("w") as lines:
-        for batch in islice(loader, batches):
-            print(json.dumps([hashes(batch), count_sequences(batch)]), file=lines, flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def killed_ranks(dataset: Path, folder: Path, batching: str, start: int, batches: int) -> list[tuple[list[str], int]]:
-    """(hashes, documents) of each batch that two ranks made before SIGKILL ended both."""
-    folder.mkdir()
-    context = multiprocessing.get_context("fork")  # has all that takes seconds to import
-    of_rank = [(rank, dataset, folder / str(rank), batching, start, batches) for rank in range(2)]
-    ranks = [context.Process(target=_rank, args=arguments) for arguments in of_rank]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-        assert process.exitcode == -signal.SIGKILL
-    lines = [[json.loads(line) for line in (folder / str(rank)).read_text().splitlines()] for rank in range(2)]
-    return [(a[0] + b[0], a[1] + b[1]) for a, b in zip(*lines, strict=True)]
+def open_for_two(dataset: Path, batching: str) -> Loader:
+    return open_some(dataset, batching, batch_size=16, workers=1)
 
 
 @pytest.mark.parametrize("batching", ["sequences", "tokens", "padded"])
@@ -56,10 +31,10 @@ def test_two_ranks_killed_twice_and_continued_by_one(tiny_dataset, tmp_path, bat
     unbroken, second = [hashes(batch) for batch in loader], [hashes(batch) for batch in islice(loader, 3)]
     assert len(unbroken) > 10 and unbroken[:3] != second
 
-    first = killed_ranks(tiny_dataset, tmp_path / "first", batching, 0, 4)
+    first = killed_ranks(tiny_dataset, tmp_path / "first", batching, 0, 4, open_for_two)
     assert [found for found, _ in first] == unbroken[:4]
     seen = sum(documents for _, documents in first)
-    then = killed_ranks(tiny_dataset, tmp_path / "then", batching, seen, 3)
+    then = killed_ranks(tiny_dataset, tmp_path / "then", batching, seen, 3, open_for_two)
     assert [found for found, _ in then] == unbroken[4:7]
     seen += sum(documents for _, documents in then)
 

@@ -71,6 +71,25 @@ def test_mosaic_bert_on_masked_positions_leaves_out_what_it_says():
     assert done == expected - 3 * spared
 
 
+@pytest.mark.parametrize("narrow_layers", [2, 3])
+def test_narrow_layers_cost_what_the_count_says(narrow_layers):
+    """Beside the last layer, whose spared rows the count leaves in, they spare theirs, in the step and in the count."""
+    sizes = odd_sizes(num_hidden_layers=3, narrow_layers=narrow_layers)
+    model = MosaicBertForMaskedLM(sizes)
+    masked = torch.arange(0, TOKENS, 3)
+    ids = torch.randint(320, (TOKENS,))
+    bounds = torch.arange(0, TOKENS + 1, LENGTH, dtype=torch.int32)
+    batch = {"input_ids": ids, "cu_seqlens": bounds, "max_seqlen": LENGTH, "masked_indices": masked}
+    done = counted(lambda: model({**batch, "labels": ids[masked]})["loss"])
+    expected, wide = (
+        training_flops(dataclasses.asdict(one), True, TOKENS, TOKENS * LENGTH, len(masked)) for one in (sizes, SMALL)
+    )
+    d, f = SMALL.hidden_size, SMALL.intermediate_size
+    spared = 3 * (TOKENS - len(masked)) * 2 * (d * d + 3 * d * f)
+    assert wide - expected == (narrow_layers - 1) * spared
+    assert done == expected - spared
+
+
 def pairs_in_windows(lengths: torch.Tensor, reach: int) -> int:
     """Counted one by one."""
     places = [torch.arange(length) for length in lengths]

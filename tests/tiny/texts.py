@@ -6,11 +6,12 @@ import gzip
 import json
 import random
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from recipe.config import Data, PrepareConfig, Source, Tokenizer
 from recipe.data.cache import open_dataset
+from recipe.data.sampler import Stage
 from recipe.data.stream import Loader, open_loader
 from recipe.data.tokenizer import SPECIAL
 from recipe.prepare import prepare
@@ -79,10 +80,11 @@ def open_batches(
     workers: int = 0,
     seed: int = 17,
     run_documents: int | None = None,
+    stages: Sequence[Stage] = (),
 ) -> Loader:
     """A loader as a run has it; `run_documents` where the masking rate changes."""
     info = open_dataset(data, (data.train_split, data.eval_split))
     return open_loader(
         data, info, train=train, batch_size=batch_size, seed=seed, batching=batching, workers=workers,
-        run_documents=run_documents,
+        run_documents=run_documents, stages=stages,
     )  # fmt: skip

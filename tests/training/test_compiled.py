@@ -64,7 +64,7 @@ def model_of(attention: str, kernels: str, block: Mapping[str, Any]) -> torch.nn
     ("attention", "kernels", "block", "graphs"),
     [
         ("cpu", "cpu", {}, 1),
-        ("cpu", "cpu", {**MODERN.settings, "window": 8, "num_hidden_layers": 2}, 2),
+        ("cpu", "cpu", {**MODERN.settings, "window": 8, "num_hidden_layers": 2, "narrow_layers": 2}, 2),
         ("sdpa", "reference", {}, 3),
         ("transformers", "transformers", {}, 2),
     ],

@@ -33,6 +33,8 @@ RUNS = {
     "fsdp": ("fsdp", "fsdp", ()),
     "to-ddp": ("fsdp", "ddp", ()),
     "to-fsdp": ("ddp", "fsdp", ()),
+    "narrow-ddp": ("ddp", "ddp", ("model.narrow_layers=2",)),
+    "narrow-fsdp": ("fsdp", "fsdp", ("model.narrow_layers=2",)),
     "bert-ddp": ("ddp", "ddp", ("model.name=hf_bert",)),
     "bert-fsdp": ("fsdp", "fsdp", ("model.name=hf_bert", "microbatch_size=2")),
 }
@@ -65,6 +67,12 @@ def on_each_of_two_ranks(yaml: str) -> None:
             out.with_suffix(".parts").write_text(json.dumps(seen[0]))
 
 
+def whole_of(name: str) -> str:
+    """The run of RUNS that another must be like."""
+    kind, _, _ = name.rpartition("-")
+    return f"{kind}-ddp" if kind in ("bert", "narrow") else "ddp"
+
+
 @pytest.fixture
 def trained(yaml, tmp_path):
     launcher = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node", "2"]
@@ -78,7 +86,7 @@ def trained(yaml, tmp_path):
 def test_shares_of_a_model_learn_what_whole_ones_learn(trained):
     curves = {name: losses(trained / name) for name in RUNS}
     for name, curve in curves.items():
-        expected = curves["bert-ddp" if name.startswith("bert") else "ddp"]
+        expected = curves[whole_of(name)]
         assert curve == pytest.approx(expected, rel=1e-5), name
         record = read_record(trained / name)
         assert record["status"] == "finished" and record["batches"] == 4
@@ -88,7 +96,7 @@ def test_shares_of_a_model_learn_what_whole_ones_learn(trained):
     assert len(read_record(trained / "to-ddp")["resumed"]) == len(read_record(trained / "fsdp")["resumed"]) == 1
     encoders = {name: load_file(trained / name / "encoder/model.safetensors") for name in RUNS}
     for name, encoder in encoders.items():
-        whole = encoders["bert-ddp" if name.startswith("bert") else "ddp"]
+        whole = encoders[whole_of(name)]
         assert encoder.keys() == whole.keys()
         for key, weight in encoder.items():
             torch.testing.assert_close(weight, whole[key], rtol=1e-4, atol=1e-5)
