@@ -25,6 +25,7 @@ from recipe.cost import prices
 from recipe.data.batch import Batch, count_sequences, count_tokens, split_batch
 from recipe.data.cache import local_folder
 from recipe.data.masking import evenly
+from recipe.data.sampler import parts_of
 from recipe.data.shards import index_digest
 from recipe.data.stream import open_loader
 from recipe.errors import UserError, end
@@ -331,7 +332,15 @@ def say_start(plan: Plan, record: dict[str, Any], hardware: Hardware) -> None:
     if parse_time("", config.duration).unit == TimeUnit.TOKEN:
         say(f"  duration: {config.duration}, ends with the batch that reaches it")
     say(f"  data: {split.documents:,} documents, {split.tokens:,} tokens in {config.data.path}")
+    if config.data.order == "canonical":
+        say(f"  {order_line(config.data.canonical_parts, dist.get_world_size() // dist.get_local_world_size())}")
     say(f"  price: ${plan.price.usd_per_hour} per {hardware.unit}-hour ({plan.price.source})")
+
+
+def order_line(parts: int, machines: int) -> str:
+    most = max(len(parts_of(machine, machines, parts)) for machine in range(machines))
+    said = f"each of {machines} machines reads {most} of them" if machines > 1 else "this machine reads them all"
+    return f"order: canonical, {parts} parts; {said}"
 
 
 def microbatch_line(plan: Plan) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -58,26 +59,27 @@ class Documents:
         self._keep_bytes = keep_gib * 2**30
         self._remote = f"{remote.rstrip('/')}/{split}" if remote else None
         self._opened: dict[int, Future[_Shard]] = {}
-        self._entered: list[int] = []  # shards of the block
         self._pool: ThreadPoolExecutor | None = None  # of the process that reads, which may be a fork of this one
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def enter(self, block: Block, turn: int) -> None:
-        """Open the shards of a block, and those of the next one meanwhile; let go of all but these and the block's before.
+    def enter(self, block: Block, turn: int, mine: range = range(1), here: range = range(1)) -> None:
+        """Open the shards of a block, and those of the next one meanwhile; let go of all but these and the block's before, as a
+        batch may hold documents of two.
 
-        `turn` numbers the processes of this machine, so that each begins with another shard.
+        `turn` numbers the processes of this machine, so that each begins with another shard. Of a block's parts this process
+        reads `mine`, all of this machine `here`.
         """
-        wanted = [*np.roll(block.shards, -turn).tolist(), *np.roll(block.following, -turn).tolist()]
-        kept = {*wanted, *self._entered}  # a batch may hold documents of two blocks
-        for shard in self._opened.keys() - kept:
+        before, shards, following = (_of_parts(of, mine) for of in (block.before, block.shards, block.following))
+        wanted = [*np.roll(shards, -turn).tolist(), *np.roll(following, -turn).tolist()]
+        for shard in self._opened.keys() - {*wanted, *before.tolist()}:
             self._opened.pop(shard).cancel()
         if self._keep_bytes and turn == 0:
-            self._evict(kept)
+            near = (_of_parts(of, here) for of in (block.before, block.shards, block.following))
+            self._evict({*np.concatenate([*near]).tolist()})
         for shard in wanted:
             self._shard(shard)
-        self._entered = block.shards.tolist()
 
     def read(self, numbers: NDArray[np.int64], most: int) -> list[NDArray[np.unsignedinteger]]:
         """The first `most` tokens of each document.
@@ -100,7 +102,7 @@ class Documents:
         """Let go of every shard; what is being fetched at the moment is waited for."""
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
-        self._opened, self._entered, self._pool = {}, [], None
+        self._opened, self._pool = {}, None
 
     def _shard(self, number: int) -> Future[_Shard]:
         self._pool = self._pool or ThreadPoolExecutor(_THREADS)
@@ -168,6 +170,10 @@ class Documents:
 
     def _raw(self, number: int) -> Path:
         return self._folder / self._index[number]["raw_data"]["basename"]
+
+
+def _of_parts(shards: Sequence[NDArray[np.int64]], parts: range) -> NDArray[np.int64]:
+    return np.concatenate(shards[parts.start : parts.stop])
 
 
 def _map(file: Path) -> mmap.mmap:

@@ -20,7 +20,7 @@ from recipe.data.cache import local_folder
 from recipe.data.documents import Documents
 from recipe.data.masking import Masker, RateSchedule, evenly
 from recipe.data.packing import PackedBatchSampler, PackedCollator
-from recipe.data.sampler import BatchSampler, EpochSampler, GlobalBatch
+from recipe.data.sampler import BatchSampler, GlobalBatch, order_of, parts_of
 from recipe.data.shards import DatasetInfo
 from recipe.data.words import words_of
 from recipe.errors import UserError
@@ -67,7 +67,7 @@ class Batches(IterableDataset):
         """An error ends it, as its last item: raised in a worker process, it would cost seconds a worker, and its one line."""
         world = World.detect()
         try:
-            for number, global_batch in enumerate(self.global_batches(world.worker_of_node)):
+            for number, global_batch in enumerate(self.global_batches(world)):
                 if number % world.workers_per_rank == world.worker_of_rank:
                     yield self._read(global_batch, world.rank, world.num_ranks)
         except UserError as error:
@@ -75,13 +75,15 @@ class Batches(IterableDataset):
         finally:
             self.documents.close()
 
-    def global_batches(self, turn: int = 0) -> Iterator[GlobalBatch]:
-        """What is left of the epoch; each block's shards are opened when it is reached."""
-        epoch = EpochSampler(self.documents.sizes, self._seed, self._epoch)
+    def global_batches(self, world: World) -> Iterator[GlobalBatch]:
+        """What is left of the epoch; each block's shards are opened when it is reached, those of this rank's parts."""
+        parts = self.sampler.parts
+        epoch = order_of(self.documents.sizes, self._seed, self._epoch, parts)
+        mine, here = parts_of(world.rank, world.num_ranks, parts), parts_of(world.node, world.num_nodes, parts)
 
         def numbers() -> Iterator[NDArray[np.int64]]:
             for block in epoch.after(self._position):
-                self.documents.enter(block, turn)
+                self.documents.enter(block, world.worker_of_node, mine, here)
                 yield block.numbers
 
         yield from self.sampler.batches(numbers(), self._position)
@@ -161,12 +163,13 @@ def open_loader(
     masking, length = _masking(data, info, train, seed, schedule), data.sequence_length
     collate = collator(masking) if collator else masking
     ranks = World.detect().num_ranks
-    sampler: BatchSampler | PackedBatchSampler = BatchSampler(batch_size * ranks, whole=train)
+    parts = data.canonical_parts if train and data.order == "canonical" else 1
+    sampler: BatchSampler | PackedBatchSampler = BatchSampler(batch_size * ranks, whole=train, parts=parts)
     if batching == "padded":
         collate = PaddedCollator(collate, info.vocabulary.pad_id)
     elif train and batching == "tokens":
         bins = batch_size // BIN_SEQUENCES
-        sampler = PackedBatchSampler(documents.lengths, length, bins * ranks)
+        sampler = PackedBatchSampler(documents.lengths, length, bins * ranks, parts)
         collate = PackedCollator(collate, length, info.vocabulary.pad_id, masking.highest_rate, bins)
     batches = Batches(documents, sampler, collate, length - 2, data.shuffle_seed if train else None)
     if train:
@@ -197,7 +200,7 @@ def _masking(data: Data, info: DatasetInfo, train: bool, seed: int, schedule: Ra
 
 def _check_filled(batches: Batches, data: Data) -> None:
     sampler, sizes = batches.sampler, batches.documents.sizes
-    numbers = (block.numbers for block in EpochSampler(sizes, data.shuffle_seed, 0).after(0))
+    numbers = (block.numbers for block in order_of(sizes, data.shuffle_seed, 0, sampler.parts).after(0))
     if next(sampler.batches(numbers, 0), None) is None:
         what = f"{sampler.bins * BIN_SEQUENCES * data.sequence_length:,} tokens" if isinstance(sampler, PackedBatchSampler) else (
             f"{sampler.documents:,} documents"

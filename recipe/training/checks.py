@@ -124,10 +124,22 @@ def _check_batching(config: TrainConfig, info: DatasetInfo, ranks: int, batching
                 f"duration={config.duration}: with data.batching=tokens the batches of an epoch are not known beforehand; "
                 f"give sp, the split has {documents} documents"
             )
+    if config.data.order == "canonical":
+        _check_parts(config, batching)
     if config.data.mask_rate_end is not None:
         planned_documents(config, info, batching)
     if config.data.mask_rate_falls == "with_lr":
         _check_mask_rate(config)
+
+
+def _check_parts(config: TrainConfig, batching: str) -> None:
+    multiple = config.data.canonical_parts * (BIN_SEQUENCES if batching == "tokens" else 1)
+    if config.batch_size % multiple:
+        bins = f", in whole bins of {BIN_SEQUENCES} sequences" if batching == "tokens" else ""
+        raise UserError(
+            f"batch_size={config.batch_size}: a batch holds as much of each of data.canonical_parts="
+            f"{config.data.canonical_parts}{bins}; give a multiple of {multiple}"
+        )
 
 
 def _check_mask_rate(config: TrainConfig) -> None:
