@@ -22,6 +22,7 @@ from torch import nn
 from recipe import convert, records
 from recipe.config import TrainConfig, run_main, to_dict
 from recipe.cost import prices
+from recipe.data import storage
 from recipe.data.batch import Batch, count_sequences, count_tokens, split_batch
 from recipe.data.cache import local_folder
 from recipe.data.masking import evenly
@@ -288,6 +289,8 @@ def keep(plan: Plan, record: dict[str, Any]):
         record["cost"] = prices.bill(total.seconds, plan.hardware.count, plan.price, plan.hardware.kind)
         record.update({name: getattr(total, name) for name in ("tokens", "sequences", "batches")})
         record["waiting_for_data"] = limit_of(total)
+        if storage.is_remote(plan.config.data.path):
+            record["network"] = {name: getattr(total, f"network_{name}") for name in ("seconds", "retries", "bytes")}
         record["loss_curve"], record["eval_curve"] = progress.loss_curve, progress.eval_curve
         record["eval"] = progress.eval_curve[-1] if progress.eval_curve else None
         if dist.get_global_rank() == 0:
@@ -309,6 +312,11 @@ def finish(plan: Plan, model: nn.Module, record: dict[str, Any], progress: Progr
     )
     if "averaged_batches" in record:
         say(f"  evaluated and saved: the mean of the weights after {record['averaged_batches']:,} batches")
+    if spent := record.get("network"):
+        say(
+            f"  network: {spent['bytes'] / 1e6:,.1f} MB in {clock(spent['seconds'])} of fetching beside training, "
+            f"{spent['retries']:,} requests sent again"
+        )
     limit = record["waiting_for_data"]
     if limit["limit"] == "loader":
         waited = f"{limit['waiting']:.1%} of the time went into waiting for the next batch"

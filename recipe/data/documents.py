@@ -106,7 +106,9 @@ class Documents:
 
     def _shard(self, number: int) -> Future[_Shard]:
         self._pool = self._pool or ThreadPoolExecutor(_THREADS)
-        if number not in self._opened:
+        opened = self._opened.get(number)
+        failed = opened and opened.done() and not opened.cancelled() and isinstance(opened.exception(), storage.Failing)
+        if opened is None or failed:  # what failed while it was fetched ahead may not when it is needed
             self._opened[number] = self._pool.submit(self._open, number)
         return self._opened[number]
 
@@ -145,7 +147,9 @@ class Documents:
                 with suppress(FileNotFoundError):  # or removed again by a process that has read it already
                     return _map(raw)
                 if self._remote:
-                    storage.fetch(self._remote, (packed or raw).relative_to(self._folder).as_posix(), self._folder)
+                    wanted = shard["zip_data"] or shard["raw_data"]
+                    hashed = wanted["hashes"][HASH]
+                    storage.fetch(self._remote, wanted["basename"], self._folder, _hash_of, hashed)
                 if not packed:
                     return _map(raw)
                 try:
@@ -176,6 +180,10 @@ def _of_parts(shards: Sequence[NDArray[np.int64]], parts: range) -> NDArray[np.i
     return np.concatenate(shards[parts.start : parts.stop])
 
 
+def _hash_of(file: Path) -> str:
+    return get_hash(HASH, file.read_bytes())
+
+
 def _map(file: Path) -> mmap.mmap:
     with file.open("rb") as stream:
         if os.fstat(stream.fileno()).st_size == 0:
@@ -190,7 +198,7 @@ def unpack(packed: Path, raw: Path, shard: dict[str, Any]) -> None:
         UserError: its hash is another, or there is more in it.
         OSError, ValueError: what the system, or the decompressor, said.
     """
-    if get_hash(HASH, packed.read_bytes()) != shard["zip_data"]["hashes"][HASH]:
+    if _hash_of(packed) != shard["zip_data"]["hashes"][HASH]:
         raise UserError(f"{packed}: its hash is not the one in the index, so its bytes have changed; {REMEDY}")
     most = shard["raw_data"]["bytes"]
 

@@ -14,11 +14,12 @@ from streaming.base.world import World
 from torch.utils.data import DataLoader, IterableDataset
 
 from recipe.config import Data
-from recipe.data import storage
+from recipe.data import network, storage
 from recipe.data.batch import BIN_SEQUENCES, Batch, Collate, Collator, PaddedCollator, Samples
 from recipe.data.cache import local_folder
 from recipe.data.documents import Documents
 from recipe.data.masking import Masker, RateSchedule, evenly
+from recipe.data.network import Network
 from recipe.data.packing import PackedBatchSampler, PackedCollator
 from recipe.data.sampler import BatchSampler, GlobalBatch, order_of, parts_of
 from recipe.data.shards import DatasetInfo
@@ -63,15 +64,16 @@ class Batches(IterableDataset):
             self._epoch, self._position = self._epoch + 1, 0
         self._resumed = self.handed_out = False
 
-    def __iter__(self) -> Iterator[Batch | UserError]:
-        """An error ends it, as its last item: raised in a worker process, it would cost seconds a worker, and its one line."""
+    def __iter__(self) -> Iterator[tuple[Batch | UserError, Network]]:
+        """Each with what the network has cost this process since. An error ends it, as its last item: raised in a worker process,
+        it would cost seconds a worker, and its one line."""
         world = World.detect()
         try:
             for number, global_batch in enumerate(self.global_batches(world)):
                 if number % world.workers_per_rank == world.worker_of_rank:
-                    yield self._read(global_batch, world.rank, world.num_ranks)
+                    yield self._read(global_batch, world.rank, world.num_ranks), network.take()
         except UserError as error:
-            yield error
+            yield error, network.take()
         finally:
             self.documents.close()
 
@@ -113,7 +115,8 @@ class Loader(DataLoader):
 
     def __iter__(self) -> Iterator[Batch]:
         self.dataset.begin_epoch()
-        for batch in super().__iter__():
+        for batch, spent in super().__iter__():
+            network.add(spent)
             if isinstance(batch, UserError):
                 raise batch
             self.dataset.handed_out = True
@@ -213,5 +216,5 @@ def _ignore_interrupts(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
+def _as_it_is(item: tuple[Batch | UserError, Network]) -> tuple[Batch | UserError, Network]:
+    return item

@@ -43,13 +43,7 @@ def dataset(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def store(object_store: ObjectStore, dataset: Path) -> ObjectStore:
-    for file in dataset.rglob("*"):
-        if (
-            file.suffix in (".json", ".npy", ".txt")
-            or file.is_relative_to(dataset / "train")
-            and file.suffix == ".zstd"
-        ):
-            object_store.write(f"corpus/{file.relative_to(dataset)}", file.read_bytes())
+    object_store.put(dataset)
     return object_store
 
 
