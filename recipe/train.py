@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from composer import Callback, Evaluator, Event, State
-from composer.core import DataSpec, TimeUnit
+from composer.core import DataSpec
 from composer.loggers import LoggerDestination
 from composer.utils import dist, reproducibility
 from torch import nn
@@ -24,6 +24,7 @@ from torch import nn
 from recipe import convert, records
 from recipe.config import TrainConfig, run_main, to_dict
 from recipe.cost import prices
+from recipe.data import storage
 from recipe.data.batch import Batch, count_sequences, count_tokens, split_batch
 from recipe.data.cache import local_folder
 from recipe.data.masking import evenly
@@ -48,6 +49,7 @@ from recipe.training.parallel import PARALLEL
 from recipe.training.preflight import Plan, make_plan
 from recipe.training.rates import Rate
 from recipe.training.schedules import fallen
+from recipe.training.start_lines import say_start
 from recipe.training.stopping import Stopping
 from recipe.training.trainer import OnDevice, Trainer, join_ranks
 
@@ -332,6 +334,8 @@ def keep(plan: Plan, record: dict[str, Any]):
         record["cost"] = prices.bill(total.seconds, plan.hardware.count, plan.price, plan.hardware.kind)
         record.update({name: getattr(total, name) for name in ("tokens", "sequences", "batches")})
         record["waiting_for_data"] = limit_of(total)
+        if storage.is_remote(plan.config.data.path):
+            record["network"] = {name: getattr(total, f"network_{name}") for name in ("seconds", "retries", "bytes")}
         record["loss_curve"], record["eval_curve"] = progress.loss_curve, progress.eval_curve
         record["eval"] = progress.eval_curve[-1] if progress.eval_curve else None
         if dist.get_global_rank() == 0:
@@ -354,52 +358,15 @@ def finish(plan: Plan, model: nn.Module, record: dict[str, Any], progress: Progr
     )
     if "averaged_batches" in record:
         say(f"  evaluated and saved: the mean of the weights after {record['averaged_batches']:,} batches")
+    if spent := record.get("network"):
+        say(
+            f"  network: {spent['bytes'] / 1e6:,.1f} MB in {clock(spent['seconds'])} of fetching beside training, "
+            f"{spent['retries']:,} requests sent again"
+        )
     limit = record["waiting_for_data"]
     if limit["limit"] == "loader":
         waited = f"{limit['waiting']:.1%} of the time went into waiting for the next batch"
         say(f"  the loader was the limit: {waited}; more data.workers may help")
-
-
-def say_start(plan: Plan, record: dict[str, Any], hardware: Hardware) -> None:
-    config, split = plan.config, plan.info.split(plan.config.data.train_split)
-    source = "best matrix product here" if hardware.kind == "cpu" else "data sheet"
-    peak = (
-        f"peak {hardware.peak_flops / 1e12:.3g} TFLOP/s ({source})" if hardware.peak_flops else "peak unknown, no MFU"
-    )
-    say(f"{plan.architecture.name}, {record['parameters'] / 1e6:.1f} M parameters -> {plan.out}")
-    for line in plan.start.said if plan.start else ():
-        say(f"  {line}")
-    say(f"  on {hardware.devices}, {record['precision']}, {peak}")
-    say(f"  {plan.backends.in_short}")
-    if config.model.compile:
-        say("  compiled by torch.compile; the first step takes longer")
-    for line in batch_lines(plan):
-        say(f"  {line}")
-    if parse_time("", config.duration).unit == TimeUnit.TOKEN:
-        say(f"  duration: {config.duration}, ends with the batch that reaches it")
-    say(f"  data: {split.documents:,} documents, {split.tokens:,} tokens in {config.data.path}")
-    say(f"  price: ${plan.price.usd_per_hour} per {hardware.unit}-hour ({plan.price.source})")
-
-
-def batch_lines(plan: Plan) -> list[str]:
-    """What is taken at a time, by stage where there are several."""
-    lines = []
-    for number, (stage, chosen) in enumerate(zip(plan.stages, plan.microbatches, strict=True), 1):
-        line = microbatch_line(chosen, stage.batch_size // plan.ranks)
-        if len(plan.stages) > 1:
-            begins = f"from {stage.first:,} documents on" if stage.first else "first"
-            line = f"stage {number}, {begins}: {stage.batch_size} sequences of up to {stage.sequence_length} tokens; {line}"
-        lines.append(line)
-    return lines
-
-
-def microbatch_line(chosen: memory.Microbatch, share: int) -> str:
-    line = f"microbatch: {chosen.size} of {share} sequences"
-    if chosen.size < share:
-        line += f" ({chosen.why})"
-    if chosen.need is None:
-        return line
-    return f"{line}, needs {chosen.need / memory.GIB:.2g} of {chosen.capacity / memory.GIB:.3g} GiB free"
 
 
 def main(config: TrainConfig) -> None:

@@ -62,6 +62,15 @@ class Data:
         result=False,
     )
     shuffle_seed: int = setting(9176, "of the order of documents")
+    order: str = setting(
+        "global",
+        "of documents; global: shuffled over all shards, so each machine reads them all; canonical: a batch has as many of each "
+        "part of the dataset, and each machine reads its own parts only",
+        choices=("global", "canonical"),
+    )
+    canonical_parts: int = setting(
+        4, "with order=canonical, the parts; machines whose number divides it have no part in common", least=2
+    )
 
 
 _AS_ROW = "none: as the architecture has it"

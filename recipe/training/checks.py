@@ -30,6 +30,7 @@ def check_numbers(config: TrainConfig, info: DatasetInfo, ranks: int, batching: 
         try:
             _check_batches(stage.config, info, ranks)
             _check_bins(stage.config, ranks, batching)
+            _check_parts(stage.config, batching)
         except UserError as error:
             raise UserError(f"stage {number}: {error}" if len(several) > 1 else str(error)) from None
     _check_data(config, info)
@@ -200,6 +201,18 @@ def _check_batching(config: TrainConfig, info: DatasetInfo, batching: str) -> No
         planned_documents(config, info, batching)
     if config.data.mask_rate_falls == "with_lr":
         _check_mask_rate(config)
+
+
+def _check_parts(config: TrainConfig, batching: str) -> None:
+    if config.data.order != "canonical":
+        return
+    multiple = config.data.canonical_parts * (BIN_SEQUENCES if batching == "tokens" else 1)
+    if config.batch_size % multiple:
+        bins = f", in whole bins of {BIN_SEQUENCES} sequences" if batching == "tokens" else ""
+        raise UserError(
+            f"batch_size={config.batch_size}: a batch holds as much of each of data.canonical_parts="
+            f"{config.data.canonical_parts}{bins}; give a multiple of {multiple}"
+        )
 
 
 def _check_mask_rate(config: TrainConfig) -> None:

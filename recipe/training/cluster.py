@@ -69,6 +69,7 @@ def scaled_step(
         tokens=tokens,
         device_seconds=seconds * count,
         parameters=sum(p.numel() for p in outline(learns, kind, sizes, data.sequence_length).parameters()),
+        parts=data.canonical_parts if data.order == "canonical" else 1,
         travels=PARALLEL[config.parallel].travels,
         checkpoint_every=float(every[1]) / units[every[2]] if every else 0.0,
     )
