@@ -35,7 +35,7 @@ from recipe.system.files import set_aside
 from recipe.system.hardware import Hardware, find_hardware, keep_freed_memory
 from recipe.system.progress import clock
 from recipe.system.quiet import quiet_libraries
-from recipe.training import ceilings, checkpoint_files, memory, nodes
+from recipe.training import ceilings, checkpoint_files, memory, nodes, pulse
 from recipe.training.averaging import Averaging
 from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, limit_of, loss_words, say
 from recipe.training.checks import parse_time
@@ -86,16 +86,17 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, 
     for log in logs:
         say(f"  log: {log.where}")
     try:
-        trainer.fit()
-        if averaging:
-            record["averaged_batches"] = averaging.count
-        finish(plan, model, record, meter.progress)
+        with trainer:
+            trainer.wait_at_most(config.rank_timeout)
+            with pulse.watched():
+                trainer.fit()
+            if averaging:
+                record["averaged_batches"] = averaging.count
+            finish(plan, model, record, meter.progress)
     except RuntimeError as error:
         if not memory.out_of_memory(error):
             raise
         raise UserError(memory.explain(error, plan.microbatch, hardware.name)) from None
-    finally:
-        trainer.close()
     return record
 
 
