@@ -36,7 +36,7 @@ from recipe.system.files import set_aside
 from recipe.system.hardware import Hardware, find_hardware, keep_freed_memory
 from recipe.system.progress import clock
 from recipe.system.quiet import quiet_libraries
-from recipe.training import ceilings, checkpoint_files, initial_words, memory, nodes
+from recipe.training import ceilings, checkpoint_files, initial_words, memory, nodes, pulse
 from recipe.training.averaging import Averaging
 from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, limit_of, loss_words, say
 from recipe.training.checks import parse_time, progress_by_documents
@@ -100,16 +100,17 @@ def fit(plan: Plan, callbacks: Sequence[Callback]) -> dict[str, Any]:
     for log in logs:
         say(f"  log: {log.where}")
     try:
-        trainer.fit()
-        if averaging:
-            record["averaged_batches"] = averaging.count
-        finish(plan, model, record, meter.progress)
+        with trainer:
+            trainer.wait_at_most(config.rank_timeout)
+            with pulse.watched():
+                trainer.fit()
+            if averaging:
+                record["averaged_batches"] = averaging.count
+            finish(plan, model, record, meter.progress)
     except RuntimeError as error:
         if not memory.out_of_memory(error):
             raise
         raise UserError(memory.explain(error, plan.microbatch, hardware.name)) from None
-    finally:
-        trainer.close()
     return record
 
 

@@ -104,6 +104,7 @@ CONFIG: list[Case] = [
     ("an unknown objective", f"{TRAIN} objective=next_sentence", {}),
     ("an unknown optimizer", f"{TRAIN} optimizer.name=sdg", {}),
     ("an unknown schedule", f"{TRAIN} schedule.shape=round", {}),
+    ("no patience at all", f"{TRAIN} rank_timeout=0", {}),
     ("an unknown order", f"{TRAIN} data.order=random", {}),
     ("a part of nothing", f"{TRAIN} data.order=canonical data.canonical_parts=1", {}),
     ("a batch that does not hold every part", f"{TRAIN} data.order=canonical data.canonical_parts=3", {}),

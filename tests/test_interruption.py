@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,17 @@ def test_a_machine_vanishes_and_the_run_continues(yaml, tmp_path):
     a, b = (read_record(tmp_path / name) for name in ("one/run", "unbroken"))
     assert (a["tokens"], a["sequences"], a["batches"]) == (b["tokens"], b["sequences"], b["batches"])
     assert a["status"] == "finished" and not (tmp_path / "two/run/run.json").exists()
+
+
+def test_a_machine_that_hangs_is_named_within_the_limit(yaml, tmp_path):
+    """Its process is stopped, its connections stay; `interrupted` compares the line that the other ends with."""
+    nodes = [f"out={tmp_path / name / 'run'}" for name in ("one", "two")]
+    limit = 15
+    words = (str(yaml), f"rank_timeout={limit}")
+    seen = interrupted(tmp_path / "seen", *words, ranks=2, sent=signal.SIGSTOP, at=7, nodes=nodes, dies=1)
+    assert len(seen) == 7
+    waited = time.time() - (tmp_path / "seen/0").stat().st_mtime
+    assert limit - 1 < waited < limit + 60, "not Composer's 300 seconds"
 
 
 @pytest.mark.parametrize("fail_at", [7, 8])

@@ -233,6 +233,12 @@ class TrainConfig:
     checkpoint_at: list[int] = setting([], "save after these batches instead, and at the end", least=1, result=False)
     keep_checkpoints: int = setting(2, "checkpoints that are kept, the newest", least=1, result=False)
     autoresume: bool = setting(False, "continue the run that `out` holds", result=False)
+    rank_timeout: float = setting(
+        300.0,
+        "seconds that ranks wait in training for one that does not come, before they end and name it",
+        above=0,
+        result=False,
+    )
     loggers: list[str] = setting(
         [],
         "where the lines of progress go beside the terminal: into `out`, nothing is sent unless the environment says so",

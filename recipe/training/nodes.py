@@ -21,23 +21,24 @@ from recipe.system.files import digest, held, write_whole
 Found = TypeVar("Found")
 # What gloo and NCCL say where another rank has ended, or has not answered in time.
 _LOST = re.compile(
-    r"Connection (closed|reset) by peer|Broken pipe|Timed out waiting|remote process exited|NCCL.*timeout"
+    r"Connection (closed|reset) by peer|Broken pipe|Timed out waiting|timeout caused pair closure|remote process exited|"
+    r"NCCL.*timeout"
 )
 PIECE = 64 << 20  # bytes of a file that travel at a time
 _PLACE = re.compile(r"^\[\S*\] ")  # in gloo's source
 
 
 @contextmanager
-def all_ranks() -> Iterator[None]:
-    """Within it, a rank that is gone is one line of those that are left."""
+def all_ranks(lost: Callable[[], list[str]] = list) -> Iterator[None]:
+    """Within it, a rank that is gone or hangs is one line of those that are left; `lost` names it, as far as it can."""
     try:
         yield
     except RuntimeError as error:
         if not _LOST.search(str(error)):
             raise
         raise UserError(
-            f"rank {dist.get_global_rank()}: another rank is gone ({one_line(_PLACE.sub('', str(error)))}); the same command "
-            "continues from the last checkpoint with autoresume=true"
+            f"rank {dist.get_global_rank()}: {' and '.join(lost()) or 'another rank'} is gone or hangs "
+            f"({one_line(_PLACE.sub('', str(error)))}); the same command continues from the last checkpoint with autoresume=true"
         ) from None
 
 

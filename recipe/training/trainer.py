@@ -22,8 +22,10 @@ from composer.devices import Device
 from composer.trainer.trainer import TrainerMode
 from composer.utils import dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 from recipe.system.quiet import quiet_stdout
+from recipe.training import pulse
 from recipe.training.checkpoint_files import composer_reads_safely
 from recipe.training.stopping import Stopping
 
@@ -64,6 +66,23 @@ class Trainer(composer.Trainer):
         with composer_reads_safely():  # of a run that is continued
             super().__init__(**arguments)
 
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close; after an error without Composer's wait for all ranks, which may not come or wait for this one elsewhere."""
+        if kind:
+            self.engine.close()
+        else:
+            self.close()
+
+    def wait_at_most(self, seconds: float) -> None:
+        """Of ranks for each other. What runs on GPUs may take a minute longer: its watchdog ends the process without a line."""
+        if dist.get_world_size() > 1:
+            if self._host:
+                distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=seconds), self._host)
+            distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=seconds + (60 if self._host else 0)))
+
     def _iter_dataloader(self, trainer_mode: TrainerMode) -> Iterator[Batch]:
         """Batches until the first rank has none left, or until as many as an epoch is to have."""
         training, length = trainer_mode == TrainerMode.TRAIN, self.state.dataloader_len
@@ -88,6 +107,7 @@ class Trainer(composer.Trainer):
     def _sum_of_ranks(self, numbers: Sequence[float]) -> list[float]:
         if dist.get_world_size() == 1:
             return [float(number) for number in numbers]
+        pulse.met()
         tensor = torch.tensor(numbers, dtype=torch.float64)
         torch.distributed.all_reduce(tensor, group=self._host)
         return tensor.tolist()
