@@ -151,7 +151,7 @@ def kernel_tests() -> list[str]:
     """Files of the tests that run on a GPU; those that need a package that is not here are left out."""
     found = []
     for file in sorted((ROOT / "tests/kernels").glob("test_*.py")):
-        of_others = file.stem == "test_compile" or file.stem.startswith("test_cpu")  # continuous integration runs these
+        of_others = file.stem.startswith(("test_budget", "test_compile", "test_cpu"))  # these need no GPU
         lacks = "\nfrom hypothesis" in file.read_text("utf-8") and not has("hypothesis")
         if not of_others and not lacks:
             found.append(str(file.relative_to(ROOT)))

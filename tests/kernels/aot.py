@@ -2,6 +2,7 @@
 
     python -m tests.kernels.aot                     renews tests/kernels/compiled.json, with the lock's Triton
     python -m tests.kernels.aot glu layer_norm      renews the rows of these files alone
+    python -m tests.kernels.aot --report            prints the table's account of an H200, which stands in docs/kernels.md
 
 A process in which Triton interprets cannot compile, so test_compile.py runs this module without TRITON_INTERPRET.
 """
@@ -12,12 +13,12 @@ import argparse
 import importlib
 import json
 import re
-import subprocess
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.kernels import budget, sass
 
 TABLE = Path(__file__).with_name("compiled.json")
 LOCK = Path(__file__).parents[2] / "requirements.txt"
@@ -38,7 +39,8 @@ class Case:
     """One kernel with one set of types and constants.
 
     `signature` gives each argument's Triton type, in any order; arguments in `constants(capability)` are left out. That
-    function also gives num_warps and num_stages, and is made of the same functions that the launchers use.
+    function also gives num_warps and num_stages, and is made of the same functions that the launchers use; `work` gets what it
+    gives. Without it, `unbudgeted` says why instructions do not matter.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Case:
     fast: bool = True  # those must be of the GPU's best kind; float32's small tiles get along with warp-wide ones
     capabilities: tuple[int, ...] = CAPABILITIES
     odd: tuple[str, ...] = field(default=())  # integers that a launch cannot promise to be multiples of 16
+    work: Callable[[dict[str, Any]], budget.Work] | None = None
+    unbudgeted: str = ""
 
 
 def groups() -> dict[str, list[Case]]:
@@ -72,13 +76,16 @@ def is_the_locks_triton() -> bool:
 
 
 def compile_case(case: Case, capability: int) -> dict[str, Any]:
-    """Registers a thread, bytes of stack, spill instructions, bytes of shared memory and the tensor-core instruction."""
+    """Registers a thread, bytes of stack, spill instructions, bytes of shared memory and the tensor-core instruction. With
+    the lock's Triton also programs of a multiprocessor, sass.figures and what the model makes of them: of another's loops
+    `work` knows nothing."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     kernel = getattr(importlib.import_module(f"kernels.triton.{case.module}"), case.kernel)
     constants = case.constants(capability)
+    work = case.work and case.work(constants)
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages") if name in constants}
     names = [name for name in kernel.arg_names if name not in constants]
     signature = {name: case.signature[name] if name in names else "constexpr" for name in kernel.arg_names}
@@ -89,20 +96,21 @@ def compile_case(case: Case, capability: int) -> dict[str, Any]:
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    figures = {**_read_cubin(compiled.asm["cubin"]), "shared": compiled.metadata.shared}
+    text = sass.disassembled(compiled.asm["cubin"])
+    figures = {**_resources(text), "shared": compiled.metadata.shared}
     if capability == 100:
         figures["tensor_memory"] = compiled.metadata.tmem_size
-    return figures
+    if not is_the_locks_triton():
+        return figures
+    figures["warps"] = options["num_warps"]
+    figures["programs"] = budget.programs(
+        budget.GPUS[capability], figures["warps"], figures["registers"], figures["shared"]
+    )
+    figures |= sass.figures(text)
+    return figures if work is None else figures | budget.predicted(figures, work, capability, case.dot)
 
 
-def _read_cubin(cubin: bytes) -> dict[str, Any]:
-    from triton import knobs
-
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [knobs.nvidia.cuobjdump.path, "-res-usage", "-sass", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def _resources(text: str) -> dict[str, Any]:
     kinds = [kind for kind in ("UTCHMMA", "HGMMA", "HMMA") if re.search(rf"\b{kind}\b", text)]
     return {
         "registers": int(re.search(r"REG:(\d+)", text)[1]),
@@ -126,7 +134,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("groups", nargs="*", help="files below kernels/triton to renew; all of them when none is named")
     parser.add_argument("--print", action="store_true", help="print the figures, leave the table as it is")
+    parser.add_argument(
+        "--report", action="store_true", help="compile nothing, print what the table says, for a reader"
+    )
     arguments = parser.parse_args()
+    if arguments.report:
+        from tests.kernels.budget_report import page
+
+        print(page())
+        return
     if not arguments.print and not is_the_locks_triton():
         parser.error("the table holds the figures of the Triton in requirements.txt, and this is another; add --print")
     figures = measure(arguments.groups or list(groups()))

@@ -9,7 +9,10 @@ from importlib import import_module
 import torch
 
 from tests.kernels.aot import Case
+from tests.kernels.budget import Work
 
+# Tokens of a sequence: the mean of those that a length of 128 cuts off; and a long one's, and a window's reach to either side.
+SHORT, LONG, REACH = 115, 512, 64
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 STRIDES = [f"{x}_{axis}" for x in ("q", "k", "v", "out", "do", "dq", "dk", "dv") for axis in "tn"]
 
@@ -25,10 +28,26 @@ def constants(module, kernel, arguments, slopes, capability):
     return chosen if slopes else {**chosen, "slopes": None}
 
 
+def short_work(kernel: str, head: int, chosen: dict) -> Work:
+    """One (sequence, head): q, k, v and out or, backwards, dout and the three gradients, with the logarithms of the sums."""
+    tensors = 4 if kernel == "forward" else 7
+    return Work(SHORT * (2 * tensors * head + 4), (-(-SHORT // chosen["BLOCK_M"]),))
+
+
+def tiled_work(kernel: str, head: int, size: int, chosen: dict) -> Work:
+    """A tile of one (sequence, head), with its share of what all tiles of it read."""
+    kept, step = (chosen["BLOCK_M"], chosen["BLOCK_K"])[:: -1 if kernel == "dkdv" else 1]
+    met = kept + 2 * REACH if chosen["HAS_WINDOW"] else LONG
+    tensors, rows = (4, 1) if kernel == "forward" else (6, 2)  # rows: the sums' logarithms, and delta
+    return Work(kept * (size * tensors * head + 4 * rows), (met / step,), products=True)
+
+
 def case(
     module: str, kernel: str, length: int | None, head: int, dtype=torch.bfloat16, slopes=True, window=False, **more
 ):
     shape = ([] if length is None else [length]) + [head]
+    size = torch.finfo(dtype).bits // 8
+    work = partial(short_work, kernel, head) if length else partial(tiled_work, kernel, head, size)
     variant = ("" if slopes else ", no slopes") + (", window" if window else "")
     return Case(
         name=f"{module} {kernel}, {' x '.join(map(str, shape))}, {TYPES[dtype][1:]}{variant}",
@@ -38,6 +57,7 @@ def case(
         constants=partial(constants, module, kernel, (*shape, dtype, slopes, window), slopes),
         dot=True,
         odd=("heads", "tokens", "blocks", "window"),
+        work=work,
         **more,
     )
 

@@ -6,7 +6,12 @@ from collections.abc import Callable
 
 from kernels.triton import cross_entropy, glu, layer_norm, padding, rotary
 from tests.kernels.aot import Case
+from tests.kernels.budget import Work
 
+# A microbatch of Base at length 128, of two in a step of 4096 sequences, and LayerNorm's backward's programs on an H200.
+TOKENS, PROGRAMS = 4096 * 115 // 2, 264
+BYTES = 2  # of a bfloat16
+FEW = "a few short programs, bound by their launch"
 LOW, FULL, COUNT, BIG = "*bf16", "*fp32", "i32", "i64"
 
 _GLU_SCALARS = {"tokens": COUNT, "columns": COUNT, "x_t": COUNT, "threshold": COUNT, "scale": "fp32", "seed": "*i64"}
@@ -19,10 +24,13 @@ def _glu(kernel: str, columns: int, activation: str, dropout: bool) -> Case:
         seed = {} if dropout else {"seed": None}
         return {"ACTIVATION": activation, "DROPOUT": dropout, **seed, **glu.parameters(capability, columns)}
 
+    def work(chosen: dict) -> Work:
+        tensors = 3 if kernel == "forward" else 5  # x is two of them, and so is dx
+        return Work(chosen["BLOCK_T"] * chosen["BLOCK_F"] * BYTES * tensors)
+
     name = f"glu_{kernel}_{columns}_{activation}" + ("_dropout" if dropout else "")
-    return Case(
-        name, "glu", f"{kernel}_kernel", signature | _GLU_SCALARS, constants, dot=False, odd=("tokens", "threshold")
-    )
+    odd = ("tokens", "threshold")
+    return Case(name, "glu", f"{kernel}_kernel", signature | _GLU_SCALARS, constants, dot=False, odd=odd, work=work)
 
 
 _NORM = {
@@ -64,9 +72,16 @@ def _norm(kernel: str, columns: int, fused: bool, prenorm: bool = False, **more)
         residual = kernel == "forward" or not prenorm
         return {"RESIDUAL": residual, "DROPOUT": fused, "BIAS": not prenorm, "STREAM": prenorm, **constants}
 
+    def work(chosen: dict) -> Work:
+        forward = kernel == "forward"
+        tensors = (3 + prenorm) if forward else (4 + fused)
+        passes = 1 if forward else -(-TOKENS // PROGRAMS // chosen["BLOCK_T"])
+        moved = passes * chosen["BLOCK_T"] * (columns * BYTES * tensors + 8)  # with mean and reciprocal deviation
+        return Work(moved, () if forward else (passes,))
+
     name = f"layer_norm_{kernel}_{columns}" + ("_dropout" if fused else "") + ("_prenorm" if prenorm else "")
     odd = ("tokens", "threshold", "rows")
-    return Case(name, "layer_norm", f"{kernel}_kernel", _NORM, constants, dot=False, odd=odd, **more)
+    return Case(name, "layer_norm", f"{kernel}_kernel", _NORM, constants, dot=False, odd=odd, work=work, **more)
 
 
 _LOSS = {
@@ -85,8 +100,14 @@ def _loss(vocabulary: int, gradient: bool) -> Case:
     def constants(capability: int) -> dict:
         return {"GRADIENT": gradient, "SMOOTHING": gradient, **cross_entropy.parameters(capability, vocabulary)}
 
+    def work(chosen: dict) -> Work:
+        passes = -(-vocabulary // chosen["BLOCK_V"])
+        # A row that has a label is read, read again, half of it out of the cache, and written; the first loop is for one without.
+        return Work(vocabulary * BYTES * 2.5, (0, passes, passes)) if gradient else Work(vocabulary * BYTES, (passes,))
+
     name = f"cross_entropy_{vocabulary}" + ("_gradient_smoothing" if gradient else "")
-    return Case(name, "cross_entropy", "rows_kernel", _LOSS, constants, dot=False, odd=("losses", "right"))
+    odd = ("losses", "right")
+    return Case(name, "cross_entropy", "rows_kernel", _LOSS, constants, dot=False, odd=odd, work=work)
 
 
 _PADDING = {"x": "*i16", "out": "*i16", "mask": "*i64", "lengths": "*i32", "cu_seqlens": "*i32", "totals": "*i32"}
@@ -94,9 +115,16 @@ _PADDING |= {"indices": "*i64", "inverse": "*i32"}
 _PADDING |= dict.fromkeys(("sources", "rows", "columns", "x_n", "tokens", "sequences", "length", "mask_s"), COUNT)
 
 
-def _padding(name: str, kernel: str, constants: Callable[[int], dict], **types: str) -> Case:
+def _padding(
+    name: str, kernel: str, constants: Callable[[int], dict], work: Callable[[dict], Work] | None = None, **types: str
+) -> Case:
     odd = ("sources", "rows", "tokens", "sequences", "length", "mask_s")
-    return Case(f"padding_{name}", "padding", f"{kernel}_kernel", _PADDING | types, constants, dot=False, odd=odd)
+    types, more = _PADDING | types, {"work": work, "unbudgeted": "" if work else FEW}
+    return Case(f"padding_{name}", "padding", f"{kernel}_kernel", types, constants, dot=False, odd=odd, **more)
+
+
+def _gathered(chosen: dict) -> Work:
+    return Work(chosen["BLOCK_T"] * chosen["BLOCK_E"] * 2 * BYTES)
 
 
 _ROTARY = {"qkv": LOW, "table": FULL, "out": LOW} | dict.fromkeys(("tokens", "heads", "qkv_t", "qkv_p", "qkv_n"), COUNT)
@@ -106,8 +134,15 @@ def _rotary(size: int, backwards: bool, **more) -> Case:
     def constants(capability: int) -> dict:
         return {"BACKWARDS": backwards, **rotary.parameters(capability, size)}
 
+    def work(chosen: dict) -> Work:
+        """Of three programs one copies v, in the first loop, and two turn q or k, which share the table's float32 angles."""
+        heads = 12
+        moved = chosen["BLOCK_T"] * (heads * size * BYTES * 2 + chosen["HALF"] * 2 * 4 / 3)
+        return Work(moved, (heads / 3, heads * 2 / 3))
+
     name = f"rotary_{size}" + ("_backwards" if backwards else "")
-    return Case(name, "rotary", "rotate_kernel", _ROTARY, constants, dot=False, odd=("tokens", "heads"), **more)
+    odd = ("tokens", "heads")
+    return Case(name, "rotary", "rotate_kernel", _ROTARY, constants, dot=False, odd=odd, work=work, **more)
 
 
 CASES = [
@@ -127,10 +162,13 @@ CASES = [
         lambda _: {"BIAS": True, **layer_norm.REDUCTION},
         dot=False,
         odd=("programs",),
+        unbudgeted=FEW,
     ),
     *(_loss(30528, gradient) for gradient in (False, True)),
-    _padding("gather_768", "gather", lambda capability: padding.parameters(capability, 768)),
-    _padding("scatter_1024", "gather", lambda capability: padding.parameters(capability, 1024), indices="*i32"),
+    _padding("gather_768", "gather", lambda capability: padding.parameters(capability, 768), _gathered),
+    _padding(
+        "scatter_1024", "gather", lambda capability: padding.parameters(capability, 1024), _gathered, indices="*i32"
+    ),
     _padding("count", "count", lambda _: dict(padding.PLAN)),
     _padding("index", "index", lambda _: dict(padding.PLAN)),
     _padding("inversion", "inversion", lambda _: dict(padding.INVERSION)),

@@ -1,0 +1,42 @@
+"""Kernels that issue more instructions for their bytes than budget.CEILING allows, each with a ceiling of its own, and why.
+
+A ceiling is what the kernel has today on an H200, rounded up, so that it cannot grow; with a better kernel it comes down.
+"""
+
+from __future__ import annotations
+
+ERF = "`tl.erf` is libdevice's, a quarter of whose instructions select constants"
+IDLE = "256 of the 1,024 lanes of a row's block have no column at 768"
+TWICE = "the backward draws dropout's numbers twice, besides lanes that are idle at 768"
+WINDOW = "each score is compared with the window, beside the conversion of its distance"
+SMALL_HEAD = "scores cost as much as at head size 64, for half the bytes"
+THREE = "three block-wide reductions for each 4,096 columns, and `tl.exp` instead of base 2"
+PRODUCTS = "its products grow with the square of the length: bytes do not bound it"
+
+CEILINGS = {
+    "attention_short backward, 128 x 32, bf16": (1.04, SMALL_HEAD),
+    "attention_short backward, 128 x 64, bf16, window": (0.87, WINDOW),
+    "attention_short forward, 128 x 64, bf16, no slopes, window": (0.77, WINDOW),
+    "attention_short backward, 128 x 64, bf16, no slopes, window": (0.83, WINDOW),
+    "attention_tiled forward, 64, bf16": (2.29, PRODUCTS),
+    "attention_tiled dq, 64, bf16": (1.44, PRODUCTS),
+    "attention_tiled dkdv, 64, bf16": (1.96, PRODUCTS),
+    "attention_tiled dkdv, 64, bf16, window": (1.30, PRODUCTS),
+    "attention_tiled forward, 128, bf16": (1.34, PRODUCTS),
+    "attention_tiled dq, 128, bf16": (1.02, PRODUCTS),
+    "attention_tiled dkdv, 128, bf16": (2.23, PRODUCTS),
+    "attention_tiled dkdv, 32, fp16, no slopes": (2.96, PRODUCTS),
+    "attention_tiled forward, 64, bf16, no slopes, window": (1.19, PRODUCTS),
+    "attention_tiled dq, 64, bf16, no slopes, window": (0.77, PRODUCTS),
+    "attention_tiled dkdv, 64, bf16, no slopes, window": (1.22, PRODUCTS),
+    "attention_tiled forward, 128, bf16, no slopes, window": (0.85, PRODUCTS),
+    "attention_tiled dkdv, 64, fp32": (9.96, PRODUCTS),
+    "glu_forward_3072_gelu_dropout": (1.20, ERF),
+    "glu_forward_4096_gelu": (0.96, ERF),
+    "glu_backward_3072_gelu_dropout": (0.89, ERF),
+    "glu_backward_4096_gelu": (0.77, ERF),
+    "layer_norm_forward_768_dropout": (1.04, IDLE),
+    "layer_norm_backward_768_dropout": (0.89, TWICE),
+    "cross_entropy_30528": (1.62, THREE),
+    "cross_entropy_30528_gradient_smoothing": (1.28, THREE),
+}
