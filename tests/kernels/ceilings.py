@@ -5,7 +5,6 @@ A ceiling is what the kernel has today on an H200, rounded up, so that it cannot
 
 from __future__ import annotations
 
-ERF = "`tl.erf` is libdevice's, a quarter of whose instructions select constants"
 IDLE = "256 of the 1,024 lanes of a row's block have no column at 768"
 TWICE = "the backward draws dropout's numbers twice, besides lanes that are idle at 768"
 WINDOW = "each score is compared with the window, beside the conversion of its distance"
@@ -31,10 +30,6 @@ CEILINGS = {
     "attention_tiled dkdv, 64, bf16, no slopes, window": (1.22, PRODUCTS),
     "attention_tiled forward, 128, bf16, no slopes, window": (0.85, PRODUCTS),
     "attention_tiled dkdv, 64, fp32": (9.96, PRODUCTS),
-    "glu_forward_3072_gelu_dropout": (1.20, ERF),
-    "glu_forward_4096_gelu": (0.96, ERF),
-    "glu_backward_3072_gelu_dropout": (0.89, ERF),
-    "glu_backward_4096_gelu": (0.77, ERF),
     "layer_norm_forward_768_dropout": (1.04, IDLE),
     "layer_norm_backward_768_dropout": (0.89, TWICE),
     "cross_entropy_30528": (1.62, THREE),

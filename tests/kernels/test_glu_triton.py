@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 import kernels
+from kernels.triton import glu
 from tests.kernels.helpers import DEVICE, DTYPES, assert_as_exact, needs_triton
 
 SHAPES = [(0, 8), (1, 1), (1, 3), (3, 129), (5, 1001), (2, 3072)]  # tokens, columns of each half
@@ -111,3 +114,19 @@ def test_refused_without_gpu_and_interpreter(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match="device cpu: needs a CUDA GPU.*TRITON_INTERPRET=1"):
         kernels.glu(torch.zeros(3, 8), backend="triton")
+
+
+@triton.jit
+def _gelu_kernel(a, out, COUNT: tl.constexpr, EXACT: tl.constexpr):
+    i = tl.arange(0, COUNT)
+    value = tl.load(a + i)
+    tl.store(out + i, value * glu._below(value, EXACT))
+
+
+@needs_triton
+@pytest.mark.parametrize(("exact", "most"), [(False, 1e-6), (True, 5e-7)])
+def test_gelu_is_within_a_millionth_where_it_is_rounded_to_16_bits(exact, most):
+    a = torch.linspace(-12, 12, 2**14, device=DEVICE)
+    out = torch.empty_like(a)
+    _gelu_kernel[(1,)](a, out, COUNT=2**14, EXACT=exact)
+    assert (out.double() - torch.nn.functional.gelu(a.double())).abs().max() < most
