@@ -217,7 +217,7 @@ def _forever(loader: Loader) -> Iterator[dict]:
 
 def _from_text(texts: list[str], folder: Path, info: DatasetInfo, length: int) -> Iterator[dict]:
     """Batches of the same kind, each text tokenised when it is its turn."""
-    collate = _open(folder / "corpus", "sequences", length).dataset.parts[0].collate
+    collate = _open(folder / "corpus", "sequences", length).dataset.stages[0].collate
     encoder = tokenizer.encoder(folder / "corpus" / "tokenizer")
     for start in itertools.cycle(range(0, max(len(texts) - BATCH, 0) + 1, BATCH)):
         encodings = encoder.encode_batch_fast(texts[start : start + BATCH], add_special_tokens=False)

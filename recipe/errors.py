@@ -30,6 +30,10 @@ class UserError(Exception):
         super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}")
 
 
+class Stopped(Exception):
+    """A command ended because it was told to, and can be continued; the line says how. Its exit status is 143."""
+
+
 def one_line(error: object) -> str:
     """What another library's exception says, without line breaks and full stop, or its class if it says nothing."""
     return without_credentials(" ".join(str(error).split()))[:MOST].rstrip(".") or type(error).__name__
@@ -47,7 +51,7 @@ def say_error(text: object) -> None:
 
 
 def exit_status(action: Callable[[], object]) -> int:
-    """Run `action`; 0, 2 for a user's mistake, said in one line, 130 for Ctrl-C."""
+    """Run `action`; 0, 2 for a user's mistake, said in one line, 130 for Ctrl-C, 143 for an end that was asked for."""
     try:
         action()
     except UserError as error:
@@ -56,6 +60,9 @@ def exit_status(action: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 143  # what a shell says of SIGTERM
     return 0
 
 

@@ -22,6 +22,7 @@ from recipe.config import TrainConfig, load, to_dict
 from recipe.cost import prices
 from recipe.cost.expectation import expectation
 from recipe.cost.measures import LOSS, PAIRS, SCORE
+from recipe.cost.scale import Scale
 from recipe.errors import UserError, end, exit_status
 from recipe.model.architectures import ARCHITECTURES, architecture
 from recipe.model.config import EncoderConfig, padded_vocab_size
@@ -30,20 +31,17 @@ from recipe.objectives.objective import Counts
 from recipe.report.published import published_score
 from recipe.system.files import write_whole
 from recipe.system.hardware import data_sheet_flops, find_hardware
-from recipe.training import stages
+from recipe.training import cluster, stages
 from recipe.training.checkpoint import find_checkpoint
 from recipe.training.memory import (
     GIB,
     Need,
-    average_bytes,
+    bytes_beside,
     check_fits,
     choose_microbatch,
     need_of_batch,
-    optimizer_bytes,
     traced,
 )
-from recipe.training.optimizers import OPTIMIZERS
-from recipe.training.parallel import PARALLEL
 from recipe.training.start import adopt
 
 MODELS = {
@@ -79,13 +77,20 @@ class Forecast:
     need: Need  # of the stage that needs most
     microbatch: int  # in it
     expected: dict[str, str]  # in words, by what is measured
+    scale: Scale | None = None  # over several machines
 
 
 def forecast(
-    config: TrainConfig, row: prices.Row, count: int, budget_usd: float, speed: Speed, runs: Sequence[dict[str, Any]]
+    config: TrainConfig,
+    row: prices.Row,
+    count: int,
+    budget_usd: float,
+    speed: Speed,
+    runs: Sequence[dict[str, Any]],
+    machines: cluster.Cluster | None = None,
 ) -> Forecast:
     """What `budget_usd` buys on `count` devices of a price table's row, with the sequences as long as those that `speed` was
-    measured on, or full.
+    measured on, or full. Those of several `machines` wait for each other, as `recipe.cost.scale` has it.
 
     Raises:
         UserError: no budget, no device, or a budget below one batch.
@@ -95,7 +100,10 @@ def forecast(
     # Packed, what depends on a run's documents needs their number.
     by_documents = config.data.batching == "tokens" and (config.stages.share or config.data.mask_rate_end is not None)
     step = step_of(config, speed, count, "sp" if by_documents else "ba")
-    step_s = step.seconds
+    scaled = (
+        cluster.scaled_step(config, sizes_of(config), step.tokens, step.seconds, count, machines) if machines else None
+    )
+    step_s = scaled.step if scaled else step.seconds
     most_s = budget_usd / (row.usd_per_hour * count) * 3600
     batches = int(most_s / step_s)
     if not batches:
@@ -110,18 +118,15 @@ def forecast(
         config, duration=f"{round(batches * step.sequences)}sp" if by_documents else f"{batches}ba"
     )
     tokens = round(batches * step.tokens)
-    expected = expectations(config, runs, tokens, budget_usd)
-    return Forecast(
-        config, row, count, speed, budget_usd, batches * step_s, tokens, batches, need, microbatch, expected
-    )
+    expected, seconds = expectations(config, runs, tokens, budget_usd), batches * step_s
+    return Forecast(config, row, count, speed, budget_usd, seconds, tokens, batches, need, microbatch, expected, scaled)
 
 
 def _need(config: TrainConfig, row: prices.Row, count: int, autocast: torch.dtype | None) -> tuple[Need, int]:
     """Of a run without stages, and its microbatch."""
     sizes, data, ranks = sizes_of(config), config.data, ranks_of(row, count)
     kind, learns = architecture(config.model.name), objective_of(to_dict(config))
-    state_bytes = optimizer_bytes(OPTIMIZERS[config.optimizer.name], learns, kind, sizes, data.sequence_length)
-    beside = PARALLEL[config.parallel].bytes_beside(state_bytes + average_bytes(config.average), ranks)
+    beside = bytes_beside(config, learns, kind, sizes, ranks)
     need = need_of_batch(
         learns, kind, beside, sizes, data.sequence_length, data.mask_rate, autocast,
         traced(config.model.attention, config.model.kernels),
@@ -137,9 +142,7 @@ class Step:
     tokens: float
     seconds: float
     sequences: float
-    evaluation: (
-        float  # seconds of such a step for each sequence of an evaluation, which are as long as the last stage's
-    )
+    evaluation: float  # seconds of such a step for each sequence of an evaluation, as long as the last stage's
 
 
 def step_of(config: TrainConfig, speed: Speed, count: int, unit: str = "ba") -> Step:
@@ -309,6 +312,7 @@ def tell(found: Forecast) -> list[str]:
         f"{found.seconds / 3600:.3g} h",
         f"  costs   ${usd:,.4g} of ${found.budget_usd:,g}; evaluation, checkpoints and fine-tuning are not in it",
         f"  memory  {memory}",
+        *(cluster.tell(found.scale) if found.scale else ()),
         *(f"  {name:<7} {text}" for name, text in found.expected.items()),
     ]
 
@@ -341,6 +345,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--gpu", help="a row of the price table, such as h200; cpu-core for a CPU; absent: this machine"
     )
     parser.add_argument("--count", type=int, help="GPUs, or cores (1; of this machine all)")
+    parser.add_argument(
+        "--nodes", type=int, help="machines, each with --count GPUs: what their links cost is counted too"
+    )
+    parser.add_argument("--network-gbit", type=float, default=100, help="of each node to the others (%(default)s)")
+    parser.add_argument("--link-gbyte", type=float, default=200, help="of each GPU within a node (%(default)s)")
+    parser.add_argument(
+        "--parts", default=cluster.PARTS, help="what was measured of loader and checkpoints (%(default)s)"
+    )
     parser.add_argument("--budget-usd", type=float, required=True)
     parser.add_argument("--model", default="base", help="base, large, small, or a training YAML (%(default)s)")
     parser.add_argument("--mfu", type=float, help="state the share of the peak that is reached")
@@ -359,6 +371,10 @@ def plan(words: argparse.Namespace) -> None:
         source = find_checkpoint(config.init_from, "init_from")
         config = adopt(config, source.trained_as().name, source.sizes)
     row, count = where(words.gpu, words.count, words.prices, config)
+    machines = None
+    if words.nodes is not None:
+        machines = cluster.cluster_of(words.nodes, words.network_gbit, words.link_gbyte, words.parts)
+        count *= words.nodes
     runs = recorded(words.runs)
     if words.record:
         speed = measured_speed(records.read_record(words.record), words.record)
@@ -366,7 +382,7 @@ def plan(words: argparse.Namespace) -> None:
         speed = stated_speed(row, words.mfu, "stated")
     else:
         speed = find_speed(row, config.model.name, runs)
-    found = forecast(config, row, count, words.budget_usd, speed, runs)
+    found = forecast(config, row, count, words.budget_usd, speed, runs, machines)
     print("\n".join([*tell(found), "", as_yaml(found)]))
     if row.memory_gib:
         check_fits(found.need, found.microbatch, row.memory_gib * GIB, f"one {row.name}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from composer import Callback, Evaluator, Event, State
-from composer.core import DataSpec, TimeUnit
+from composer.core import DataSpec
 from composer.loggers import LoggerDestination
 from composer.utils import dist, reproducibility
 from torch import nn
@@ -23,29 +24,33 @@ from torch import nn
 from recipe import convert, records
 from recipe.config import TrainConfig, run_main, to_dict
 from recipe.cost import prices
+from recipe.data import storage
 from recipe.data.batch import Batch, count_sequences, count_tokens, split_batch
 from recipe.data.cache import local_folder
 from recipe.data.masking import evenly
 from recipe.data.shards import index_digest
-from recipe.data.stream import open_loader
+from recipe.data.stream import open_documents, open_loader
 from recipe.errors import UserError, end
 from recipe.objectives.objective import Counts
 from recipe.system.files import set_aside
 from recipe.system.hardware import Hardware, find_hardware, keep_freed_memory
 from recipe.system.progress import clock
 from recipe.system.quiet import quiet_libraries
-from recipe.training import ceilings, checkpoint_files, memory, nodes
+from recipe.training import ceilings, checkpoint_files, initial_words, memory, nodes, pulse
 from recipe.training.averaging import Averaging
 from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, limit_of, loss_words, say
 from recipe.training.checks import parse_time, progress_by_documents
 from recipe.training.compiled import compiled_step
 from recipe.training.composer_model import Pretraining
+from recipe.training.initial_words import RANDOM
 from recipe.training.loggers import build_loggers
 from recipe.training.optimizers import build_optimizer
 from recipe.training.parallel import PARALLEL
 from recipe.training.preflight import Plan, make_plan
 from recipe.training.rates import Rate
 from recipe.training.schedules import fallen
+from recipe.training.start_lines import say_start
+from recipe.training.stopping import Stopping
 from recipe.training.trainer import OnDevice, Trainer, join_ranks
 
 
@@ -57,6 +62,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, 
 
     Raises:
         UserError: before anything is written, for whatever cannot work; later, if memory runs out or another rank is gone.
+        Stopped: behind a checkpoint, for a run that was told to end.
     """
     join_ranks(find_hardware(config.device, config.precision, dist.get_world_size()).kind)
     plan = make_plan(config)
@@ -66,9 +72,16 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, 
     if plan.hardware.kind == "cpu":
         keep_freed_memory()
     plan = agreed(plan)  # no rank writes before every rank has checked
+    with nodes.owned(plan.out, plan.resumes):
+        return fit(plan, callbacks)
+
+
+def fit(plan: Plan, callbacks: Sequence[Callback]) -> dict[str, Any]:
+    """Train as planned, into the run's folder, which is this command's alone."""
+    config = plan.config
     reproducibility.seed_all(config.seed)
     model = build_model(plan)
-    record = start_record(plan, model)
+    record, checkpoint = start_record(plan, model), last_checkpoint(plan)
     hardware = with_measured_peak(plan.hardware)
     meter = Meter(
         hardware,
@@ -78,23 +91,26 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, 
         keep(plan, record),
         plan.objective.metrics,
     )
+    say_start(plan, record, hardware)
+    if plan.config.model.initial_words != RANDOM and checkpoint is None:
+        record["initial_words"] = begin_words(plan, model, meter.progress.total)
     averaging = Averaging(model, config.average, plan.batches) if config.average.steps else None
     logs = build_loggers(config.loggers, plan.out, record)
-    trainer = build_trainer(plan, model, [meter, *filter(None, [averaging]), *callbacks], logs)
-    say_start(plan, record, hardware)
+    trainer = build_trainer(plan, model, checkpoint, [meter, *filter(None, [averaging]), *callbacks], logs)
     for log in logs:
         say(f"  log: {log.where}")
     try:
-        trainer.fit()
-        if averaging:
-            record["averaged_batches"] = averaging.count
-        finish(plan, model, record, meter.progress)
+        with trainer:
+            trainer.wait_at_most(config.rank_timeout)
+            with pulse.watched():
+                trainer.fit()
+            if averaging:
+                record["averaged_batches"] = averaging.count
+            finish(plan, model, record, meter.progress)
     except RuntimeError as error:
         if not memory.out_of_memory(error):
             raise
         raise UserError(memory.explain(error, plan.microbatch, hardware.name)) from None
-    finally:
-        trainer.close()
     return record
 
 
@@ -127,6 +143,18 @@ def build_model(plan: Plan) -> nn.Module:
     return model
 
 
+def begin_words(plan: Plan, model: nn.Module, total: Sums) -> dict[str, Any]:
+    """Word embeddings and bias from counts of the text, which rank 0 makes; their seconds are the run's first. For the record."""
+    config, started = plan.config, time.perf_counter()
+    kept = plan.objective.kept(model)
+    documents = open_documents(config.data, plan.info, config.data.train_split)
+    words = nodes.decided(lambda: initial_words.learn(config, documents, plan.encoder, plan.info.vocabulary.size))
+    initial_words.put(kept, plan.architecture.vocabulary_rows, words)
+    total.seconds += time.perf_counter() - started
+    say(f"  words begin at {config.model.initial_words} of {words.tokens:,} tokens, made in {clock(total.seconds)}")
+    return {"tokens": words.tokens, "seconds": total.seconds}
+
+
 def with_measured_peak(hardware: Hardware) -> Hardware:
     """A CPU's ceiling is measured: all ranks at once, each on its own threads."""
     if hardware.kind == "gpu":
@@ -148,12 +176,17 @@ def wrapped(plan: Plan, model: nn.Module) -> Pretraining:
 
 
 def build_trainer(
-    plan: Plan, model: nn.Module, callbacks: Sequence[Callback], loggers: Sequence[LoggerDestination] = ()
+    plan: Plan,
+    model: nn.Module,
+    checkpoint: Path | None,
+    callbacks: Sequence[Callback],
+    loggers: Sequence[LoggerDestination] = (),
 ) -> Trainer:
-    config, gpu, checkpoint = plan.config, plan.hardware.kind == "gpu", last_checkpoint(plan)
-    random_state = RandomStateOnResume()
+    config, gpu = plan.config, plan.hardware.kind == "gpu"
+    random_state, stopping = RandomStateOnResume(), Stopping()
     trainer = PARALLEL[config.parallel].trainer(
         count_tokens=batch_weight,
+        stopping=stopping,
         model=wrapped(plan, model),
         optimizers=build_optimizer(model, config.optimizer, plan.hardware.activation_dtype),
         schedulers=Rate(config.schedule),
@@ -170,10 +203,10 @@ def build_trainer(
         save_folder=str(plan.out / checkpoint_files.FOLDER),
         save_filename=checkpoint_files.SAVED,
         save_latest_filename=checkpoint_files.LATEST,
-        save_interval=save_interval(plan),
+        save_interval=stopping.saves(save_interval(plan)),
         save_num_checkpoints_to_keep=config.keep_checkpoints,
         load_path=str(checkpoint) if checkpoint else None,
-        callbacks=[*callbacks, random_state],
+        callbacks=[*callbacks, random_state, stopping],
         loggers=loggers,
         progress_bar=False,
     )
@@ -302,6 +335,8 @@ def keep(plan: Plan, record: dict[str, Any]):
         record["cost"] = prices.bill(total.seconds, plan.hardware.count, plan.price, plan.hardware.kind)
         record.update({name: getattr(total, name) for name in ("tokens", "sequences", "batches")})
         record["waiting_for_data"] = limit_of(total)
+        if storage.is_remote(plan.config.data.path):
+            record["network"] = {name: getattr(total, f"network_{name}") for name in ("seconds", "retries", "bytes")}
         record["loss_curve"], record["eval_curve"] = progress.loss_curve, progress.eval_curve
         record["eval"] = progress.eval_curve[-1] if progress.eval_curve else None
         if dist.get_global_rank() == 0:
@@ -312,8 +347,9 @@ def keep(plan: Plan, record: dict[str, Any]):
 
 def finish(plan: Plan, model: nn.Module, record: dict[str, Any], progress: Progress) -> None:
     """Write the encoder, then the record, and say both."""
+    whole = PARALLEL[plan.config.parallel].whole(model, lambda: build_model(plan))
     if dist.get_global_rank() == 0:
-        plan.architecture.save(plan.objective.kept(model), plan.out / "encoder")
+        plan.architecture.save(plan.objective.kept(whole), plan.out / "encoder")
     record["status"] = "finished"
     keep(plan, record)(progress)
     said, cost = loss_words(record["eval"], plan.objective.metrics), record["cost"]
@@ -323,52 +359,15 @@ def finish(plan: Plan, model: nn.Module, record: dict[str, Any], progress: Progr
     )
     if "averaged_batches" in record:
         say(f"  evaluated and saved: the mean of the weights after {record['averaged_batches']:,} batches")
+    if spent := record.get("network"):
+        say(
+            f"  network: {spent['bytes'] / 1e6:,.1f} MB in {clock(spent['seconds'])} of fetching beside training, "
+            f"{spent['retries']:,} requests sent again"
+        )
     limit = record["waiting_for_data"]
     if limit["limit"] == "loader":
         waited = f"{limit['waiting']:.1%} of the time went into waiting for the next batch"
         say(f"  the loader was the limit: {waited}; more data.workers may help")
-
-
-def say_start(plan: Plan, record: dict[str, Any], hardware: Hardware) -> None:
-    config, split = plan.config, plan.info.split(plan.config.data.train_split)
-    source = "best matrix product here" if hardware.kind == "cpu" else "data sheet"
-    peak = (
-        f"peak {hardware.peak_flops / 1e12:.3g} TFLOP/s ({source})" if hardware.peak_flops else "peak unknown, no MFU"
-    )
-    say(f"{plan.architecture.name}, {record['parameters'] / 1e6:.1f} M parameters -> {plan.out}")
-    for line in plan.start.said if plan.start else ():
-        say(f"  {line}")
-    say(f"  on {hardware.devices}, {record['precision']}, {peak}")
-    say(f"  {plan.backends.in_short}")
-    if config.model.compile:
-        say("  compiled by torch.compile; the first step takes longer")
-    for line in batch_lines(plan):
-        say(f"  {line}")
-    if parse_time("", config.duration).unit == TimeUnit.TOKEN:
-        say(f"  duration: {config.duration}, ends with the batch that reaches it")
-    say(f"  data: {split.documents:,} documents, {split.tokens:,} tokens in {config.data.path}")
-    say(f"  price: ${plan.price.usd_per_hour} per {hardware.unit}-hour ({plan.price.source})")
-
-
-def batch_lines(plan: Plan) -> list[str]:
-    """What is taken at a time, by stage where there are several."""
-    lines = []
-    for number, (stage, chosen) in enumerate(zip(plan.stages, plan.microbatches, strict=True), 1):
-        line = microbatch_line(chosen, stage.batch_size // plan.ranks)
-        if len(plan.stages) > 1:
-            begins = f"from {stage.first:,} documents on" if stage.first else "first"
-            line = f"stage {number}, {begins}: {stage.batch_size} sequences of up to {stage.sequence_length} tokens; {line}"
-        lines.append(line)
-    return lines
-
-
-def microbatch_line(chosen: memory.Microbatch, share: int) -> str:
-    line = f"microbatch: {chosen.size} of {share} sequences"
-    if chosen.size < share:
-        line += f" ({chosen.why})"
-    if chosen.need is None:
-        return line
-    return f"{line}, needs {chosen.need / memory.GIB:.2g} of {chosen.capacity / memory.GIB:.3g} GiB free"
 
 
 def main(config: TrainConfig) -> None:

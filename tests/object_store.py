@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import boto3
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
@@ -14,20 +16,47 @@ from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
 
 BUCKET = "texts"
+Answer = Callable[[Callable[[], Response]], Response]  # of what makes the true one
+LONG_AGO = "Sat, 01 Jan 2000 00:00:00 GMT"
 REFUSAL = (
     "<?xml version='1.0'?><Error><Code>InvalidAccessKeyId</Code>"
     "<Message>The AWS Access Key Id you provided does not exist in our records.</Message></Error>"
 )
 
 
+def status(code: int, **headers: str) -> Answer:
+    return lambda true: Response("try again", code, {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def late(seconds: float) -> Answer:
+    def answer(true: Callable[[], Response]) -> Response:
+        time.sleep(seconds)
+        return true()
+
+    return answer
+
+
+def other(content: bytes) -> Answer:
+    """As an older object would be."""
+    return lambda true: Response(content, 200, {"Content-Length": str(len(content)), "Last-Modified": LONG_AGO})
+
+
+def half(true: Callable[[], Response]) -> Response:
+    """As many bytes announced as there are, and then the connection ends."""
+    found = true()
+    content = found.get_data()
+    return Response([content[: len(content) // 2]], found.status, found.headers)
+
+
 class ObjectStore:
-    """moto's application behind a gate. `requests` are all that came, as "GET /texts/a"; `failures` those answered with 500."""
+    """moto's application behind a gate. `requests` are all that came, as "GET /texts/a"; `failures` those that got something else
+    than the true answer."""
 
     def __init__(self) -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it would log every request
         self.requests: list[str] = []
         self.failures: list[str] = []
-        self._fail, self._matching, self._known_key = 0, "", "test"
+        self._fail, self._matching, self._how, self._known_key = 0, "", status(500), "test"
         s3_backends.reset()  # moto keeps its buckets in the process
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._lock = threading.Lock()
@@ -50,9 +79,16 @@ class ObjectStore:
         )
         self.client.create_bucket(Bucket=BUCKET)
 
-    def fail(self, times: int, matching: str = "") -> None:
-        """Answer the next requests, of those whose "METHOD /path" holds `matching`, with 500."""
-        self._fail, self._matching = times, matching
+    def fail(self, times: int, matching: str = "", how: Answer | None = None) -> None:
+        """Answer the next requests, of those whose "METHOD /path" holds `matching`, with 500, or as `how` says."""
+        self._fail, self._matching, self._how = times, matching, how or status(500)
+
+    def put(self, dataset: Path) -> None:
+        """A prepared dataset as `corpus/`, as preparation would have uploaded it; what was asked until then is forgotten."""
+        for file in dataset.rglob("*"):
+            if file.is_file() and file.suffix not in (".mds", ".lock"):
+                self.write(f"corpus/{file.relative_to(dataset)}", file.read_bytes())
+        self.requests.clear()
 
     def names(self, prefix: str = "") -> list[str]:
         """What lies in the bucket."""
@@ -79,7 +115,7 @@ class ObjectStore:
                 self._fail -= 1
                 self.failures.append(what)
         if failing:
-            return Response("try again", 500)(environ, start_response)
+            return self._how(lambda: Response.from_app(self._moto, environ))(environ, start_response)
         if f"Credential={self._known_key}/" not in request.headers.get("Authorization", ""):
             return Response(REFUSAL, 403, content_type="application/xml")(environ, start_response)
         return self._moto(environ, start_response)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from signal import SIGINT, Signals
+from signal import SIGINT, SIGKILL, SIGSTOP, Signals
 
 from recipe import train
 from recipe.config import TrainConfig, run_main
@@ -76,12 +77,15 @@ def interrupted(
             )
         )  # fmt: skip
     for rank, process in enumerate(processes):
+        if sent == SIGSTOP and rank == dies:
+            os.killpg(process.pid, SIGKILL)  # it would stay stopped
         _, err = process.communicate(timeout=300)
         assert "Traceback" not in err
         if dies in (None, rank):
-            assert process.returncode == (130 if sent == SIGINT else -int(sent)), err
+            assert process.returncode == (130 if sent == SIGINT else -int(SIGKILL if sent == SIGSTOP else sent)), err
         else:
-            assert process.returncode == 2 and f"error: rank {rank}: another rank is gone" in err, err
+            named = rf"error: rank {rank}: rank {dies} on machine {dies if nodes else 0} is gone or hangs \(.*\n"
+            assert process.returncode == 2 and re.fullmatch(named, err), err
         wait_for(lambda process=process: not group_members(process.pid), seconds=1)
     seen = [[json.loads(line) for line in (folder / str(rank)).read_text().splitlines()] for rank in range(ranks)]
     return [sum(shares, []) for shares in zip(*seen, strict=True)]

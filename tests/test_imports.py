@@ -52,7 +52,7 @@ ONLY_IN = {
     "sentence_transformers": ["recipe/export/"],
     "omegaconf": ["recipe/config/loading.py"],
     "filelock": ["recipe/system/files.py"],
-    "fcntl": ["recipe/corpus/ownership.py"],  # a lock that several share
+    "fcntl": ["recipe/system/files.py", "recipe/corpus/ownership.py"],  # of a folder; a lock that several share
     "tensorboard": [],
     "torch.utils.tensorboard": ["recipe/training/loggers.py"],
     "wandb": ["recipe/training/loggers.py"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -53,21 +54,33 @@ def test_two_ranks_that_are_killed_become_one(yaml, tmp_path, batching):
 
 def test_a_machine_vanishes_and_the_run_continues(yaml, tmp_path):
     """Two that share nothing: each has a folder of its own, checkpoints are in the first one's alone, and its newest is torn."""
-    unbroken = seen_by(yaml, f"out={tmp_path / 'unbroken'}")
+    order = "data.order=canonical"  # each machine reads its own parts
+    unbroken = seen_by(yaml, order, f"out={tmp_path / 'unbroken'}")
     nodes = [f"out={tmp_path / name / 'run'}" for name in ("one", "two")]
-    before = interrupted(tmp_path / "seen", str(yaml), ranks=2, sent=signal.SIGKILL, at=13, nodes=nodes, dies=1)
+    before = interrupted(tmp_path / "seen", str(yaml), order, ranks=2, sent=signal.SIGKILL, at=13, nodes=nodes, dies=1)
     assert before == unbroken[:13]
     first, second = (tmp_path / name / "run/checkpoints" for name in ("one", "two"))
     newest = first / "ba10-rank0.pt"
     newest.write_bytes(newest.read_bytes()[:-100])
     assert not list(second.glob("*.pt"))
-    again = interrupted(tmp_path / "again", str(yaml), "autoresume=true", ranks=2, sent=0, at=0, nodes=nodes)
+    again = interrupted(tmp_path / "again", str(yaml), order, "autoresume=true", ranks=2, sent=0, at=0, nodes=nodes)
     assert again == unbroken[5:]
     assert (second / "ba5-rank0.pt").read_bytes() == (first / "ba5-rank0.pt").read_bytes()
     assert (first / "ba10-rank0.pt.torn").is_file(), "set aside, so that it could be written anew"
     a, b = (read_record(tmp_path / name) for name in ("one/run", "unbroken"))
     assert (a["tokens"], a["sequences"], a["batches"]) == (b["tokens"], b["sequences"], b["batches"])
     assert a["status"] == "finished" and not (tmp_path / "two/run/run.json").exists()
+
+
+def test_a_machine_that_hangs_is_named_within_the_limit(yaml, tmp_path):
+    """Its process is stopped, its connections stay; `interrupted` compares the line that the other ends with."""
+    nodes = [f"out={tmp_path / name / 'run'}" for name in ("one", "two")]
+    limit = 15
+    words = (str(yaml), f"rank_timeout={limit}")
+    seen = interrupted(tmp_path / "seen", *words, ranks=2, sent=signal.SIGSTOP, at=7, nodes=nodes, dies=1)
+    assert len(seen) == 7
+    waited = time.time() - (tmp_path / "seen/0").stat().st_mtime
+    assert limit - 1 < waited < limit + 60, "not Composer's 300 seconds"
 
 
 @pytest.mark.parametrize("fail_at", [7, 8])

@@ -225,3 +225,46 @@ def test_a_yaml_holds_what_differs_and_nothing_else():
     assert json.loads(json.dumps(plan.MODELS)).keys() == {"base", "large", "small"}
     for file in plan.MODELS.values():
         assert plan.sizes_of(load(TrainConfig, str(ROOT / file))).vocab_size == 30528
+
+
+def test_several_machines_pay_for_their_links(small, tmp_path, capsys):
+    parts = tmp_path / "parts.json"
+    measured = {
+        "planned_documents_per_s": 1e6,
+        "read_tokens_per_s": 1e6,
+        "checkpoint_bytes_per_s": 1e9,
+        "shard_bytes_per_token": 2.0,
+    }
+    parts.write_text(json.dumps({"parts": measured}))
+    words = [
+        "--gpu",
+        "H200",
+        "--budget-usd",
+        "1",
+        "--mfu",
+        "0.3",
+        "--model",
+        small,
+        "--parts",
+        str(parts),
+        "--count",
+        "2",
+    ]
+    assert command(*words, "--nodes", "4", "--network-gbit", "10") == 0
+    printed = capsys.readouterr().out
+    assert "on 8 GPUs" in printed and "nodes   4 of 2: 10 Gbit/s between them, 200 GB/s within, both stated" in printed
+    batches = int(re.search(r"([\d,]+) batches", printed)[1].replace(",", ""))
+    step = float(re.search(r"step    ([\d.e+-]+) ms", printed)[1]) / 1000
+    price = prices.row_named("h200", str(PRICES)).usd_per_hour
+    assert batches == pytest.approx(3600 / price / 8 / step, rel=0.01)
+    assert command(*words[:-1], "8") == 0
+    alone = int(re.search(r"([\d,]+) batches", capsys.readouterr().out)[1].replace(",", ""))
+    assert batches < alone
+    for more, said in (
+        (["--nodes", "0"], "give at least 1 node"),
+        (["--nodes", "3"], "batch_size=256 is not divisible by the 6 ranks"),
+        (["--nodes", "2", "--parts", small], "not what `python -m benchmarks.scale DATASET` writes"),
+        (["--nodes", "2", "--parts", "nowhere.json"], "nowhere.json: No such file or directory"),
+    ):
+        assert command(*words, *more) == 2
+        assert said in capsys.readouterr().err

@@ -16,7 +16,9 @@ from kernels.cpu import build
 from recipe.errors import UserError
 from recipe.finetune.kinds import CLASSIFICATION
 from recipe.records import read_record, write_record
+from recipe.system import files
 from recipe.system.hardware import find_hardware
+from recipe.training.callbacks import AfterBatch
 from recipe.training.checkpoint import find_checkpoint
 from tests.mistakes import refused
 from tests.processes import call, start, wait_for
@@ -128,6 +130,24 @@ def test_a_checkpoint_is_an_encoder_before_the_run_is_over(yaml, tmp_path, model
         parameters = found.fine_tuned(CLASSIFICATION, 2, chosen).named_parameters()
         encoders.append({name: p for name, p in parameters if "embeddings" in name})
     assert encoders[0] and any(not torch.equal(p, encoders[1][name]) for name, p in encoders[0].items())
+
+
+def test_a_second_command_on_the_same_folder_is_one_line(yaml, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "PATIENCE", 0.2)
+    words = ("duration=4ba", "log_every=1", "checkpoint_every=1ba", "autoresume=true")
+    said = []
+
+    def second(state) -> None:
+        if state.timestamp.batch == 2:
+            said.append(refused(run, yaml, *words))
+
+    whole = run(yaml, *words, callbacks=[AfterBatch(second)])
+    expected = f"out={tmp_path / 'run'}: another command trains there; wait for its end, or choose another folder"
+    assert said == [expected] and whole["status"] == "finished"
+    (tmp_path / "begun").mkdir()
+    with files.held(tmp_path / "begun"):
+        assert "another command trains there" in refused(run, yaml, *words, f"out={tmp_path / 'begun'}")
+    assert not list((tmp_path / "begun").iterdir())
 
 
 @pytest.mark.parametrize("launcher", ["composer", "torchrun"])

@@ -10,6 +10,7 @@ from recipe.model.architectures import ARCHITECTURES
 from recipe.objectives import OBJECTIVES
 from recipe.settings import MISSING, setting
 from recipe.training.averages import AVERAGES
+from recipe.training.initial_words import INITIAL_WORDS
 from recipe.training.optimizers import OPTIMIZERS
 from recipe.training.parallel import PARALLEL
 from recipe.training.schedules import SCHEDULES
@@ -61,6 +62,15 @@ class Data:
         result=False,
     )
     shuffle_seed: int = setting(9176, "of the order of documents")
+    order: str = setting(
+        "global",
+        "of documents; global: shuffled over all shards, so each machine reads them all; canonical: a batch has as many of each "
+        "part of the dataset, and each machine reads its own parts only",
+        choices=("global", "canonical"),
+    )
+    canonical_parts: int = setting(
+        4, "with order=canonical, the parts; machines whose number divides it have no part in common", least=2
+    )
 
 
 _AS_ROW = "none: as the architecture has it"
@@ -104,6 +114,12 @@ class Model:
     hidden_dropout_prob: float = setting(0.1, "dropout of embeddings and of each layer's outputs", least=0, below=1)
     attention_probs_dropout_prob: float = setting(0.0, "dropout of attention probabilities", least=0, below=1)
     initializer_range: float = setting(0.02, "standard deviation of the initial weights", above=0)
+    initial_words: str = setting(
+        "random",
+        "where word embeddings begin; random: as every weight; frequencies: the same, and the decoder's bias at each token's log "
+        "frequency; counts: that bias, and embeddings from what tokens stand near each other in a sample of the text",
+        choices=INITIAL_WORDS,
+    )
     attention: str = setting("auto", "attention backend, a name that `python -m kernels.backends` prints")
     kernels: str = setting("auto", "backend of the other kernels, likewise")
     compile: bool = setting(False, "run the training step through torch.compile; its first step takes up to a minute")
@@ -217,6 +233,12 @@ class TrainConfig:
     checkpoint_at: list[int] = setting([], "save after these batches instead, and at the end", least=1, result=False)
     keep_checkpoints: int = setting(2, "checkpoints that are kept, the newest", least=1, result=False)
     autoresume: bool = setting(False, "continue the run that `out` holds", result=False)
+    rank_timeout: float = setting(
+        300.0,
+        "seconds that ranks wait in training for one that does not come, before they end and name it",
+        above=0,
+        result=False,
+    )
     loggers: list[str] = setting(
         [],
         "where the lines of progress go beside the terminal: into `out`, nothing is sent unless the environment says so",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -58,26 +59,27 @@ class Documents:
         self._keep_bytes = keep_gib * 2**30
         self._remote = f"{remote.rstrip('/')}/{split}" if remote else None
         self._opened: dict[int, Future[_Shard]] = {}
-        self._entered: list[int] = []  # shards of the block
         self._pool: ThreadPoolExecutor | None = None  # of the process that reads, which may be a fork of this one
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def enter(self, block: Block, turn: int) -> None:
-        """Open the shards of a block, and those of the next one meanwhile; let go of all but these and the block's before.
+    def enter(self, block: Block, turn: int, mine: range = range(1), here: range = range(1)) -> None:
+        """Open the shards of a block, and those of the next one meanwhile; let go of all but these and the block's before, as a
+        batch may hold documents of two.
 
-        `turn` numbers the processes of this machine, so that each begins with another shard.
+        `turn` numbers the processes of this machine, so that each begins with another shard. Of a block's parts this process
+        reads `mine`, all of this machine `here`.
         """
-        wanted = [*np.roll(block.shards, -turn).tolist(), *np.roll(block.following, -turn).tolist()]
-        kept = {*wanted, *self._entered}  # a batch may hold documents of two blocks
-        for shard in self._opened.keys() - kept:
+        before, shards, following = (_of_parts(of, mine) for of in (block.before, block.shards, block.following))
+        wanted = [*np.roll(shards, -turn).tolist(), *np.roll(following, -turn).tolist()]
+        for shard in self._opened.keys() - {*wanted, *before.tolist()}:
             self._opened.pop(shard).cancel()
         if self._keep_bytes and turn == 0:
-            self._evict(kept)
+            near = (_of_parts(of, here) for of in (block.before, block.shards, block.following))
+            self._evict({*np.concatenate([*near]).tolist()})
         for shard in wanted:
             self._shard(shard)
-        self._entered = block.shards.tolist()
 
     def read(self, numbers: NDArray[np.int64], most: int) -> list[NDArray[np.unsignedinteger]]:
         """The first `most` tokens of each document.
@@ -100,11 +102,13 @@ class Documents:
         """Let go of every shard; what is being fetched at the moment is waited for."""
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
-        self._opened, self._entered, self._pool = {}, [], None
+        self._opened, self._pool = {}, None
 
     def _shard(self, number: int) -> Future[_Shard]:
         self._pool = self._pool or ThreadPoolExecutor(_THREADS)
-        if number not in self._opened:
+        opened = self._opened.get(number)
+        failed = opened and opened.done() and not opened.cancelled() and isinstance(opened.exception(), storage.Failing)
+        if opened is None or failed:  # what failed while it was fetched ahead may not when it is needed
             self._opened[number] = self._pool.submit(self._open, number)
         return self._opened[number]
 
@@ -143,7 +147,9 @@ class Documents:
                 with suppress(FileNotFoundError):  # or removed again by a process that has read it already
                     return _map(raw)
                 if self._remote:
-                    storage.fetch(self._remote, (packed or raw).relative_to(self._folder).as_posix(), self._folder)
+                    wanted = shard["zip_data"] or shard["raw_data"]
+                    hashed = wanted["hashes"][HASH]
+                    storage.fetch(self._remote, wanted["basename"], self._folder, _hash_of, hashed)
                 if not packed:
                     return _map(raw)
                 try:
@@ -170,6 +176,14 @@ class Documents:
         return self._folder / self._index[number]["raw_data"]["basename"]
 
 
+def _of_parts(shards: Sequence[NDArray[np.int64]], parts: range) -> NDArray[np.int64]:
+    return np.concatenate(shards[parts.start : parts.stop])
+
+
+def _hash_of(file: Path) -> str:
+    return get_hash(HASH, file.read_bytes())
+
+
 def _map(file: Path) -> mmap.mmap:
     with file.open("rb") as stream:
         if os.fstat(stream.fileno()).st_size == 0:
@@ -184,7 +198,7 @@ def unpack(packed: Path, raw: Path, shard: dict[str, Any]) -> None:
         UserError: its hash is another, or there is more in it.
         OSError, ValueError: what the system, or the decompressor, said.
     """
-    if get_hash(HASH, packed.read_bytes()) != shard["zip_data"]["hashes"][HASH]:
+    if _hash_of(packed) != shard["zip_data"]["hashes"][HASH]:
         raise UserError(f"{packed}: its hash is not the one in the index, so its bytes have changed; {REMEDY}")
     most = shard["raw_data"]["bytes"]
 

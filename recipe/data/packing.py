@@ -29,7 +29,8 @@ class PackedBatchSampler:
 
     lengths: NDArray[np.uint16]  # (all documents,) without [CLS] and [SEP]
     sequence_length: int
-    bins: int  # of a batch, over all ranks
+    bins: int  # of a batch, over all ranks; in a canonical order as many of each part
+    parts: int = 1
 
     def batches(self, numbers: Iterable[NDArray[np.int64]], position: int) -> Iterator[GlobalBatch]:
         """From the batch that begins at this position on; `numbers` are the documents from there, in pieces. Documents at the end
@@ -41,7 +42,8 @@ class PackedBatchSampler:
             sizes = np.minimum(self.lengths[left].astype(np.int64), self.sequence_length - 2) + 2
             start = 0
             while True:
-                bins = fill(sizes[start : start + self.bins * _BIN_DOCUMENTS], self.bins, capacity)
+                turn = position % self.parts
+                bins = fill(sizes[start : start + self.bins * _BIN_DOCUMENTS], self.bins, capacity, self.parts, turn)
                 end = start + len(bins)
                 if end == len(left):  # the batch may have room for more
                     break
@@ -50,19 +52,25 @@ class PackedBatchSampler:
             left = left[start:]
 
 
-def fill(sizes: NDArray[np.int64], bins: int, capacity: int) -> list[int]:
-    """The bin of each document, in order, up to the first that fits into none: each goes where the least room is left over."""
-    free = list(range(capacity * bins, (capacity + 1) * bins))  # room x bins + bin, ascending
+def fill(sizes: NDArray[np.int64], bins: int, capacity: int, parts: int = 1, turn: int = 0) -> list[int]:
+    """The bin of each document, in order, up to the first that fits into none: each goes where the least room is left over.
+
+    Document i is of part (turn + i) % parts, which has the bins of its own, so many one after another.
+    """
+    own = bins // parts
+    free = [list(range(capacity * own, (capacity + 1) * own)) for _ in range(parts)]  # room x own + bin, ascending
     held, chosen = [0] * bins, []
-    for size in sizes.tolist():
-        place = bisect_left(free, size * bins)
-        if place == len(free):
+    for number, size in enumerate(sizes.tolist(), start=turn):
+        part = number % parts
+        room_left = free[part]
+        place = bisect_left(room_left, size * own)
+        if place == len(room_left):
             break
-        room, at = divmod(free.pop(place), bins)
-        chosen.append(at)
-        held[at] += 1
-        if held[at] < _BIN_DOCUMENTS:
-            insort(free, (room - size) * bins + at, hi=place)
+        room, at = divmod(room_left.pop(place), own)
+        chosen.append(part * own + at)
+        held[chosen[-1]] += 1
+        if held[chosen[-1]] < _BIN_DOCUMENTS:
+            insort(room_left, (room - size) * own + at, hi=place)
     return chosen
 
 

@@ -11,14 +11,16 @@ import functools
 import logging
 import os
 import tempfile
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from recipe.data import network
 from recipe.errors import UserError, one_line
 from recipe.system.files import DISK_FULL, write_whole
 
@@ -26,6 +28,10 @@ SCHEMES = ("s3", "gs", "oci", "azure", "azure-dl")
 _ATTEMPTS = 4
 _THREADS = 8  # that ask for small files at once; botocore keeps ten connections
 _PAUSE_S = 0.5  # before the second attempt; doubled before each further one
+_MOST_PAUSE_S = 60.0  # however much longer the store asks for
+_SILENCE_S = (
+    20.0  # without a byte until S3's client asks again, three times an attempt: in all less than ranks wait for one
+)
 _ABSENT, _REFUSED = {"404", "NoSuchKey", "NoSuchBucket"}, {"400", "401", "403", "AccessDenied", "InvalidAccessKeyId"}
 _REMEDY = "look at the credentials, the bucket's name and the endpoint"
 # it warns of every folder that is not empty, which ours never are
@@ -69,6 +75,14 @@ class Absent(UserError):
     """The store answers, and has no such file."""
 
 
+class Failing(UserError):
+    """The store does not do what it should, which may change."""
+
+
+class _Other(Exception):
+    """What came is not what was to come."""
+
+
 def is_remote(path: str) -> bool:
     """Whether this names a folder in an object store.
 
@@ -88,32 +102,73 @@ def is_remote(path: str) -> bool:
     return True
 
 
-def fetch(remote: str, name: str, local: Path) -> Path:
-    """Bring the file `remote/name` to `local/name`, whole or not at all, and return its place; one that is there is kept.
+def fetch(remote: str, name: str, local: Path, hashed: Callable[[Path], str] | None = None, content: str = "") -> Path:
+    """Bring the file `remote/name` to `local/name`, whole or not at all, and return its place; one that is there is kept. With
+    `hashed`, what comes must have the hash `content`.
 
-    Any number of threads and processes may fetch the same file at once. A store that fails is asked again a few times.
+    Any number of threads and processes may fetch the same file at once. A store that fails, or sends something else, is asked
+    again a few times, after the time that it asks for; all that is counted in `network`.
 
     Raises:
         Absent: there is no such file. Where listing is not allowed, S3 says that access is refused instead.
-        UserError: the store cannot be reached or refuses, or the local disk is full.
+        Failing: the store fails, or goes on to send something else.
+        UserError: it refuses, or the local disk is full.
     """
     file = local / name
     if file.exists():
         return file
-    url = _join(remote, name)
     file.parent.mkdir(parents=True, exist_ok=True)
+    began, size = time.monotonic(), 0
+    _sent.requests, _sent.again = set(), 0
+
+    def download(draft: Path) -> None:
+        _download(_join(remote, name), draft)
+        if hashed and hashed(draft) != content:
+            raise _Other("its hash is not the one in the index: the object was cut off, or is an older one")
+
+    try:
+        _repeated(_join(remote, name), file, download)
+        size = file.stat().st_size
+    finally:
+        network.add(network.Network(time.monotonic() - began, _sent.again, size))
+    return file
+
+
+def _repeated(url: str, file: Path, download: Callable[[Path], None]) -> None:
     for pause in _pauses():
         try:
-            write_whole(file, functools.partial(_download, url))
-            return file
+            return write_whole(file, download)
         except Exception as error:  # each store's client has its own
             kind = _kind(error)
             if kind == "absent":
                 raise Absent(f"{url}: no such file in the store; {_REMEDY}") from None
             if pause is None or kind:
                 raise _failure(url, "fetched", error, file) from None
-            time.sleep(pause)
+            if not url.startswith("s3://"):
+                _sent.again += 1
+            time.sleep(_patience(error, pause))
     raise AssertionError("the last attempt returns or raises")
+
+
+def _patience(error: Exception, pause: float) -> float:
+    """Seconds to wait: the store's own `Retry-After`, if it is longer and not too long."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore's
+        headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    else:
+        headers = getattr(response, "headers", None) or {}
+    asked = str(headers.get("retry-after") or headers.get("Retry-After") or "")
+    return min(max(pause, float(asked) if asked.isdecimal() else 0.0), _MOST_PAUSE_S)
+
+
+_sent = threading.local()  # of the fetch that this thread is at: S3's requests, and how many were sent again
+
+
+def _count_request(request: Any, **_: Any) -> None:
+    """botocore's clients ask again by themselves, and so does boto3 for a body that breaks off."""
+    asked = (request.method, request.url, request.headers.get("Range"))
+    _sent.again += asked in _sent.requests
+    _sent.requests.add(asked)
 
 
 def _download(url: str, file: Path) -> None:
@@ -153,7 +208,11 @@ def check(remote: str) -> None:
 def _downloader(scheme: str, process: int) -> Any:
     from streaming.base.storage import CloudDownloader  # takes seconds, so only who fetches pays for it
 
-    return CloudDownloader.get(f"{scheme}://")
+    downloader = CloudDownloader.get(f"{scheme}://")
+    if scheme == "s3":  # as Streaming would, but that its requests are counted
+        downloader._create_s3_client(timeout=_SILENCE_S)
+        downloader._s3_client.meta.events.register("before-send.s3", _count_request)
+    return downloader
 
 
 @functools.lru_cache
@@ -211,4 +270,7 @@ def _failure(url: str, what: str, error: Exception, file: Path) -> UserError:
     code, words = _answer(error)
     if _kind(error) == "full":
         return UserError(f"{file}: {error.strerror}; free some space and start again")
-    return UserError(f"{url}: cannot be {what}: {f'{code} ' if code else ''}{words}; {_REMEDY}")
+    if isinstance(error, _Other):
+        return Failing(f"{url}: cannot be {what}: {words}; upload it again, or prepare the dataset again")
+    line = f"{url}: cannot be {what}: {f'{code} ' if code else ''}{words}; {_REMEDY}"
+    return UserError(line) if _kind(error) else Failing(line)

@@ -17,20 +17,21 @@ from streaming.base.world import World
 from torch.utils.data import DataLoader, IterableDataset
 
 from recipe.config import Data
-from recipe.data import storage
+from recipe.data import network, storage
 from recipe.data.batch import BIN_SEQUENCES, Batch, Collate, Collator, PaddedCollator, Samples
 from recipe.data.cache import local_folder
 from recipe.data.documents import Documents
 from recipe.data.masking import Masker, RateSchedule, evenly
+from recipe.data.network import Network
 from recipe.data.packing import PackedBatchSampler, PackedCollator
-from recipe.data.sampler import BatchSampler, EpochSampler, GlobalBatch, Stage
+from recipe.data.sampler import BatchSampler, GlobalBatch, Stage, order_of, parts_of
 from recipe.data.shards import DatasetInfo
 from recipe.data.words import words_of
 from recipe.errors import UserError
 
 
 @dataclass(frozen=True)
-class Part:
+class Making:
     """How the batches of a stage are made."""
 
     first: int  # documents that the run has seen when it begins
@@ -46,10 +47,10 @@ class Batches(IterableDataset):
     Every worker process plans all batches of all ranks, and reads its share of those whose turn is its.
     """
 
-    def __init__(self, documents: Documents, parts: Sequence[Part], seed: int | None) -> None:
+    def __init__(self, documents: Documents, stages: Sequence[Making], seed: int | None) -> None:
         """`seed` is of the order, None that of an evaluation."""
         self.documents = documents
-        self.parts = tuple(parts)
+        self.stages = tuple(stages)
         self._seed = seed
         self._epoch, self._position = (0 if seed is None else -1), 0
         self._resumed = False
@@ -58,8 +59,8 @@ class Batches(IterableDataset):
     def __len__(self) -> int:
         """Batches of a whole epoch. Packed or of several stages, they are not known beforehand: `TypeError`, as of what has no
         length."""
-        sampler = self.parts[0].sampler
-        if isinstance(sampler, PackedBatchSampler) or len(self.parts) > 1:
+        sampler = self.stages[0].sampler
+        if isinstance(sampler, PackedBatchSampler) or len(self.stages) > 1:
             raise TypeError("packed batches and those of several stages are not counted beforehand")
         size, documents = sampler.documents, len(self.documents)
         return documents // size if sampler.whole else -(-documents // size)
@@ -70,32 +71,35 @@ class Batches(IterableDataset):
             self._epoch, self._position = self._epoch + 1, 0
         self._resumed = self.handed_out = False
 
-    def __iter__(self) -> Iterator[Batch | UserError]:
-        """An error ends it, as its last item: raised in a worker process, it would cost seconds a worker, and its one line."""
+    def __iter__(self) -> Iterator[tuple[Batch | UserError, Network]]:
+        """Each with what the network has cost this process since. An error ends it, as its last item: raised in a worker process,
+        it would cost seconds a worker, and its one line."""
         world = World.detect()
         try:
-            for number, (stage, global_batch) in enumerate(self.global_batches(world.worker_of_node)):
+            for number, (stage, global_batch) in enumerate(self.global_batches(world)):
                 if number % world.workers_per_rank == world.worker_of_rank:
-                    yield self._read(stage, global_batch, world.rank, world.num_ranks)
+                    yield self._read(stage, global_batch, world.rank, world.num_ranks), network.take()
         except UserError as error:
-            yield error
+            yield error, network.take()
         finally:
             self.documents.close()
 
-    def global_batches(self, turn: int = 0) -> Iterator[tuple[int, GlobalBatch]]:
+    def global_batches(self, world: World) -> Iterator[tuple[int, GlobalBatch]]:
         """What is left of the epoch, each with its stage, which is that of its first document; a block's shards are opened when
-        it is reached."""
-        epoch = EpochSampler(self.documents.sizes, self._seed, self._epoch)
+        it is reached, those of this rank's parts."""
+        parts = self.stages[0].sampler.parts
+        epoch = order_of(self.documents.sizes, self._seed, self._epoch, parts)
+        mine, here = parts_of(world.rank, world.num_ranks, parts), parts_of(world.node, world.num_nodes, parts)
 
         def numbers(position: int) -> Iterator[NDArray[np.int64]]:
             for block in epoch.after(position):
-                self.documents.enter(block, turn)
+                self.documents.enter(block, world.worker_of_node, mine, here)
                 yield block.numbers
 
         position, stage, over = self._position, -1, False
         while not over:
             stage, over = self._stage_at(position), True
-            for global_batch in self.parts[stage].sampler.batches(numbers(position), position):
+            for global_batch in self.stages[stage].sampler.batches(numbers(position), position):
                 yield stage, global_batch
                 position = global_batch.seen + len(global_batch.numbers)
                 if self._stage_at(position) != stage:
@@ -105,18 +109,18 @@ class Batches(IterableDataset):
     def _stage_at(self, position: int) -> int:
         """The stage of the batch that begins at this position of the epoch."""
         seen = self._epoch * len(self.documents) + position
-        return bisect_right([part.first for part in self.parts], seen) - 1
+        return bisect_right([stage.first for stage in self.stages], seen) - 1
 
     def _read(self, stage: int, global_batch: GlobalBatch, rank: int, ranks: int) -> Batch:
-        part = self.parts[stage]
-        bins = part.sampler.bins // ranks if isinstance(part.sampler, PackedBatchSampler) else 0
+        making = self.stages[stage]
+        bins = making.sampler.bins // ranks if isinstance(making.sampler, PackedBatchSampler) else 0
         numbers, bins_of = global_batch.of_rank(rank, ranks, bins)
         named = numbers
         if bins_of is None and not len(numbers):  # an evaluation's last batch has fewer documents than there are ranks
             numbers, named = global_batch.numbers[:1], np.array([-1])
         seen = self._epoch * len(self.documents) + global_batch.seen
-        batch = part.collate(Samples(self.documents.read(numbers, part.most), named, self._epoch, seen, bins_of))
-        return {**batch, "stage": stage} if len(self.parts) > 1 else batch
+        batch = making.collate(Samples(self.documents.read(numbers, making.most), named, self._epoch, seen, bins_of))
+        return {**batch, "stage": stage} if len(self.stages) > 1 else batch
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, int]:
         """Composer asks with the documents that all ranks have seen since the epoch's beginning."""
@@ -134,7 +138,8 @@ class Loader(DataLoader):
 
     def __iter__(self) -> Iterator[Batch]:
         self.dataset.begin_epoch()
-        for batch in super().__iter__():
+        for batch, spent in super().__iter__():
+            network.add(spent)
             if isinstance(batch, UserError):
                 raise batch
             self.dataset.handed_out = True
@@ -151,6 +156,12 @@ def check_vocabulary(folder: Path, info: DatasetInfo) -> None:
             f"{file} is not the vocabulary that the shards were made with (dataset.json has another sha256); "
             "put the old one back, or prepare the dataset again"
         )
+
+
+def open_documents(data: Data, info: DatasetInfo, split: str) -> Documents:
+    """Those of a split; a `UserError` if its index or lengths cannot be used."""
+    remote = data.path if storage.is_remote(data.path) else None
+    return Documents(local_folder(data), split, remote, data.cache_gib, info.dtype)
 
 
 def open_loader(
@@ -176,28 +187,27 @@ def open_loader(
     Raises:
         UserError: the split's index or lengths cannot be used, or it does not fill one batch.
     """
-    split = data.train_split if train else data.eval_split
-    remote = data.path if storage.is_remote(data.path) else None
-    documents = Documents(local_folder(data), split, remote, data.cache_gib, info.dtype)
+    documents = open_documents(data, info, data.train_split if train else data.eval_split)
     schedule = None
     if train and data.mask_rate_end is not None:
         schedule = RateSchedule(data.mask_rate, data.mask_rate_end, run_documents, fallen)
     masking, ranks = _masking(data, info, train, seed, schedule), World.detect().num_ranks
+    parts = data.canonical_parts if train and data.order == "canonical" else 1
 
-    def part(stage: Stage) -> Part:
+    def making(stage: Stage) -> Making:
         length, masked = stage.sequence_length, dataclasses.replace(masking, sequence_length=stage.sequence_length)
         collate = collator(masked) if collator else masked
-        sampler: BatchSampler | PackedBatchSampler = BatchSampler(stage.batch_size, whole=train)
+        sampler: BatchSampler | PackedBatchSampler = BatchSampler(stage.batch_size, whole=train, parts=parts)
         if batching == "padded":
             collate = PaddedCollator(collate, info.vocabulary.pad_id)
         elif train and batching == "tokens":
             bins = stage.batch_size // BIN_SEQUENCES
-            sampler = PackedBatchSampler(documents.lengths, length, bins)
+            sampler = PackedBatchSampler(documents.lengths, length, bins, parts)
             collate = PackedCollator(collate, length, info.vocabulary.pad_id, masking.highest_rate, bins // ranks)
-        return Part(stage.first, sampler, collate, length - 2)
+        return Making(stage.first, sampler, collate, length - 2)
 
     stages = stages or [Stage(0, data.sequence_length, batch_size * ranks)]
-    batches = Batches(documents, [part(stage) for stage in stages], data.shuffle_seed if train else None)
+    batches = Batches(documents, [making(stage) for stage in stages], data.shuffle_seed if train else None)
     if train:
         _check_filled(batches, data)
     return Loader(
@@ -225,8 +235,8 @@ def _masking(data: Data, info: DatasetInfo, train: bool, seed: int, schedule: Ra
 
 
 def _check_filled(batches: Batches, data: Data) -> None:
-    for sampler in (part.sampler for part in batches.parts):
-        blocks = EpochSampler(batches.documents.sizes, data.shuffle_seed, 0).after(0)
+    for sampler in (stage.sampler for stage in batches.stages):
+        blocks = order_of(batches.documents.sizes, data.shuffle_seed, 0, sampler.parts).after(0)
         if next(sampler.batches((block.numbers for block in blocks), 0), None) is not None:
             continue
         what = f"{sampler.documents:,} documents" if isinstance(sampler, BatchSampler) else (
@@ -236,9 +246,10 @@ def _check_filled(batches: Batches, data: Data) -> None:
 
 
 def _ignore_interrupts(_: int) -> None:
-    """Ctrl-C reaches every process of a run; the one that trains ends the others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C, and what a scheduler sends, reach every process of a run; the one that trains ends the others."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
+def _as_it_is(item: tuple[Batch | UserError, Network]) -> tuple[Batch | UserError, Network]:
+    return item

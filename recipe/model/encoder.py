@@ -164,17 +164,24 @@ class Layer(nn.Module):
         self.post_norm = config.norm == "post"
 
     def forward(
-        self, x_TD: Tensor, added_TD: Tensor | None, sequences: Sequences, keep_M: Tensor | None = None
+        self,
+        x_TD: Tensor,
+        added_TD: Tensor | None,
+        sequences: Sequences,
+        keep_M: Tensor | None = None,
+        still: Still | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """The residual stream, and what is still to be added to it; the same two are given, None for nothing."""
+        """The residual stream, and what is still to be added to it; the same two are given, None for nothing. With `still` they
+        are given of the tokens `keep_M` alone, (M, D), which see the others as they stand still."""
+        if still is not None:
+            return self._narrow(x_TD, added_TD, sequences, keep_M, still)
         x_TD, y_TD = self._before_attention(x_TD, added_TD)
         added_TD = self.attention(y_TD, sequences, keep_M)
         return self._after_attention(x_TD if keep_M is None else x_TD[keep_M], added_TD)
 
-    def narrow(
+    def _narrow(
         self, x_MD: Tensor, added_MD: Tensor | None, sequences: Sequences, keep_M: Tensor, still: Still
     ) -> tuple[Tensor, Tensor | None]:
-        """The same of the tokens `keep_M` alone, which see the others as they stand still."""
         x_MD, y_MD = self._before_attention(x_MD, added_MD)
         _, y_TD = self._before_attention(still.x_TD, None)
         added_MD = self.attention(torch.cat([y_TD, y_MD])[still.rows_T], sequences, keep_M)
@@ -249,7 +256,7 @@ class Encoder(nn.Module):
             still = Still(x_TD, _rows(keep, counted, len(input_ids)))
         x_TD, added_TD = self.layers[wide](x_TD, added_TD, sequences, keep)
         for layer in self.layers[wide + 1 :]:
-            x_TD, added_TD = layer.narrow(x_TD, added_TD, sequences, keep, still)
+            x_TD, added_TD = layer(x_TD, added_TD, sequences, keep, still)
         if self.final_norm is not None:
             x_TD = self.final_norm(added_TD, x_TD)
         return x_TD if keep is not None else x_TD[:tokens]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 from filelock import FileLock
 
 DEEPEST = 100  # levels of a JSON file
+PATIENCE = 10.0  # seconds; a loader's workers see within five that nobody trains any more
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -25,6 +28,29 @@ def locked(file: Path, while_waiting: Callable[[], None] = lambda: None) -> Iter
     # nothing frees the lock that the library would make where there is no `flock`
     with FileLock(file, poll_interval=0.2, fallback_to_soft=False).acquire(cancel_check=while_waiting):
         yield
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[bool]:
+    """Whether this process has the folder to itself, from now to the end. Nothing is written for it; a killed process's children,
+    who hold it too, are waited for. On a file system without locks everybody has it."""
+    handle, ends = os.open(folder, os.O_RDONLY), time.monotonic() + PATIENCE
+    try:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > ends:
+                    yield False
+                    return
+                time.sleep(0.1)
+                continue
+            except OSError:
+                pass
+            yield True
+            return
+    finally:
+        os.close(handle)
 
 
 def write_whole(file: Path, content: str | Callable[[Path], object]) -> None:

@@ -13,6 +13,7 @@ from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
 
 from recipe.cost.prices import Price, bill
+from recipe.data import network
 from recipe.data.batch import count_tokens
 from recipe.system.hardware import Hardware
 from recipe.system.progress import clock, time_left
@@ -34,6 +35,9 @@ class Sums:
     batches: int = 0
     seconds: float = 0.0  # of training: evaluation and checkpoints are not in it
     waiting: float = 0.0  # seconds of these in which the device was idle until its next batch came; a rank's mean
+    network_seconds: float = 0.0  # of fetching from an object store, beside training or not, evaluation's too
+    network_retries: int = 0
+    network_bytes: int = 0
 
     def add(self, other: Sums) -> None:
         for name in (one.name for one in dataclasses.fields(self) if one.name != "measured"):
@@ -93,6 +97,7 @@ class Meter(Callback):
         self._asked = (0.0, False)  # when the loader was asked for a batch, and whether the device was idle already
         self._waiting = 0.0  # on this rank, not yet in `_line`
         self._evaluated = 0  # masked tokens that this rank has seen in an evaluation
+        self._retries_said = False
 
     def fit_start(self, state: State, logger: Logger) -> None:
         self._clock = time.perf_counter()
@@ -105,12 +110,16 @@ class Meter(Callback):
         self._evaluated += count_tokens(state.batch)["loss_generating"]
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        masked = torch.tensor(self._evaluated, device=self.hardware.device)
-        dist.all_reduce(masked)
+        everything = torch.cat([torch.tensor([self._evaluated], dtype=torch.float64), _network()]).to(
+            self.hardware.device
+        )
+        dist.all_reduce(everything)
+        masked, *spent = everything.tolist()
         values = {
             name: float(metric.compute()) if masked else None for name, metric in state.eval_metrics["eval"].items()
         }
         total = self.progress.total
+        total.add(_of_network(*spent))
         self.progress.eval_curve.append({"batch": total.batches, "tokens": total.tokens, **values})
         say(f"batch {total.batches:>6} evaluation: {loss_words(values, self.metrics)}")
         self._clock = time.perf_counter()
@@ -164,11 +173,12 @@ class Meter(Callback):
         device = self.hardware.device
         measured = torch.zeros(len(self.metrics), device=device) if self._measured is None else self._measured
         waiting = torch.tensor([self._waiting / dist.get_world_size()], dtype=torch.float64)
-        everything = torch.cat([torch.cat([self._counted, waiting]).to(device), measured.double()])
+        everything = torch.cat([torch.cat([self._counted, waiting, _network()]).to(device), measured.double()])
         dist.all_reduce(everything)
-        sequences, tokens, squared, masked, waited, *sums = everything.tolist()
+        sequences, tokens, squared, masked, waited, seconds, retries, size, *sums = everything.tolist()
         named = dict(zip(self.metrics, sums, strict=True))
         gathered = Sums(int(sequences), int(tokens), squared, int(masked), named, self._batches, passed, waited)
+        gathered.add(_of_network(seconds, retries, size))
         self._line.add(gathered)
         self.progress.total.add(gathered)
         self._counted.zero_()
@@ -200,6 +210,11 @@ class Meter(Callback):
             f"batch {row['batch']:>6} ({done:4.0%})  {loss_words(row, self.metrics)}"
             f"  lr {row['lr']:.1e}  {row['tokens_per_s']:,.0f} tokens/s{mfu}{waiting}  ${usd:,.4f}  ETA {eta}"
         )
+        if total.network_retries and not self._retries_said:
+            self._retries_said = True
+            say(
+                f"  the object store was asked again (requests so far: {total.network_retries:,}), which is only counted now"
+            )
         self.on_line(self.progress)
 
     def _mfu(self, line: Sums) -> float | None:
@@ -212,6 +227,16 @@ class Meter(Callback):
             if self.hardware.kind == "cpu" and dist.get_global_rank() == 0:
                 ceilings.keep("cpu", self.hardware.activation_dtype, reached / dist.get_world_size())
         return reached / self.peak_flops
+
+
+def _network() -> torch.Tensor:
+    """(3,) seconds, retries and bytes of this rank since the last time."""
+    spent = network.take()
+    return torch.tensor([spent.seconds, spent.retries, spent.bytes], dtype=torch.float64)
+
+
+def _of_network(seconds: float, retries: float, size: float) -> Sums:
+    return Sums(network_seconds=seconds, network_retries=int(retries), network_bytes=int(size))
 
 
 class AfterBatch(Callback):

@@ -15,6 +15,8 @@ from recipe.errors import UserError
 from recipe.settings import check_values
 from recipe.training import stages
 from recipe.training.averages import AVERAGES
+from recipe.training.initial_words import RANDOM
+from recipe.training.parallel import PARALLEL
 from recipe.training.schedules import SCHEDULES
 
 _UNITS = (TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN, TimeUnit.EPOCH)
@@ -28,12 +30,16 @@ def check_numbers(config: TrainConfig, info: DatasetInfo, ranks: int, batching: 
         try:
             _check_batches(stage.config, info, ranks)
             _check_bins(stage.config, ranks, batching)
+            _check_parts(stage.config, batching)
         except UserError as error:
             raise UserError(f"stage {number}: {error}" if len(several) > 1 else str(error)) from None
     _check_data(config, info)
     _check_batching(config, info, batching)
     _check_optimizer(config)
     _check_average(config, info, batching)
+    _check_initial_words(config)
+    if problem := PARALLEL[config.parallel].problem(config, ranks):
+        raise UserError(problem)
     for key in ("duration", "eval_every", "checkpoint_every"):
         parse_time(key, getattr(config, key))
     if parse_time("duration", config.duration).value < 1:
@@ -167,6 +173,14 @@ def _check_average(config: TrainConfig, info: DatasetInfo, batching: str) -> Non
         )
 
 
+def _check_initial_words(config: TrainConfig) -> None:
+    words = config.model.initial_words
+    if words != RANDOM and config.init_from is not None:
+        raise UserError(
+            f"model.initial_words={words}: the word embeddings of init_from would be lost; leave one of the two out"
+        )
+
+
 def _check_bins(config: TrainConfig, ranks: int, batching: str) -> None:
     for key, value in (("batch_size", config.batch_size // ranks), ("microbatch_size", config.microbatch_size)):
         if batching == "tokens" and value % BIN_SEQUENCES:
@@ -187,6 +201,18 @@ def _check_batching(config: TrainConfig, info: DatasetInfo, batching: str) -> No
         planned_documents(config, info, batching)
     if config.data.mask_rate_falls == "with_lr":
         _check_mask_rate(config)
+
+
+def _check_parts(config: TrainConfig, batching: str) -> None:
+    if config.data.order != "canonical":
+        return
+    multiple = config.data.canonical_parts * (BIN_SEQUENCES if batching == "tokens" else 1)
+    if config.batch_size % multiple:
+        bins = f", in whole bins of {BIN_SEQUENCES} sequences" if batching == "tokens" else ""
+        raise UserError(
+            f"batch_size={config.batch_size}: a batch holds as much of each of data.canonical_parts="
+            f"{config.data.canonical_parts}{bins}; give a multiple of {multiple}"
+        )
 
 
 def _check_mask_rate(config: TrainConfig) -> None:

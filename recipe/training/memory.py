@@ -23,13 +23,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kernels import backends
-from recipe.config import Average
+from recipe.config import Average, TrainConfig
 from recipe.errors import UserError
 from recipe.model.architecture import Architecture
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
 from recipe.objectives.objective import Objective
-from recipe.training.optimizers import Row
+from recipe.training.optimizers import OPTIMIZERS
+from recipe.training.parallel import PARALLEL
 
 GIB = 2**30
 FEW, MANY = 4, 1024  # sequences of the steps that are traced, and twice as many
@@ -113,8 +114,7 @@ def training_need(
     """What pretraining on full sequences needs; nothing is allocated to find it.
 
     Args:
-        bytes_beside: that a rank holds for a parameter beside what the step makes: the optimizer's state, and what
-            `recipe.training.parallel` adds.
+        bytes_beside: as the function of that name gives them.
         autocast: dtype of the activations, None for float32.
         chosen: as `traced` gives them; absent: fused ones.
         accumulates: whether a batch takes several microbatches, so that all gradients are there beside all activations.
@@ -141,18 +141,17 @@ def outline(learns: Objective, kind: Architecture, sizes: EncoderConfig, sequenc
         return learns.model(kind, sizes, sequence_length, traced())
 
 
-def optimizer_bytes(
-    optimizer: Row, learns: Objective, kind: Architecture, sizes: EncoderConfig, sequence_length: int
-) -> float:
-    """What it keeps for a parameter, the mean over a run's.
+def bytes_beside(config: TrainConfig, learns: Objective, kind: Architecture, sizes: EncoderConfig, ranks: int) -> float:
+    """What a rank holds for a parameter, the mean over a run's, beside what a step on one device makes.
 
     Raises:
-        UserError: it cannot train this model, or `outline`'s.
+        UserError: the optimizer cannot train these networks, or `outline`'s.
     """
-    model = outline(learns, kind, sizes, sequence_length)
+    model, optimizer = outline(learns, kind, sizes, config.data.sequence_length), OPTIMIZERS[config.optimizer.name]
     if problem := optimizer.problem(model):
         raise UserError(problem)
-    return optimizer.state_bytes(model)
+    state_bytes = optimizer.state_bytes(model) + average_bytes(config.average)
+    return PARALLEL[config.parallel].bytes_beside(model, state_bytes, ranks)
 
 
 def average_bytes(settings: Average) -> int:

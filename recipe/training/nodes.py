@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -16,28 +16,29 @@ import torch
 from composer.utils import dist
 
 from recipe.errors import UserError, one_line
-from recipe.system.files import digest, write_whole
+from recipe.system.files import digest, held, write_whole
 
 Found = TypeVar("Found")
 # What gloo and NCCL say where another rank has ended, or has not answered in time.
 _LOST = re.compile(
-    r"Connection (closed|reset) by peer|Broken pipe|Timed out waiting|remote process exited|NCCL.*timeout"
+    r"Connection (closed|reset) by peer|Broken pipe|Timed out waiting|timeout caused pair closure|remote process exited|"
+    r"NCCL.*timeout"
 )
 PIECE = 64 << 20  # bytes of a file that travel at a time
 _PLACE = re.compile(r"^\[\S*\] ")  # in gloo's source
 
 
 @contextmanager
-def all_ranks() -> Iterator[None]:
-    """Within it, a rank that is gone is one line of those that are left."""
+def all_ranks(lost: Callable[[], list[str]] = list) -> Iterator[None]:
+    """Within it, a rank that is gone or hangs is one line of those that are left; `lost` names it, as far as it can."""
     try:
         yield
     except RuntimeError as error:
         if not _LOST.search(str(error)):
             raise
         raise UserError(
-            f"rank {dist.get_global_rank()}: another rank is gone ({one_line(_PLACE.sub('', str(error)))}); the same command "
-            "continues from the last checkpoint with autoresume=true"
+            f"rank {dist.get_global_rank()}: {' and '.join(lost()) or 'another rank'} is gone or hangs "
+            f"({one_line(_PLACE.sub('', str(error)))}); the same command continues from the last checkpoint with autoresume=true"
         ) from None
 
 
@@ -55,6 +56,24 @@ def decided(look: Callable[[], Found]) -> Found:
     if said[1] is not None:
         raise UserError(said[1])
     return said[0]
+
+
+@contextmanager
+def owned(out: Path, resumes: bool) -> Iterator[None]:
+    """Rank 0 has the run's folder to itself until the end; for who comes second it is one line.
+
+    Raises:
+        UserError: another command has it, or has begun a run there since this one looked.
+    """
+    with ExitStack() as stack:
+
+        def take() -> None:
+            out.mkdir(parents=True, exist_ok=True)
+            if not stack.enter_context(held(out)) or (not resumes and any(out.iterdir())):
+                raise UserError(f"out={out}: another command trains there; wait for its end, or choose another folder")
+
+        decided(take)
+        yield
 
 
 def bring(file: Path) -> Path:

@@ -22,6 +22,7 @@ class Row:
     build: Callable[[nn.Module, Optimizer, torch.dtype], torch.optim.Optimizer]
     state_bytes: Callable[[nn.Module], float]  # that it keeps for a parameter, the mean over a model's
     problem: Callable[[nn.Module], str | None] = lambda model: None  # why it cannot train this model, in words
+    whole_matrices: bool = False  # whether a rank must have all of a matrix
 
 
 def _adamw(model: nn.Module, settings: Optimizer, dtype: torch.dtype) -> torch.optim.Optimizer:
@@ -62,7 +63,7 @@ def _muon_problem(model: nn.Module) -> str | None:
 
 OPTIMIZERS = {
     "adamw": Row(_adamw, state_bytes=lambda model: 8),  # two float32 moments
-    "muon": Row(_muon, _muon_bytes, _muon_problem),
+    "muon": Row(_muon, _muon_bytes, _muon_problem, whole_matrices=True),
 }
 
 

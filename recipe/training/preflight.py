@@ -33,8 +33,6 @@ from recipe.training import checkpoint_files, memory, nodes, stages
 from recipe.training.checks import check_numbers, planned_batches, planned_documents, planned_stages
 from recipe.training.compiled import check_compiles
 from recipe.training.loggers import check_loggers
-from recipe.training.optimizers import OPTIMIZERS
-from recipe.training.parallel import PARALLEL
 from recipe.training.start import Start, adopt, find_start
 
 
@@ -157,8 +155,7 @@ def choose_microbatch(
 ) -> memory.Microbatch:
     """What each rank takes at a time: as set, or the largest that fits; refused where nothing does."""
     share, wanted = config.batch_size // ranks, config.microbatch_size
-    optimizer = OPTIMIZERS[config.optimizer.name]
-    state_bytes = memory.optimizer_bytes(optimizer, learns, kind, encoder, config.data.sequence_length)
+    beside = memory.bytes_beside(config, learns, kind, encoder, ranks)
     capacity = memory.capacity_here(hardware.kind, ranks)
     if capacity is None:
         return memory.Microbatch(min(wanted or share, share), "the system does not say how much memory there is")
@@ -177,7 +174,6 @@ def choose_microbatch(
         )
 
     traced = memory.traced(chosen.attention.name, chosen.kernels.name)
-    beside = PARALLEL[config.parallel].bytes_beside(state_bytes + memory.average_bytes(config.average), ranks)
     of_step = (learns, kind, beside, encoder, data.sequence_length, data.mask_rate, hardware.autocast, traced)
     return choose(memory.need_of_batch(*of_step, in_pieces=lambda need: choose(need).size < share))
 

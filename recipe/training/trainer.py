@@ -22,9 +22,12 @@ from composer.devices import Device
 from composer.trainer.trainer import TrainerMode
 from composer.utils import dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 from recipe.system.quiet import quiet_stdout
+from recipe.training import pulse
 from recipe.training.checkpoint_files import composer_reads_safely
+from recipe.training.stopping import Stopping
 
 
 class OnDevice(dict):
@@ -50,15 +53,35 @@ def join_ranks(device: str | Device) -> None:
 
 
 class Trainer(composer.Trainer):
-    def __init__(self, *, count_tokens: Callable[[Batch], dict[str, float]], **arguments: Any) -> None:
-        """`count_tokens` is the training data's, and gets what `OnDevice.tokens` then says. The rest is Composer's."""
-        self._count_tokens = count_tokens
+    def __init__(
+        self, *, count_tokens: Callable[[Batch], dict[str, float]], stopping: Stopping | None = None, **arguments: Any
+    ) -> None:
+        """`count_tokens` is the training data's, and gets what `OnDevice.tokens` then says. The rest is Composer's; `stopping` is
+        one of the callbacks, absent in runs that are begun again instead of continued."""
+        self._count_tokens, self._stopping = count_tokens, stopping or Stopping()
         self._host = None  # the ranks' group for numbers on the host; None: the default one
         if dist.get_world_size() > 1 and torch.distributed.get_backend() != "gloo":
             with quiet_stdout():
                 self._host = torch.distributed.new_group(backend="gloo")
         with composer_reads_safely():  # of a run that is continued
             super().__init__(**arguments)
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close; after an error without Composer's wait for all ranks, which may not come or wait for this one elsewhere."""
+        if kind:
+            self.engine.close()
+        else:
+            self.close()
+
+    def wait_at_most(self, seconds: float) -> None:
+        """Of ranks for each other. What runs on GPUs may take a minute longer: its watchdog ends the process without a line."""
+        if dist.get_world_size() > 1:
+            if self._host:
+                distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=seconds), self._host)
+            distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=seconds + (60 if self._host else 0)))
 
     def _iter_dataloader(self, trainer_mode: TrainerMode) -> Iterator[Batch]:
         """Batches until the first rank has none left, or until as many as an epoch is to have."""
@@ -77,12 +100,14 @@ class Trainer(composer.Trainer):
     def _accumulate_time_across_ranks(
         self, num_samples: float, num_tokens: int, batch_time: datetime.timedelta
     ) -> tuple[int, int, datetime.timedelta]:
-        samples, tokens = self._sum_of_ranks([num_samples, num_tokens])
+        samples, tokens, asked = self._sum_of_ranks([num_samples, num_tokens, self._stopping.asked])
+        self._stopping.agreed = asked > 0
         return round(samples), round(tokens), batch_time
 
     def _sum_of_ranks(self, numbers: Sequence[float]) -> list[float]:
         if dist.get_world_size() == 1:
             return [float(number) for number in numbers]
+        pulse.met()
         tensor = torch.tensor(numbers, dtype=torch.float64)
         torch.distributed.all_reduce(tensor, group=self._host)
         return tensor.tolist()

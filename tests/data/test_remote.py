@@ -39,10 +39,7 @@ def parts(tiny_dataset, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def store(object_store: ObjectStore, parts: Path) -> ObjectStore:
-    for file in parts.rglob("*"):
-        if file.is_file() and file.suffix not in (".mds", ".lock"):
-            object_store.write(f"corpus/{file.relative_to(parts)}", file.read_bytes())
-    object_store.requests.clear()
+    object_store.put(parts)
     return object_store
 
 
@@ -111,7 +108,11 @@ def test_a_shard_that_arrives_changed_is_one_line(store, tmp_path):
     content[100] ^= 1
     store.write(name, bytes(content))
     said = refused(lambda: list(open_batches(remote(tmp_path / "cache"))))
-    assert "part-00002/shard.00000.mds.zstd: its hash is not the one in the index" in said
+    assert (
+        f"{REMOTE}/train/part-00002/shard.00000.mds.zstd: cannot be fetched: its hash is not the one in the index"
+        in said
+    )
+    assert not list((tmp_path / "cache/train/part-00002").glob("*.zstd")), "what is wrong is not kept"
 
 
 def test_places_that_hold_no_dataset_or_another(store, tmp_path):
@@ -171,7 +172,7 @@ def test_a_run_trains_and_resumes_from_a_store(store, parts, tmp_path):
     )  # fmt: skip
     record = run(yaml)
     local = run(yaml, f"data.path={parts}", "data.cache=null", f"out={tmp_path / 'local'}")
-    assert losses(record) == losses(local)
+    assert losses(record) == losses(local) and record["network"]["bytes"] > 0 and "network" not in local
     assert (tmp_path / "run" / "encoder" / "tokenizer.json").is_file()
     shutil.rmtree(tmp_path / "cache")
     again = (f"data.cache={tmp_path / 'elsewhere'}", "autoresume=true", "data.workers=1")

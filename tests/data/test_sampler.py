@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -31,6 +33,12 @@ def test_an_order_holds_each_document_once_and_is_found_from_any_place():
         assert numbers(other) != whole
 
 
+def test_the_order_of_runs_that_began_before_there_was_another_stays():
+    """As `EpochSampler` made it while it was the only one."""
+    digest = hashlib.sha256(np.array(numbers(EpochSampler(SIZES, seed=3, epoch=1))).tobytes()).hexdigest()
+    assert digest == "13e8a6fecaa35c5a3bf6e66b71b09d6c23d25667885a463f3f76f5c1dd1b9c13"
+
+
 def test_without_a_seed_the_order_is_the_shards_own():
     assert numbers(EpochSampler(SIZES, None, 5), 7) == list(range(7, sum(SIZES)))
 
@@ -40,9 +48,12 @@ def test_a_block_names_its_shards_and_the_next_one_s():
     assert len(blocks) > 2
     bounds = np.cumsum([0, *SIZES])
     for block, following in zip(blocks, [*blocks[1:], None], strict=True):
-        of_shards = np.concatenate([np.arange(bounds[i], bounds[i + 1]) for i in block.shards])
+        (shards,) = block.shards
+        of_shards = np.concatenate([np.arange(bounds[i], bounds[i + 1]) for i in shards])
         assert sorted(block.numbers) == sorted(of_shards)
-        assert block.following.tolist() == (following.shards.tolist() if following else [])
+        assert block.following[0].tolist() == (following.shards[0].tolist() if following else [])
+        if following:
+            assert following.before[0].tolist() == shards.tolist()
 
 
 def test_batches_of_sequences_follow_the_order_over_blocks():

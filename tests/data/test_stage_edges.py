@@ -19,9 +19,9 @@ STAGES = (Stage(0, 16, 64), Stage(300, 32, 32), Stage(700, 64, 128))
 BATCHINGS = ["sequences", "tokens", "padded"]
 
 
-def staged(folder, batching: str, workers: int = 0) -> Loader:
+def staged(folder, batching: str, workers: int = 0, order: str = "global") -> Loader:
     """Whole words masked, at a rate that falls."""
-    data = Data(path=str(folder), sequence_length=64, masking="word", mask_rate_end=0.1)
+    data = Data(path=str(folder), sequence_length=64, masking="word", mask_rate_end=0.1, order=order)
     return open_batches(data, 128, batching, workers=workers, run_documents=4_000, stages=STAGES)
 
 
@@ -45,10 +45,11 @@ def test_a_batch_has_the_form_of_the_stage_that_it_begins_in(tiny_dataset, batch
         len(loader.dataset)
 
 
+@pytest.mark.parametrize("order", ["global", "canonical"])
 @pytest.mark.parametrize("batching", BATCHINGS)
-def test_a_run_is_continued_from_every_batch(tiny_dataset, batching):
+def test_a_run_is_continued_from_every_batch(tiny_dataset, batching, order):
     """Before, at and after each edge, and into the next epoch."""
-    loader = staged(tiny_dataset, batching)
+    loader = staged(tiny_dataset, batching, order=order)
     batches, next_epoch = list(loader), [hashes(batch) for batch in islice(loader, 2)]
     unbroken, stage = [hashes(batch) for batch in batches], [batch["stage"] for batch in batches]
     edges = [stage.index(number) for number in (1, 2)]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from recipe.system import files
 from recipe.system.files import locked, write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,6 +92,35 @@ def test_a_lock_is_waited_for_and_ends_with_its_process(tmp_path):
         holder.kill()
         holder.wait()
         holder.stdout.close()
+
+
+def test_a_folder_is_one_process_s_until_it_ends(tmp_path, monkeypatch):
+    """Also of its children's, which outlive it when it is killed."""
+    monkeypatch.setattr(files, "PATIENCE", 0.2)
+    program = (
+        "import os, sys, time; from pathlib import Path; from recipe.system.files import held\n"
+        "with held(Path(sys.argv[1])) as mine:\n"
+        "    child = os.fork()\n"
+        "    if child: print(mine, child, flush=True)\n"
+        "    time.sleep(60)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    mine, child = holder.stdout.readline().split()
+    assert mine == "True"
+    with files.held(tmp_path) as ours:
+        assert not ours
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    with files.held(tmp_path) as ours:
+        assert not ours
+    os.kill(int(child), signal.SIGKILL)
+    monkeypatch.setattr(files, "PATIENCE", 30)
+    with files.held(tmp_path) as ours:
+        assert ours
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_makes_drafts_by_hand():

@@ -25,4 +25,4 @@ class ByHand(Trainer):
         return loss
 
 
-BY_HAND = Row(ByHand, bytes_beside=lambda state_bytes, ranks: state_bytes)
+BY_HAND = Row(ByHand, bytes_beside=lambda model, state_bytes, ranks: state_bytes)

@@ -56,7 +56,13 @@ def test_nothing_is_allocated_and_ranks_cost_their_buckets():
     enormous = EncoderConfig(hidden_size=8192, num_attention_heads=64, intermediate_size=32768, num_hidden_layers=3)
     one, eight = (
         training_need(
-            MASKED_LM, architecture("mosaic_bert"), PARALLEL["ddp"].bytes_beside(8, ranks), enormous, 64, 0.3, None
+            MASKED_LM,
+            architecture("mosaic_bert"),
+            PARALLEL["ddp"].bytes_beside(None, 8, ranks),
+            enormous,
+            64,
+            0.3,
+            None,
         )
         for ranks in (1, 8)
     )

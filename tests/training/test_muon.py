@@ -156,7 +156,7 @@ def test_the_memory_plan_knows_its_state(kind):
     gradients_of(model, 0)
     optimizer.step()
     held = sum(4 * value.numel() for state in optimizer.state.values() for value in state.values() if value.dim())
-    predicted = memory.optimizer_bytes(OPTIMIZERS["muon"], MASKED_LM, row, SIZES, 16)
+    predicted = OPTIMIZERS["muon"].state_bytes(memory.outline(MASKED_LM, row, SIZES, 16))
     assert predicted * sum(p.numel() for p in model.parameters()) == pytest.approx(held)
     matrices, shapes = muon.hidden_matrices(model), [(192, 64), (64, 64), (192, 64), (64, 96)]
     if kind == "hf_bert":

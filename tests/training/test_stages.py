@@ -103,7 +103,7 @@ def test_the_masking_rate_is_that_of_the_batch_s_place_in_the_run(yaml):
     rates = ("data.mask_rate=0.6", "data.mask_rate_end=0.1", "data.mask_rate_falls=with_lr", "schedule.final_lr=0")
     config = of(yaml, *rates)
     found = make_plan(config)
-    schedule = train.data_spec(found, train=True, batch_size=8).dataloader.dataset.parts[1].collate.schedule
+    schedule = train.data_spec(found, train=True, batch_size=8).dataloader.dataset.stages[1].collate.schedule
     assert progress_by_documents(config) == ([0, 160 / 216, 184 / 216, 1], [0, 0.5, 0.8, 1])
     for seen, batch in ((0, 0), (80, 5), (160, 10), (172, 13), (184, 16), (200, 18), (216, 20)):
         assert schedule(seen) == pytest.approx(0.6 - 0.5 * fallen(batch / 20, config.schedule))
