@@ -142,9 +142,7 @@ class Step:
     tokens: float
     seconds: float
     sequences: float
-    evaluation: (
-        float  # seconds of such a step for each sequence of an evaluation, which are as long as the last stage's
-    )
+    evaluation: float  # seconds of such a step for each sequence of an evaluation, as long as the last stage's
 
 
 def step_of(config: TrainConfig, speed: Speed, count: int, unit: str = "ba") -> Step:

@@ -12,6 +12,7 @@ from recipe.config import TrainConfig, load, to_dict
 from recipe.model.architectures import architecture
 from recipe.objectives import objective_of
 from recipe.plan import sizes_of
+from recipe.training import stages
 from recipe.training.checks import parse_time
 from recipe.training.memory import GIB, MARGIN, choose_microbatch, training_need
 from recipe.training.preflight import resolve_batching
@@ -36,6 +37,12 @@ def test_the_recipes_that_are_promised_are_there():
         "modern-base",
         "bert-base",
         "budget-20-usd",
+        "replaced-tokens-base",
+        "swapped-tokens-base",
+        "swapped-lm-base",
+        "muon-base",
+        "narrow-base",
+        "stages-base-512",
     } <= set(GPU_FILES)
 
 
@@ -45,10 +52,11 @@ def test_each_is_the_paper_s_recipe_with_what_its_name_says(name):
     parse_time("duration", config.duration)
     batching = resolve_batching(config.data.batching, architecture(config.model.name))
     assert config.microbatch_size == 0 and batching in ("sequences", "padded")
-    assert config.batch_size * config.data.sequence_length == 4096 * 128
+    for stage in stages.each(config):
+        assert stage.config.batch_size * stage.config.data.sequence_length == 4096 * 128
     optimizer = PAPER | ({"lr": 2e-4} if "large" in name else {})
     assert {key: getattr(config.optimizer, key) for key in optimizer} == optimizer
-    assert config.data.mask_rate == (0.15 if name == "bert-base" else 0.30)
+    assert config.data.mask_rate == (0.15 if name in ("bert-base", "replaced-tokens-base") else 0.30)
     length = re.search(r"-(\d+)$", name)
     assert config.data.sequence_length == (int(length[1]) if length and "usd" not in name else 128)
     said = heading(name)
