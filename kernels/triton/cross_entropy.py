@@ -22,11 +22,28 @@ from torch import Tensor
 from kernels.triton.device import capability, device_of
 
 IGNORED_LABEL = tl.constexpr(-100)
+LOG2_E = tl.constexpr(1.4426950408889634)
+LEAST = tl.constexpr(-1.0e38)  # below any logit, and finite: what is beyond the row is -inf, and infinitely far from it
 
 
 def parameters(capability: int, vocabulary: int) -> dict[str, Any]:
-    """A row's columns are taken 16 a thread at a time."""
-    return {"BLOCK_V": min(4096, max(8, triton.next_power_of_2(vocabulary))), "num_warps": 8, "num_stages": 1}
+    """A row's columns are taken 8 a thread at a time, as each of them keeps three numbers."""
+    return {"BLOCK_V": min(2048, max(8, triton.next_power_of_2(vocabulary))), "num_warps": 8, "num_stages": 1}
+
+
+@triton.jit
+def _with(x, v, greatest, guess, total):
+    """The greatest logit that each place has met, where that was, and the sum of exponentials below it, with x of column v."""
+    above = x > greatest
+    less = tl.exp2(-tl.abs(x - greatest) * LOG2_E)  # the smaller one's share of the greater
+    return tl.maximum(x, greatest), tl.where(above, v, guess), tl.where(above, total * less + 1.0, total + less)
+
+
+@triton.jit
+def _gradient(x, v, label, lse, z_loss, smoothing, columns):
+    """Of the loss by the logits x of columns v."""
+    gradient = tl.exp2((x - lse) * LOG2_E) * (1.0 + 2.0 * z_loss * lse) - smoothing / columns
+    return gradient - tl.where(v == label, 1.0 - smoothing, 0.0)
 
 
 @triton.jit
@@ -50,32 +67,43 @@ def rows_kernel(
     inside = (label >= 0) & (label < columns)  # no label may make a kernel read elsewhere
     of_label = tl.load(x_V + label, mask=inside, other=0.0).to(tl.float32)
     of_label += tl.load(bias + label, mask=inside, other=0.0).to(tl.float32)
-    greatest = -float("inf")
-    total = 0.0
-    sum_of_logits = 0.0
-    guess = columns
-    for first in range(0, columns, BLOCK_V):
+    # Each place of the block keeps its own greatest logit, where that is, and its sum: one reduction a row, not three a block.
+    greatest_V = tl.full((BLOCK_V,), LEAST, tl.float32)
+    guess_V = tl.full((BLOCK_V,), 0, tl.int32) + columns
+    total_V = tl.zeros((BLOCK_V,), tl.float32)
+    sum_V = tl.zeros((BLOCK_V,), tl.float32)
+    whole = columns // BLOCK_V * BLOCK_V
+    for first in range(0, whole, BLOCK_V):
         v = first + columns_V
+        x = tl.load(x_V + v).to(tl.float32) + tl.load(bias + v).to(tl.float32)
+        greatest_V, guess_V, total_V = _with(x, v, greatest_V, guess_V, total_V)
+        if SMOOTHING:
+            sum_V += x
+    if whole < columns:
+        v = whole + columns_V
         x = tl.load(x_V + v, mask=v < columns, other=-float("inf")).to(tl.float32)
         x += tl.load(bias + v, mask=v < columns, other=0.0).to(tl.float32)
-        here = tl.max(x, 0)
-        guess = tl.where(here > greatest, tl.min(tl.where(x == here, v, columns), 0), guess)
-        above = tl.maximum(greatest, here)
-        total = total * tl.exp(greatest - above) + tl.sum(tl.exp(x - above), 0)
-        greatest = above
+        greatest_V, guess_V, total_V = _with(x, v, greatest_V, guess_V, total_V)
         if SMOOTHING:
-            sum_of_logits += tl.sum(tl.where(v < columns, x, 0.0), 0)
-    lse = greatest + tl.log(total)
-    loss = lse - (1.0 - smoothing) * of_label - smoothing / columns * sum_of_logits + z_loss * lse * lse
+            sum_V += tl.where(v < columns, x, 0.0)
+    greatest = tl.max(greatest_V, 0)
+    guess = tl.min(tl.where(greatest_V == greatest, guess_V, columns), 0)
+    lse = greatest + tl.log(tl.sum(total_V * tl.exp2((greatest_V - greatest) * LOG2_E), 0))
+    loss = lse - (1.0 - smoothing) * of_label + z_loss * lse * lse
+    if SMOOTHING:
+        loss -= smoothing / columns * tl.sum(sum_V, 0)
     tl.store(losses + row, loss)
     tl.store(right + row, tl.where(guess == label, 1.0, 0.0))
     if GRADIENT:
-        for first in range(0, columns, BLOCK_V):
+        for first in range(0, whole, BLOCK_V):
             v = first + columns_V
+            x = tl.load(x_V + v).to(tl.float32) + tl.load(bias + v).to(tl.float32)
+            tl.store(x_V + v, _gradient(x, v, label, lse, z_loss, smoothing, columns).to(logits.dtype.element_ty))
+        if whole < columns:
+            v = whole + columns_V
             x = tl.load(x_V + v, mask=v < columns, other=0.0).to(tl.float32)
             x += tl.load(bias + v, mask=v < columns, other=0.0).to(tl.float32)
-            gradient = tl.exp(x - lse) * (1.0 + 2.0 * z_loss * lse) - smoothing / columns
-            gradient -= tl.where(v == label, 1.0 - smoothing, 0.0)
+            gradient = _gradient(x, v, label, lse, z_loss, smoothing, columns)
             tl.store(x_V + v, gradient.to(logits.dtype.element_ty), mask=v < columns)
 
 

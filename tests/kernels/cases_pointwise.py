@@ -101,7 +101,7 @@ def _loss(vocabulary: int, gradient: bool) -> Case:
         return {"GRADIENT": gradient, "SMOOTHING": gradient, **cross_entropy.parameters(capability, vocabulary)}
 
     def work(chosen: dict) -> Work:
-        passes = -(-vocabulary // chosen["BLOCK_V"])
+        passes = vocabulary // chosen["BLOCK_V"]  # beside the rest of a row, once
         # A row that has a label is read, read again, half of it out of the cache, and written; the first loop is for one without.
         return Work(vocabulary * BYTES * 2.5, (0, passes, passes)) if gradient else Work(vocabulary * BYTES, (passes,))
 
