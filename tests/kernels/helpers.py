@@ -13,6 +13,10 @@ INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETING or not torch.cuda.is_available() else "cuda"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
+# Roundings that are allowed besides, for float32 products on tensor cores (tests/kernels/tensor_core.py): of 128 terms, four at a
+# time, 32 sums are cut off, each by one rounding in the mean, all to one side; in the mean, a partial sum is half of the whole.
+TF32_FLOOR = 16.0
+
 needs_triton = pytest.mark.skipif(
     not INTERPRETING and not torch.cuda.is_available(),
     reason="needs a GPU, or TRITON_INTERPRET=1 set before pytest starts",

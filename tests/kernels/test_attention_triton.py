@@ -12,7 +12,7 @@ from kernels import checks, reference
 from kernels.backends import Resolved
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends, Layer, Sequences
-from tests.kernels.helpers import DEVICE, DTYPES, assert_as_exact, needs_triton
+from tests.kernels.helpers import DEVICE, DTYPES, TF32_FLOOR, assert_as_exact, needs_triton
 
 pytestmark = needs_triton
 
@@ -55,7 +55,7 @@ def plain(q, k, v, lengths, slopes, window):
     return torch.cat(outputs)
 
 
-def compare(lengths, heads, size, dtype, alibi=True, window=None, longest=None):
+def compare(lengths, heads, size, dtype, alibi=True, window=None, longest=None, tensor_cores=DEVICE == "cuda"):
     qkv, dout = inputs(lengths, heads, size, dtype)
     slopes = kernels.alibi_slopes(heads).to(DEVICE) if alibi else None
     cu_seqlens, longest = bounds(lengths), longest or max(lengths)
@@ -65,7 +65,8 @@ def compare(lengths, heads, size, dtype, alibi=True, window=None, longest=None):
     got = run(
         lambda q, k, v: kernels.attention(q, k, v, cu_seqlens, longest, slopes, window, backend="triton"), qkv, dout
     )
-    assert_as_exact(got, run(lambda q, k, v: plain(q, k, v, lengths, slopes, window), qkv, dout), exact, NAMES)
+    floor = {"floor": TF32_FLOOR} if tensor_cores and dtype == torch.float32 else {}
+    assert_as_exact(got, run(lambda q, k, v: plain(q, k, v, lengths, slopes, window), qkv, dout), exact, NAMES, **floor)
     packed = qkv.clone().requires_grad_()
     out = kernels.attention_packed(packed, cu_seqlens, longest, slopes, window, backend="triton")
     (gradient,) = torch.autograd.grad(out, packed, dout)
