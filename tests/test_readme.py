@@ -34,9 +34,9 @@ COLUMNS = {
 MOST_LINES = 90  # of README: it answers what this is and what to type; all else is a page
 
 
-def table_after(marker: str) -> tuple[list[str], list[list[str]]]:
-    """The head and the rows of the Markdown table that follows `<!-- marker -->` in docs/results.md."""
-    lines = RESULTS.split(f"<!-- {marker} -->")[1].strip().split("\n\n")[0].splitlines()
+def table_after(marker: str, page: str = RESULTS) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of the Markdown table that follows `<!-- marker -->` in a page."""
+    lines = page.split(f"<!-- {marker} -->")[1].strip().split("\n\n")[0].splitlines()
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return head, rows
 
@@ -150,3 +150,33 @@ def test_the_page_on_fine_tuning_has_the_recorded_retrieval():
     page = " ".join((ROOT / "docs/finetune.md").read_text("utf-8").split())
     assert f"nDCG@10 of {ours:.2f}, by `recipe.retrieve` and by sentence-transformers; TF-IDF has {floor:.2f}" in page
     assert f"{ours:.2f}" == f"{theirs:.2f}"
+
+
+def test_the_page_on_fine_tuning_has_the_recorded_comparison():
+    tasks = json.loads((ROOT / "benchmarks/results/reach/minilm.json").read_text())["tasks"]
+    _, rows = table_after("reach", PAGES[ROOT / "docs/finetune.md"])
+    assert [name for name, *_ in rows] == list(tasks)
+    for name, metric, *figures in rows:
+        task = tasks[name]
+        means = [fmean(task[side]) for side in ("recipe", "transformers")]
+        assert metric in task["metrics"] and len(task["recipe"]) == len(task["transformers"]) == 3
+        assert figures == [f"{figure:.2f}" for figure in (*means, task["difference"], task["standard_error"])]
+        assert abs(task["difference"]) <= 1
+
+
+def test_the_page_on_experiments_has_the_recorded_starts_of_the_words():
+    found = json.loads((ROOT / "benchmarks/results/frontier/initial-words.json").read_text())
+    _, (none, *rows) = table_after("initial-words", PAGES[ROOT / "docs/experiments.md"])
+    scores = {f"at {name}": found["banking77"]["accuracy"][f"pilot-{key}"] for name, key in
+              (("random", "random"), ("their frequencies", "frequencies"), ("counts", "counts"))}  # fmt: skip
+    assert none[-1] == f"{found['banking77']['accuracy']['floor']:.2f}"
+    assert len(rows) == len(found["runs"])
+    for (model, begin, losses, score), run in zip(rows, found["runs"], strict=True):
+        assert model.strip("`") == run["model"] and begin.endswith(run["initial_words"])
+        assert losses == ", ".join(f"{loss:.3f}" for _, _, loss, _ in run["loss_15"])
+        assert score == (f"{scores[begin]:.2f}" if run["model"] == "mosaic_bert" else "not run")
+    cosines = found["mean_cosine_of_last_hidden_states"].values()
+    page = " ".join(PAGES[ROOT / "docs/experiments.md"].split())
+    first, plateau, frequencies, counts = (f"{value:.2f}" for value in cosines)
+    assert f"is {first} in the random initialisation, **{plateau}** after 400 batches" in page
+    assert f"{frequencies} from frequencies and {counts} from counts" in page
