@@ -373,6 +373,8 @@ def plan(words: argparse.Namespace) -> None:
     row, count = where(words.gpu, words.count, words.prices, config)
     machines = None
     if words.nodes is not None:
+        if row.kind != "gpu":
+            raise UserError("--nodes is for machines with GPUs; name theirs with --gpu")
         machines = cluster.cluster_of(words.nodes, words.network_gbit, words.link_gbyte, words.parts)
         count *= words.nodes
     runs = recorded(words.runs)

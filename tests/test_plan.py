@@ -268,3 +268,5 @@ def test_several_machines_pay_for_their_links(small, tmp_path, capsys):
     ):
         assert command(*words, *more) == 2
         assert said in capsys.readouterr().err
+    assert command("--gpu", "cpu-core", *words[2:], "--nodes", "2") == 2
+    assert "--nodes is for machines with GPUs" in capsys.readouterr().err

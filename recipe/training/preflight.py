@@ -32,6 +32,7 @@ from recipe.system.hardware import Hardware, find_hardware
 from recipe.training import checkpoint_files, memory, nodes, stages
 from recipe.training.checks import check_numbers, planned_batches, planned_documents, planned_stages
 from recipe.training.compiled import check_compiles
+from recipe.training.initial_words import INITIAL_WORDS
 from recipe.training.loggers import check_loggers
 from recipe.training.start import Start, adopt, find_start
 
@@ -102,6 +103,7 @@ def make_plan(config: TrainConfig) -> Plan:
     check_numbers(config, info, ranks, batching)
     check_loggers(config.loggers)
     encoder = encoder_config(config, info, start and start.sizes)
+    check_words(config, learns, kind, encoder)
     chosen = resolve_backends(config, kind, encoder, hardware)
     price = prices.price_of(hardware.name, hardware.kind, config.cost.prices, config.cost.usd_per_hour)
     microbatches = [
@@ -130,6 +132,19 @@ def make_plan(config: TrainConfig) -> Plan:
         batches=planned_batches(config, info, batching),
         run_documents=planned_documents(config, info, batching) if config.data.mask_rate_end is not None else None,
     )
+
+
+def check_words(config: TrainConfig, learns: Objective, kind: Architecture, encoder: EncoderConfig) -> None:
+    """Raise a `UserError` where nothing would begin as `model.initial_words` says."""
+    words = INITIAL_WORDS[config.model.initial_words]
+    if not words.bias or words.embeddings:
+        return
+    kept = learns.kept(memory.outline(learns, kind, encoder, config.data.sequence_length))
+    if not set(kind.vocabulary_rows[1:]) & set(dict(kept.named_parameters())):
+        raise UserError(
+            f"model.initial_words={config.model.initial_words} begins the decoder's bias, and objective={learns.name} has no "
+            "decoder; set model.initial_words=counts or random"
+        )
 
 
 def resolve_batching(wanted: str, kind: Architecture) -> str:

@@ -92,3 +92,12 @@ def test_an_encoder_that_is_gone_on_from_has_words_of_its_own(yaml, tmp_path):
     said = refused(run, yaml, "model.initial_words=counts", f"init_from={tmp_path / 'first'}")
     assert said.startswith("model.initial_words=counts: the word embeddings of init_from would be lost")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("objective", ["replaced_tokens", "swapped_tokens"])
+def test_where_there_is_no_decoder_frequencies_begin_nothing(yaml, tmp_path, objective):
+    said = refused(run, yaml, "model.initial_words=frequencies", f"objective={objective}")
+    assert said.startswith(
+        f"model.initial_words=frequencies begins the decoder's bias, and objective={objective} has no decoder"
+    )
+    assert not (tmp_path / "run").exists()
