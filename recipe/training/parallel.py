@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    trainer: Callable[
-        ..., Trainer
-    ]  # of the same arguments as `recipe.training.trainer.Trainer`, which it spreads over the ranks
+    # Of the same arguments as `recipe.training.trainer.Trainer`, which it spreads over the ranks.
+    trainer: Callable[..., Trainer]
     # (the networks, bytes of state that training keeps for a parameter, ranks) -> bytes that a rank holds for a parameter beside
     # the weights, the gradients and the activations of a step on one device. Where the ranks share the weights too, it may be
     # less than nothing.
