@@ -56,7 +56,7 @@ def compare(plan: Plan, rounds: int) -> dict[str, Any]:
         STEPS,
         lambda _: None,
     )
-    trainer = train.build_trainer(plan, train.build_model(plan), [meter, AfterBatch(lambda _: watch.lap())])
+    trainer = train.build_trainer(plan, train.build_model(plan), None, [meter, AfterBatch(lambda _: watch.lap())])
     spec = train.data_spec(plan, train=True, batch_size=plan.config.batch_size // plan.ranks)
     spec.dataloader = batches
     model, optimizer = trainer.state.model, trainer.state.optimizers[0]

@@ -72,15 +72,15 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, 
     if plan.hardware.kind == "cpu":
         keep_freed_memory()
     plan = agreed(plan)  # no rank writes before every rank has checked
+    reproducibility.seed_all(plan.config.seed)
+    model = build_model(plan)
     with nodes.owned(plan.out, plan.resumes):
-        return fit(plan, callbacks)
+        return fit(plan, model, callbacks)
 
 
-def fit(plan: Plan, callbacks: Sequence[Callback]) -> dict[str, Any]:
+def fit(plan: Plan, model: nn.Module, callbacks: Sequence[Callback]) -> dict[str, Any]:
     """Train as planned, into the run's folder, which is this command's alone."""
     config = plan.config
-    reproducibility.seed_all(config.seed)
-    model = build_model(plan)
     record, checkpoint = start_record(plan, model), last_checkpoint(plan)
     hardware = with_measured_peak(plan.hardware)
     meter = Meter(
