@@ -34,13 +34,13 @@ from recipe.records import read_record
 from recipe.system.files import write_whole
 
 OUT = Path("benchmarks/results/scale.json")
-BATCH = 64  # sequences of the step, over all ranks
-STEPS, FIRST = 40, 10  # of a run, and those that do not count
+BATCH = 16  # sequences of the step, over all ranks
+STEPS, FIRST = 14, 4  # of a run, and those that do not count
 DOCUMENTS = 10_000_000  # that are planned
 SECONDS = 5.0  # of reading
 EXCHANGES = 20
 CHECKPOINT_PARAMETERS = 40_000_000
-TURNS = 3
+TURNS = 2
 YAML = "yamls/pretrain/small.yaml"
 
 
