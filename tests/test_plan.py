@@ -11,6 +11,7 @@ from recipe import plan, records, train
 from recipe.config import TrainConfig, load, to_dict
 from recipe.cost import prices
 from recipe.cost.prices import Row
+from recipe.training import cluster
 from recipe.training.memory import GIB, LiveBytes, Need
 from tests.tiny.configs import PRICES, train_yaml
 from tests.tiny.records import record_run
@@ -270,3 +271,23 @@ def test_several_machines_pay_for_their_links(small, tmp_path, capsys):
         assert said in capsys.readouterr().err
     assert command("--gpu", "cpu-core", *words[2:], "--nodes", "2") == 2
     assert "--nodes is for machines with GPUs" in capsys.readouterr().err
+
+
+def test_the_page_on_scale_has_what_is_calculated_from_the_recorded_parts():
+    page = (ROOT / "docs/scale.md").read_text("utf-8")
+    config, row = load(TrainConfig, plan.MODELS["base"]), prices.row_named("h100", str(PRICES))
+    speed, lines = plan.stated_speed(row, 0.28, "stated"), []
+    for gpus, gbit in ((1, None), (8, None), (64, 100), (64, 3200), (512, 100), (512, 3200)):
+        step = plan.step_of(config, speed, gpus)
+        machines = cluster.cluster_of(max(gpus // 8, 1), gbit or 100, 200, cluster.PARTS)
+        found = cluster.scaled_step(config, plan.sizes_of(config), step.tokens, step.seconds, gpus, machines)
+        ms = [1000 * seconds for seconds in (found.step, found.compute, found.exposed)]
+        times = " | ".join(f"{one:,.1f}" for one in ms)
+        lines.append(
+            f"| {gpus} | {gbit or ''} | {times} | {1000 * found.loader:.2f} | {found.efficiency:.0%} | "
+            f"{found.shards_per_s / 1e6:.1f} |"
+        )
+    assert "\n".join(lines) in page
+    held = json.loads((ROOT / cluster.PARTS).read_text())["two_ranks"]
+    said = f"calculated {held['calculated_s']:.3f} s a step, measured {held['measured_s']:.3f} s"
+    assert said in " ".join(page.split()) and f"{held['calculated_of_measured']:.2f} of it" in page
