@@ -19,8 +19,13 @@ def test_parts_are_of_the_dataset_and_of_this_machine(tiny_dataset, tmp_path, mo
     assert scale.shard_bytes_per_token(str(tiny_dataset)) == pytest.approx(
         size / read_info(tiny_dataset).split("train").tokens
     )
-    assert scale.planned_documents_per_s() > scale.read_tokens_per_s(str(tiny_dataset)) / 100
-    assert scale.checkpoint_bytes_per_s(tmp_path) > 1e4
+    rates = (
+        scale.planned_documents_per_s(),
+        scale.read_tokens_per_s(str(tiny_dataset)),
+        scale.checkpoint_bytes_per_s(tmp_path),
+    )
+    assert min(rates) > 0
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_a_step_is_the_median_of_a_run_s(tiny_dataset, tmp_path, monkeypatch):
