@@ -61,3 +61,13 @@ def group_members(group: int) -> list[int]:
         if int(process_group) == group and state not in "ZX":
             found.append(int(stat.parent.name))
     return found
+
+
+def on_two_ranks(module: str, *words: str) -> str:
+    """What `python -m module words` prints in two ranks of one machine; an error of theirs fails the test."""
+    launcher = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [*launcher, "-m", module, *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

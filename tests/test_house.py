@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import random
-import subprocess
 import sys
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from recipe.training.optimizers import OPTIMIZERS
 from recipe.training.parallel import PARALLEL
 from recipe.training.preflight import Plan, make_plan
 from recipe.training.schedules import SCHEDULES, Row
+from tests.processes import on_two_ranks
 from tests.tiny.configs import train_yaml
 from tests.tiny.models import write_run
 from tests.tiny.runs import stop_at
@@ -177,17 +176,7 @@ def test_a_kind_of_task(tmp_path, monkeypatch, model):
 
 def test_a_way_of_parallelism(yaml, tmp_path):
     """Two processes train, stop, go on; train without a stop: the same to the last digit; and with DDP: the same to rounding."""
-    launcher = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*launcher, "-m", "tests.test_house", str(yaml)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    on_two_ranks("tests.test_house", str(yaml))
     record, whole, ddp = (records.read_record(tmp_path / name) for name in ("run", "whole", "ddp"))
     curves = [[row["loss"] for row in one["loss_curve"]] for one in (record, whole, ddp)]
     assert curves[0] == curves[1] == pytest.approx(curves[2], rel=1e-5) and record["eval"] == whole["eval"]

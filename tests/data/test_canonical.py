@@ -19,7 +19,7 @@ from tests.hashing import hashes
 from tests.object_store import BUCKET, ObjectStore
 from tests.tiny.configs import train_yaml
 from tests.tiny.runs import run
-from tests.tiny.texts import make_text, open_batches, write_dataset, write_text, write_vocabulary
+from tests.tiny.texts import open_batches, write_shards
 
 SIZES = [30, 70, 1, 200, 55, 0, 99, 36]  # documents of shards
 PARTS = 4
@@ -35,10 +35,7 @@ def small_blocks(monkeypatch):
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Path:
     """Thirty-two shards of some 36 documents."""
-    folder = tmp_path_factory.mktemp("shards")
-    for i in range(SHARDS):
-        write_text(folder / f"{i}.jsonl", make_text(40, seed=i))
-    return write_dataset(folder, write_vocabulary(folder))
+    return write_shards(tmp_path_factory.mktemp("shards"), SHARDS, documents=40)
 
 
 @pytest.fixture

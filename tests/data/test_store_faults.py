@@ -17,7 +17,7 @@ from tests.mistakes import refused
 from tests.object_store import BUCKET, Answer, ObjectStore, half, late, other, status
 from tests.tiny.configs import train_yaml
 from tests.tiny.runs import run
-from tests.tiny.texts import make_text, open_batches, write_dataset, write_text, write_vocabulary
+from tests.tiny.texts import open_batches, write_shards
 
 FOLDER, REMOTE = f"s3://{BUCKET}/some/folder", f"s3://{BUCKET}/corpus"
 CONTENT = bytes(range(256)) * 40
@@ -34,10 +34,7 @@ def nothing_counted() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("shards")
-    for i in range(SHARDS):
-        write_text(folder / f"{i}.jsonl", make_text(80, seed=i))
-    return write_dataset(folder, write_vocabulary(folder))
+    return write_shards(tmp_path_factory.mktemp("shards"), SHARDS, documents=80)
 
 
 @pytest.fixture

@@ -57,14 +57,20 @@ def test_mosaic_bert_on_ragged_sequences():
     assert counted(lambda: model.padded(ids, mask.long(), labels=ids).loss) == expected
 
 
-def test_mosaic_bert_on_masked_positions_leaves_out_what_it_says():
-    """The count stands for every layer on every token; the step itself spares the last layer's other rows."""
-    model = MosaicBertForMaskedLM(SMALL)
+def counted_step(model: MosaicBertForMaskedLM) -> tuple[int, torch.Tensor]:
+    """What torch counts of a step, and the masked positions."""
     masked = torch.arange(0, TOKENS, 3)
     ids = torch.randint(320, (TOKENS,))
     bounds = torch.arange(0, TOKENS + 1, LENGTH, dtype=torch.int32)
     batch = {"input_ids": ids, "cu_seqlens": bounds, "max_seqlen": LENGTH, "masked_indices": masked}
     done = counted(lambda: model({**batch, "labels": ids[masked]})["loss"])
+    return done, masked
+
+
+def test_mosaic_bert_on_masked_positions_leaves_out_what_it_says():
+    """The count stands for every layer on every token; the step itself spares the last layer's other rows."""
+    model = MosaicBertForMaskedLM(SMALL)
+    done, masked = counted_step(model)
     expected = training_flops(dataclasses.asdict(SMALL), True, TOKENS, TOKENS * LENGTH, len(masked))
     d, f = SMALL.hidden_size, SMALL.intermediate_size
     spared = (TOKENS - len(masked)) * 2 * (d * d + 3 * d * f)  # attention's output and the feed-forward
@@ -76,11 +82,7 @@ def test_narrow_layers_cost_what_the_count_says(narrow_layers):
     """Beside the last layer, whose spared rows the count leaves in, they spare theirs, in the step and in the count."""
     sizes = odd_sizes(num_hidden_layers=3, narrow_layers=narrow_layers)
     model = MosaicBertForMaskedLM(sizes)
-    masked = torch.arange(0, TOKENS, 3)
-    ids = torch.randint(320, (TOKENS,))
-    bounds = torch.arange(0, TOKENS + 1, LENGTH, dtype=torch.int32)
-    batch = {"input_ids": ids, "cu_seqlens": bounds, "max_seqlen": LENGTH, "masked_indices": masked}
-    done = counted(lambda: model({**batch, "labels": ids[masked]})["loss"])
+    done, masked = counted_step(model)
     expected, wide = (
         training_flops(dataclasses.asdict(one), True, TOKENS, TOKENS * LENGTH, len(masked)) for one in (sizes, SMALL)
     )

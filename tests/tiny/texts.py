@@ -63,6 +63,13 @@ def write_dataset(folder: Path, tokenizer: Tokenizer) -> Path:
     return out
 
 
+def write_shards(folder: Path, shards: int, documents: int) -> Path:
+    """The same of so many shards of about so many documents, all of WORDS."""
+    for i in range(shards):
+        write_text(folder / f"{i}.jsonl", make_text(documents, seed=i))
+    return write_dataset(folder, write_vocabulary(folder))
+
+
 def packed_copy(dataset: Path, folder: Path) -> Path:
     """A dataset as it was prepared, its shards still packed."""
     shutil.copytree(dataset, folder)

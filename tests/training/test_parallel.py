@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from recipe.training.callbacks import AfterBatch
 from recipe.training.memory import outline
 from recipe.training.parallel import PARALLEL
 from tests.mistakes import refused
+from tests.processes import on_two_ranks
 from tests.tiny.configs import train_yaml
 from tests.tiny.runs import losses, run, stop_at
 
@@ -75,11 +75,7 @@ def whole_of(name: str) -> str:
 
 @pytest.fixture
 def trained(yaml, tmp_path):
-    launcher = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [*launcher, "-m", "tests.training.test_parallel", str(yaml)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    on_two_ranks("tests.training.test_parallel", str(yaml))
     return tmp_path
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from recipe.config import TrainConfig, load
 from recipe.errors import Stopped, exit_status
 from recipe.records import read_record
 from recipe.training.callbacks import AfterBatch
+from tests.processes import on_two_ranks
 from tests.tiny.configs import train_yaml
 from tests.tiny.runs import losses, run
 
@@ -64,12 +64,8 @@ def test_the_exit_status_is_a_shell_s(capsys):
 
 
 def test_all_ranks_end_at_the_same_batch_whichever_is_told(yaml, tmp_path):
-    launcher = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [*launcher, "-m", "tests.training.test_stopping", str(yaml)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "rank 0 ended" in done.stdout and "rank 1 ended" in done.stdout
+    said = on_two_ranks("tests.training.test_stopping", str(yaml))
+    assert "rank 0 ended" in said and "rank 1 ended" in said
     assert len(read_record(tmp_path / "run")["resumed"]) == 1
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
 
