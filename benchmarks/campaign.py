@@ -3,8 +3,9 @@
     python -m benchmarks.campaign reference benchmarks/frontier/campaign.yaml
     python -m benchmarks.campaign run benchmarks/frontier/campaign.yaml "glue=yamls/glue/glue5.yaml data=GLUE"
 
-`reference` measures the seconds of a step of each model on an idle machine. A budget of minutes is as many steps as fit into it
-on that processor, and a run's dollars are its steps times that time, wherever it ran; what it took there stands beside them.
+`reference` measures the seconds of a step of each model, and of what comes before the first one (`model.initial_words`), on an
+idle machine. A budget of minutes is as many steps as fit into it on that processor, and a run's dollars are those of its steps
+and of what came before them at these times, wherever it ran; what it took there stands beside them.
 `run` makes what has no record in `results` yet, the cheapest budgets first and one seed of everything before the second. Stopped
 at any time, the same command goes on.
 """
@@ -32,6 +33,7 @@ from recipe.errors import UserError, end, exit_status
 from recipe.settings import MISSING, result_settings, setting
 from recipe.system.files import write_whole
 from recipe.system.private import private
+from recipe.training.initial_words import RANDOM
 
 REFERENCE = "reference.json"
 TRUNK = "trunk"
@@ -96,6 +98,25 @@ class Point:
         return Path("floor" if self.minutes is None else "runs") / self.name
 
 
+@dataclass(frozen=True)
+class Pace:
+    """Of a model on the reference processor, in seconds."""
+
+    step: float
+    start: float  # before the first step: the start of the words
+
+    def steps_in(self, minutes: float) -> int:
+        return max(1, round((60 * minutes - self.start) / self.step))
+
+    def seconds(self, steps: int) -> float:
+        return self.start + steps * self.step
+
+
+def pace_of(reference: dict[str, Any], model: str, random: bool = False) -> Pace:
+    row = reference["models"][model]
+    return Pace(row["step_s"], 0.0 if random else row["start_s"])
+
+
 def models_of(config: CampaignConfig) -> list[Model]:
     found = [tuple(words.split()) for words in config.models]
     models = [Model(load(TrainConfig, first, rest).model.name, (first, *rest)) for first, *rest in found]
@@ -131,22 +152,22 @@ def run(config: CampaignConfig) -> list[Path]:
         if (results / point.place / records.FILE_NAME).is_file():
             continue
         print(f"\n[{number}/{len(points)}] {point.name}", flush=True)
-        step_s = reference["models"][point.model.name]["step_s"]
-        record = (make_branch if point.way == TRUNK else make)(point, config, step_s)
+        pace = pace_of(reference, point.model.name)
+        record = (make_branch if point.way == TRUNK else make)(point, config, pace)
         records.write_record(results / point.place, at_reference(record, reference))
     return [results / point.place for point in points]
 
 
-def make(point: Point, config: CampaignConfig, step_s: float) -> dict[str, Any]:
+def make(point: Point, config: CampaignConfig, pace: Pace) -> dict[str, Any]:
     """Pretrain and score one point, each in a process of its own; returns its record."""
     out = Path(config.out) / point.name
     words = [*point.model.words, f"seed={point.seed}", f"out={out}", "autoresume=true"]
     floor = point.minutes is None
-    if floor:  # the rate of the only batch is 0
-        words += ["duration=1ba", "schedule.warmup=1"]
+    if floor:  # random to the last word, and the rate of the only batch is 0
+        words += ["duration=1ba", "schedule.warmup=1", f"model.initial_words={RANDOM}"]
     else:
-        every = max(1, round(60 * config.checkpoint_minutes / step_s))
-        words += [f"duration={steps_in(point.minutes, step_s)}ba", f"checkpoint_every={every}ba"]
+        every = max(1, round(60 * config.checkpoint_minutes / pace.step))
+        words += [f"duration={pace.steps_in(point.minutes)}ba", f"checkpoint_every={every}ba"]
     command("recipe.train", *words)
     for module, scoring in (("recipe.glue", config.glue), ("recipe.pairs", config.pairs)):
         if scoring:
@@ -155,10 +176,10 @@ def make(point: Point, config: CampaignConfig, step_s: float) -> dict[str, Any]:
     return records.read_record(out)
 
 
-def make_branch(point: Point, config: CampaignConfig, step_s: float) -> dict[str, Any]:
+def make_branch(point: Point, config: CampaignConfig, pace: Pace) -> dict[str, Any]:
     """The trunk with all its branches, of which this point is one; what is there already is not made again."""
-    steps = {minutes: f"{steps_in(minutes, step_s)}ba" for minutes in sorted(config.minutes)}
-    every = max(1, round(60 * config.checkpoint_minutes / step_s))
+    steps = {minutes: f"{pace.steps_in(minutes)}ba" for minutes in sorted(config.minutes)}
+    every = max(1, round(60 * config.checkpoint_minutes / pace.step))
     settings = {
         "out": str(Path(config.out) / TRUNK),
         "models": [" ".join((*point.model.words, f"checkpoint_every={every}ba"))],
@@ -175,20 +196,17 @@ def make_branch(point: Point, config: CampaignConfig, step_s: float) -> dict[str
     return records.read_record(Path(config.out) / TRUNK / "runs" / name)
 
 
-def steps_in(minutes: float, step_s: float) -> int:
-    return max(1, round(60 * minutes / step_s))
-
-
 def at_reference(record: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
     """The record with the bill of the reference processor, and under `own` what it took where it ran."""
-    device, step_s = reference["device"], reference["models"][record["model"]]["step_s"]
+    random = record["config"]["model"]["initial_words"] == RANDOM
+    device, pace = reference["device"], pace_of(reference, record["model"], random)
     price = prices.Price(device["usd_per_hour"], device["price_source"], device["price_row"])
-    cost = prices.bill(record["batches"] * step_s, device["count"], price, device["kind"])
+    cost = prices.bill(pace.seconds(record["batches"]), device["count"], price, device["kind"])
     own = {"device": record["device"], "cost": record["cost"]}
     trunk = record["trunk"]
     if trunk:
         own["trunk_cost"] = trunk["cost"]
-        shared = prices.bill(trunk["batch"] * step_s, device["count"], price, device["kind"])
+        shared = prices.bill(pace.seconds(trunk["batch"]), device["count"], price, device["kind"])
         trunk = {**trunk, "cost": shared}
     return {**record, "device": device, "cost": cost, "trunk": trunk, "own": own}
 
@@ -243,13 +261,14 @@ def time_steps(model: Model, config: CampaignConfig) -> dict[str, Any]:
 
 
 def reference(config: CampaignConfig) -> Path:
-    """Measure the models' steps, in turns, and write them.
+    """Measure the models' steps and starts, in turns, and write them.
 
     Raises:
         UserError: other processes ran meanwhile.
     """
     models = models_of(config)
     step_s: dict[str, list[float]] = {model.name: [] for model in models}
+    start_s: dict[str, list[float]] = {model.name: [] for model in models}
     record, losses, busy = {}, {}, Busy()
     for _ in range(config.turns):
         for model in models:
@@ -257,11 +276,12 @@ def reference(config: CampaignConfig) -> Path:
             losses[model.name] = [row["loss"] for row in record["loss_curve"]]
             seconds = [row["seconds"] for row in record["loss_curve"]]
             step_s[model.name] += [(b - a) / config.steps for a, b in zip(seconds, seconds[1:], strict=False)]
+            start_s[model.name].append(record.get("initial_words", {}).get("seconds", 0.0))
     others = busy.others()
     if others > OTHERS:
         raise UserError(f"other processes had {others:.2f} of a core meanwhile; wait until the machine is idle")
     found = {
-        "what": "median seconds of a training step in one thread of an idle machine, the models in turns",
+        "what": "median seconds of a training step, and of what precedes the first, in one thread of an idle machine, in turns",
         "provenance": records.provenance(),
         "commits": [records.provenance()["commit"]],  # whose losses are the same
         "device": record["device"],
@@ -271,6 +291,7 @@ def reference(config: CampaignConfig) -> Path:
             model.name: {
                 "step_s": statistics.median(step_s[model.name]),
                 "all_step_s": step_s[model.name],
+                "start_s": statistics.median(start_s[model.name]),
                 "losses": losses[model.name],
                 "settings": model.settings,
             }

@@ -45,7 +45,7 @@ def config(tmp_path, tiny_dataset) -> CampaignConfig:
     return CampaignConfig(
         out=str(tmp_path / "runs"),
         results=str(tmp_path / "results"),
-        models=[str(file), f"{file} model.name=hf_bert data.mask_rate=0.15"],
+        models=[f"{file} model.initial_words=frequencies", f"{file} model.name=hf_bert data.mask_rate=0.15"],
         minutes=[0.02, 0.01],
         seeds=[17, 18],
         longest=0.03,
@@ -74,8 +74,10 @@ def test_a_campaign_is_stopped_goes_on_and_bills_by_the_reference(config, said, 
     measured = json.loads(campaign.reference(config).read_text())
     steps = {name: model["step_s"] for name, model in measured["models"].items()}
     assert set(steps) == {"mosaic_bert", "hf_bert"} and all(0 < step < 10 for step in steps.values())
-    # A reference of round numbers, slower than this machine: 3 and 6 batches of one model, 2 and 4 of the other.
-    measured["models"]["mosaic_bert"]["step_s"], measured["models"]["hf_bert"]["step_s"] = 0.2, 0.3
+    assert measured["models"]["mosaic_bert"]["start_s"] > 0 == measured["models"]["hf_bert"]["start_s"]
+    # A reference of round numbers, slower than this machine: 2 and 5 batches of one model, 2 and 4 of the other.
+    measured["models"]["mosaic_bert"] |= {"step_s": 0.2, "start_s": 0.2}
+    measured["models"]["hf_bert"]["step_s"] = 0.3
     measured["device"] |= {"name": "a reference", "count": 1, "usd_per_hour": 3600.0}
     (tmp_path / "results/reference.json").write_text(json.dumps(measured))
     config.seeds, config.longest = [17], 0.0
@@ -101,17 +103,15 @@ def test_a_campaign_is_stopped_goes_on_and_bills_by_the_reference(config, said, 
     made = {folder.name: records.read_record(folder) for folder in folders}
     batches = {name: record["batches"] for name, record in made.items()}
     assert batches == {
-        "mosaic_bert-floor-s17": 1, "hf_bert-floor-s17": 1, "mosaic_bert-0.01min-s17": 3, "hf_bert-0.01min-s17": 2,
-        "mosaic_bert-0.02min-s17": 6, "hf_bert-0.02min-s17": 4,
+        "mosaic_bert-floor-s17": 1, "hf_bert-floor-s17": 1, "mosaic_bert-0.01min-s17": 2, "hf_bert-0.01min-s17": 2,
+        "mosaic_bert-0.02min-s17": 5, "hf_bert-0.02min-s17": 4,
     }  # fmt: skip
     for name, record in made.items():
-        step = 0.3 if name.startswith("hf") else 0.2
-        assert (
-            record["cost"]["usd"] == pytest.approx(record["batches"] * step)
-            and record["device"]["name"] == "a reference"
-        )
+        floor, baseline = "floor" in name, name.startswith("hf")
+        seconds = record["batches"] * (0.3 if baseline else 0.2) + (0.0 if floor or baseline else 0.2)
+        assert record["cost"]["usd"] == pytest.approx(seconds) and record["device"]["name"] == "a reference"
         assert record["own"]["device"]["name"] != "a reference" and record["own"]["cost"]["seconds"] > 0
-        floor = "floor" in name
+        assert ("initial_words" in record) is not (floor or baseline)
         assert record["glue"]["protocol"]["lr_scale"] == (2 if floor else 5) and record["glue"]["score"] is not None
         assert (record["config"]["schedule"]["warmup"] == 1) is floor
     said.clear()
@@ -144,7 +144,7 @@ def test_the_campaigns_own_yaml_names_what_is_there():
 def test_a_trunk_beside_the_runs_is_billed_by_the_reference(config, said, tmp_path):
     config.trunk, config.models, config.seeds, config.longest = True, config.models[:1], [17], 0.0
     measured = json.loads(campaign.reference(config).read_text())
-    measured["models"]["mosaic_bert"]["step_s"] = 0.1  # 6 and 12 batches
+    measured["models"]["mosaic_bert"] |= {"step_s": 0.1, "start_s": 0.1}  # 5 and 11 batches
     measured["device"] |= {"count": 1, "usd_per_hour": 3600.0}
     (tmp_path / "results/reference.json").write_text(json.dumps(measured))
     assert [point.name for point in campaign.points_of(config)][-2:] == [
@@ -152,8 +152,8 @@ def test_a_trunk_beside_the_runs_is_billed_by_the_reference(config, said, tmp_pa
     ]  # fmt: skip
     made = {folder.name: records.read_record(folder) for folder in campaign.run(config)}
     branch = made["trunk-mosaic_bert-0.02min-s17"]
-    assert branch["batches"] == 12 and branch["cost"]["usd"] == pytest.approx(1.2)
-    assert branch["trunk"]["batch"] == 11 and branch["trunk"]["cost"]["usd"] == pytest.approx(1.1)
+    assert branch["batches"] == 11 and branch["cost"]["usd"] == pytest.approx(1.2)
+    assert branch["trunk"]["batch"] == 10 and branch["trunk"]["cost"]["usd"] == pytest.approx(1.1)
     assert branch["own"]["trunk_cost"]["usd"] != branch["trunk"]["cost"]["usd"] and branch["glue"]["score"] is not None
 
 
