@@ -11,6 +11,8 @@ C numbers of such a row.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -180,17 +182,40 @@ class ExampleCollator:
         return [self.batch(examples, part) for part in self.parts(examples, indices)]
 
 
-@torch.no_grad()
 def outputs_of(
     forward: Callable[[Batch], Tensor], examples: EncodedExamples, collator: ExampleCollator, device: str | torch.device
 ) -> np.ndarray:
-    """(R, C) float32, in the order of the examples' labels; `forward` is a model that is in evaluation."""
-    outputs, parts = None, collator.parts(examples, range(len(examples)))
-    for part in parts:
+    """(R, C) float32, in the order of the examples' labels; `forward` is a model that is in evaluation.
+
+    Batches of so few tokens do not keep a CPU's threads busy together, so there each thread runs batches of its own.
+    """
+    parts, outputs = collator.parts(examples, range(len(examples))), None
+
+    def found_of(part: list[int]) -> np.ndarray:
         batch = collator.batch(examples, part)
         batch = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-        found = forward(batch).float().cpu().numpy()
-        if outputs is None:
-            outputs = np.empty((len(examples.labels), found.shape[1]), np.float32)
-        outputs[examples.rows(part)] = found
+        with torch.no_grad():  # a thread's own
+            return forward(batch).float().cpu().numpy()
+
+    threads = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
+    with side_by_side(min(threads, len(parts))) as each:
+        for part, found in zip(parts, each(found_of, parts), strict=True):
+            if outputs is None:
+                outputs = np.empty((len(examples.labels), found.shape[1]), np.float32)
+            outputs[examples.rows(part)] = found
     return outputs
+
+
+@contextmanager
+def side_by_side(workers: int) -> Iterator[Callable[..., Iterable]]:
+    """A `map` whose calls run in so many threads, among which torch's own are divided; of one, the built-in."""
+    if workers <= 1:
+        yield map
+        return
+    threads = torch.get_num_threads()
+    own = threads // workers
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(own,)) as pool:
+            yield pool.map
+    finally:
+        torch.set_num_threads(threads)  # what threads begin with that are made from now on
