@@ -164,6 +164,14 @@ def test_the_page_on_fine_tuning_has_the_recorded_comparison():
         assert abs(task["difference"]) <= 1
 
 
+def test_the_page_of_results_has_the_recorded_overlap():
+    found = json.loads((ROOT / "benchmarks/results/frontier/overlap.json").read_text())
+    _, rows = table_after("overlap", RESULTS)
+    keys = ("texts", "searched", "found")
+    assert rows == [[name, *(f"{row[key]:,}" for key in keys)] for name, row in found["sets"].items()]
+    assert f"The books' {found['words_of_text']:,} words" in RESULTS
+
+
 def test_the_page_on_experiments_has_the_recorded_starts_of_the_words():
     found = json.loads((ROOT / "benchmarks/results/frontier/initial-words.json").read_text())
     _, (none, *rows) = table_after("initial-words", PAGES[ROOT / "docs/experiments.md"])
