@@ -57,7 +57,8 @@ TASKS = {
     for task in (
         ReachTask("banking77", "intents", ("lr=3e-4", "epochs=1", "batch_size=32")),
         ReachTask("clinc150", "intents", ("lr=3e-4", "epochs=1", "batch_size=32")),
-        ReachTask("sick-relatedness", "pairs", ("lr=2e-4", "epochs=2", "batch_size=32")),
+        # Twice the rate in 282 batches instead of 846: 29.8 and 58.5 with two seeds, where this has 80.5.
+        ReachTask("sick-relatedness", "pairs", ("lr=1e-4", "epochs=3", "batch_size=16")),
         ReachTask("conll2003", "ner", ("lr=2e-4", "epochs=1", "batch_size=16")),
     )
 }
