@@ -8,8 +8,8 @@ from kernels.triton import cross_entropy, glu, layer_norm, padding, rotary
 from tests.kernels.aot import Case
 from tests.kernels.budget import Work
 
-# A microbatch of Base at length 128, of two in a step of 4096 sequences, and LayerNorm's backward's programs on an H200.
-TOKENS, PROGRAMS = 4096 * 115 // 2, 264
+# A microbatch of Base at length 128, of two in a step of 4096 sequences, and the multiprocessors of an H200.
+TOKENS, PROCESSORS = 4096 * 115 // 2, 132
 BYTES = 2  # of a bfloat16
 FEW = "a few short programs, bound by their launch"
 LOW, FULL, COUNT, BIG = "*bf16", "*fp32", "i32", "i64"
@@ -68,16 +68,17 @@ def _norm(kernel: str, columns: int, fused: bool, prenorm: bool = False, **more)
             absent += ["bias"] if kernel == "forward" else ["residual"]
         else:
             absent += ["stream"] if kernel == "forward" else ["dstream"]
-        constants = own | dict.fromkeys(absent) | layer_norm.parameters(capability, columns)
+        constants = own | dict.fromkeys(absent) | layer_norm.parameters(columns)
         residual = kernel == "forward" or not prenorm
         return {"RESIDUAL": residual, "DROPOUT": fused, "BIAS": not prenorm, "STREAM": prenorm, **constants}
 
     def work(chosen: dict) -> Work:
         forward = kernel == "forward"
         tensors = (3 + prenorm) if forward else (4 + fused)
-        passes = 1 if forward else -(-TOKENS // PROGRAMS // chosen["BLOCK_T"])
+        programs = PROCESSORS * layer_norm.programs_per_processor(90, columns, backward=not forward)
+        passes = -(-TOKENS // programs // chosen["BLOCK_T"])
         moved = passes * chosen["BLOCK_T"] * (columns * BYTES * tensors + 8)  # with mean and reciprocal deviation
-        return Work(moved, () if forward else (passes,))
+        return Work(moved, (passes,))
 
     name = f"layer_norm_{kernel}_{columns}" + ("_dropout" if fused else "") + ("_prenorm" if prenorm else "")
     odd = ("tokens", "threshold", "rows")

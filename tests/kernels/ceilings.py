@@ -5,8 +5,6 @@ A ceiling is what the kernel has today on an H200, rounded up, so that it cannot
 
 from __future__ import annotations
 
-IDLE = "256 of the 1,024 lanes of a row's block have no column at 768"
-TWICE = "the backward draws dropout's numbers twice, besides lanes that are idle at 768"
 WINDOW = "each score is compared with the window, beside the conversion of its distance"
 SMALL_HEAD = "scores cost as much as at head size 64, for half the bytes"
 SUMS = "each logit keeps three numbers of its place, and the bias is added in float32, which the product could do"
@@ -30,8 +28,6 @@ CEILINGS = {
     "attention_tiled dkdv, 64, bf16, no slopes, window": (1.22, PRODUCTS),
     "attention_tiled forward, 128, bf16, no slopes, window": (0.85, PRODUCTS),
     "attention_tiled dkdv, 64, fp32": (9.96, PRODUCTS),
-    "layer_norm_forward_768_dropout": (1.04, IDLE),
-    "layer_norm_backward_768_dropout": (0.89, TWICE),
     "cross_entropy_30528": (1.22, SUMS),
     "cross_entropy_30528_gradient_smoothing": (0.92, SUMS),
 }
