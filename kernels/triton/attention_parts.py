@@ -14,7 +14,7 @@ from torch import Tensor
 COMPILED = (80, 86, 89, 90, 100, 120)  # the GPUs of tests/kernels/compiled.json
 LOG2E = tl.constexpr(1.4426950408889634)
 # Sizes that change from batch to batch, or from model to model: a kernel compiled for one serves all.
-ANY_SIZE = ["heads", "tokens", "blocks", "window"]
+ANY_SIZE = ["heads", "tokens", "tasks", "blocks", "window"]
 
 
 @triton.jit

@@ -2,7 +2,9 @@
 
 The rows of the softmax are whole, so the forward needs no running maximum, and the backward finds its row sums of dP * P (the
 "delta" that other kernels make in a pass of its own) in registers: one kernel reads q, k, v, dout and writes dq, dk, dv, without
-atomics.
+atomics. It has two forms. On a GPU whose products are a warp group's and that has room for two sequences on chip, a program takes
+one (sequence, head) after another, all queries at once, while the next one comes; elsewhere it takes one, a tile of queries at a
+time.
 
 Shapes: L keys of a sequence, padded to BLOCK_L; M queries of a tile; H head size, padded to BLOCK_H; N heads; T tokens.
 """
@@ -27,7 +29,7 @@ from kernels.triton.attention_parts import (
     store_tile,
     strides,
 )
-from kernels.triton.device import capability, device_of
+from kernels.triton.device import capability, device_of, processors
 
 MAX_LENGTH = 128
 
@@ -59,6 +61,63 @@ def forward_kernel(
         o_MH = tl.dot(p_ML.to(v_LH.dtype), v_LH, input_precision=PRECISION) / total[:, None]
         store_tile(out + head * out_n, start + first, out_t, length - first, o_MH, BLOCK_M, HEAD, BLOCK_H)
         tl.store(lse + head.to(tl.int64) * tokens + start + i, greatest + tl.log2(total), mask=i < length)
+
+
+@triton.jit
+def _load_whole(pointer, row, stride, count, ROWS: tl.constexpr, HEAD: tl.constexpr, BLOCK_H: tl.constexpr):
+    """`load_tile`, whose addresses each pass of a loop makes anew: kept from pass to pass, they would take registers."""
+    r = tl.arange(0, ROWS)[:, None]
+    h = tl.arange(0, BLOCK_H)[None, :]
+    mask = r < count
+    if HEAD < BLOCK_H:
+        mask = mask & (h < HEAD)
+    return tl.load(pointer + (row + r).to(tl.int64) * stride + h, mask=mask, other=0.0)
+
+
+@triton.jit
+def _store_whole(pointer, row, stride, count, x, ROWS: tl.constexpr, HEAD: tl.constexpr, BLOCK_H: tl.constexpr):
+    """`store_tile`, likewise."""
+    r = tl.arange(0, ROWS)[:, None]
+    h = tl.arange(0, BLOCK_H)[None, :]
+    mask = r < count
+    if HEAD < BLOCK_H:
+        mask = mask & (h < HEAD)
+    tl.store(pointer + (row + r).to(tl.int64) * stride + h, x.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=ANY_SIZE)
+def whole_backward_kernel(
+    dout, q, k, v, lse, dq, dk, dv, cu_seqlens, slopes,
+    heads, tokens, tasks, scale,
+    do_t, do_n, q_t, q_n, k_t, k_n, v_t, v_n, dq_t, dq_n, dk_t, dk_n, dv_t, dv_n,
+    HEAD: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_L: tl.constexpr, HAS_SLOPES: tl.constexpr,
+):  # fmt: skip
+    """A task is one (sequence, head). Queries are the rows here, so that delta is a sum along what one thread quad has."""
+    i = tl.arange(0, BLOCK_L)
+    for task in tl.range(tl.program_id(0), tasks, tl.num_programs(0), num_stages=2):
+        head = task % heads
+        start, length = sequence_bounds(cu_seqlens, task // heads, tokens)
+        q_LH = _load_whole(q + head * q_n, start, q_t, length, BLOCK_L, HEAD, BLOCK_H)
+        k_LH = _load_whole(k + head * k_n, start, k_t, length, BLOCK_L, HEAD, BLOCK_H)
+        do_LH = _load_whole(dout + head * do_n, start, do_t, length, BLOCK_L, HEAD, BLOCK_H)
+        v_LH = _load_whole(v + head * v_n, start, v_t, length, BLOCK_L, HEAD, BLOCK_H)
+        # Padded queries: exp2(s - inf) = 0, so they add nothing to dk and dv.
+        lse_L = tl.load(lse + head.to(tl.int64) * tokens + start + i, mask=i < length, other=float("inf"))
+        # |slope i - slope j| in place of slope |i - j|: of the second, every thread would keep all its distances. A padded key is
+        # infinitely far away.
+        place_L = i.to(tl.float32) * head_slope(slopes, head, HAS_SLOPES)
+        of_key_L = tl.where(i < length, place_L, float("inf"))
+        s_LL = tl.dot(q_LH, tl.trans(k_LH)) * (scale * LOG2E) - lse_L[:, None]
+        p_LL = tl.exp2(s_LL - tl.abs(place_L[:, None] - of_key_L[None, :]))
+        dp_LL = tl.dot(do_LH, tl.trans(v_LH))
+        delta_L = tl.sum(p_LL * dp_LL, 1)
+        ds_LL = (p_LL * (dp_LL - delta_L[:, None])).to(q_LH.dtype)
+        dv_LH = tl.dot(tl.trans(p_LL.to(do_LH.dtype)), do_LH)
+        _store_whole(dv + head * dv_n, start, dv_t, length, dv_LH, BLOCK_L, HEAD, BLOCK_H)
+        dk_LH = tl.dot(tl.trans(ds_LL), q_LH) * scale
+        _store_whole(dk + head * dk_n, start, dk_t, length, dk_LH, BLOCK_L, HEAD, BLOCK_H)
+        dq_LH = tl.dot(ds_LL, k_LH) * scale
+        _store_whole(dq + head * dq_n, start, dq_t, length, dq_LH, BLOCK_L, HEAD, BLOCK_H)
 
 
 @triton.jit(do_not_specialize=ANY_SIZE)
@@ -112,6 +171,18 @@ def fits(max_seqlen: int, head: int, dtype: torch.dtype, window: bool) -> bool:
     return max_seqlen <= MAX_LENGTH and dtype != torch.float32 and not (window and head > 64)
 
 
+def takes_whole(gpu: int, head: int, window: bool) -> bool:
+    """Whether the backward takes all queries of a sequence at once: 164 KB of shared memory for two sequences of heads of 64, and
+    255 registers a thread, which a window's comparisons would exceed."""
+    return nearest(gpu) == 90 and padded_head(head) <= 64 and not window
+
+
+def whole_constants(max_seqlen: int, head: int, slopes: bool) -> dict:
+    """Of a launch of the backward that takes all queries at once."""
+    sizes = {"BLOCK_H": padded_head(head), "BLOCK_L": max(16, triton.next_power_of_2(max_seqlen))}
+    return {"HEAD": head, **sizes, "HAS_SLOPES": slopes, "num_warps": 8, "num_stages": 1}
+
+
 def constants(
     kernel: str, gpu: int, max_seqlen: int, head: int, dtype: torch.dtype, slopes: bool, window: bool
 ) -> dict:
@@ -151,9 +222,17 @@ def backward(
 ) -> None:  # fmt: skip
     """Fills dq, dk, dv."""
     tokens, heads, head = q.shape
-    chosen = constants("backward", capability(q), max_seqlen, head, q.dtype, slopes is not None, window is not None)
+    gpu, sequences = capability(q), cu_seqlens.numel() - 1
     with device_of(q):
-        backward_kernel[((cu_seqlens.numel() - 1) * heads,)](
+        if takes_whole(gpu, head, window is not None):
+            tasks = sequences * heads
+            whole_backward_kernel[(min(tasks, processors(q)),)](
+                dout, q, k, v, lse, dq, dk, dv, cu_seqlens, slopes, heads, tokens, tasks, head**-0.5,
+                *strides(dout, q, k, v, dq, dk, dv), **whole_constants(max_seqlen, head, slopes is not None),
+            )  # fmt: skip
+            return
+        chosen = constants("backward", gpu, max_seqlen, head, q.dtype, slopes is not None, window is not None)
+        backward_kernel[(sequences * heads,)](
             dout, q, k, v, lse, dq, dk, dv, cu_seqlens, slopes, heads, tokens, head**-0.5, window or 0,
             *strides(dout, q, k, v, dq, dk, dv), **chosen,
         )  # fmt: skip

@@ -8,11 +8,13 @@ from importlib import import_module
 
 import torch
 
-from tests.kernels.aot import Case
+from kernels.triton import attention_short
+from tests.kernels.aot import CAPABILITIES, Case
 from tests.kernels.budget import Work
 
 # Tokens of a sequence: the mean of those that a length of 128 cuts off; and a long one's, and a window's reach to either side.
 SHORT, LONG, REACH = 115, 512, 64
+TASKS, PROCESSORS = 2048 * 12, 132  # (sequence, head) of a microbatch of Base, multiprocessors of an H200
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 STRIDES = [f"{x}_{axis}" for x in ("q", "k", "v", "out", "do", "dq", "dk", "dv") for axis in "tn"]
 
@@ -20,7 +22,25 @@ STRIDES = [f"{x}_{axis}" for x in ("q", "k", "v", "out", "do", "dq", "dk", "dv")
 def signature(dtype: torch.dtype) -> dict[str, str]:
     tensors = dict.fromkeys(("q", "k", "v", "out", "dout", "dq", "dk", "dv"), TYPES[dtype])
     others = {"lse": "*fp32", "delta": "*fp32", "slopes": "*fp32", "cu_seqlens": "*i32", "scale": "fp32"}
-    return {**tensors, **others, **dict.fromkeys(("heads", "tokens", "window", "blocks", *STRIDES), "i32")}
+    return {**tensors, **others, **dict.fromkeys(("heads", "tokens", "tasks", "window", "blocks", *STRIDES), "i32")}
+
+
+def whole(length: int, head: int, slopes: bool = True) -> Case:
+    """The short attention's backward that takes all queries at once, on sm_90: one program a multiprocessor, many tasks each."""
+
+    def constants(_: int) -> dict:
+        chosen = attention_short.whole_constants(length, head, slopes)
+        return chosen if slopes else {**chosen, "slopes": None}
+
+    def work(_: dict) -> Work:
+        passes = TASKS // PROCESSORS
+        return Work(passes * short_work("backward", head, {"BLOCK_M": length}).moved, (passes,))
+
+    name = f"attention_short whole backward, {length} x {head}, bf16" + ("" if slopes else ", no slopes")
+    return Case(
+        name, "attention_short", "whole_backward_kernel", signature(torch.bfloat16), constants, dot=True,
+        odd=("heads", "tokens", "tasks"), work=work, capabilities=(90,),
+    )  # fmt: skip
 
 
 def constants(module, kernel, arguments, slopes, capability):
@@ -65,13 +85,17 @@ def case(
 short = partial(case, "attention_short")
 tiled = partial(case, "attention_tiled", length=None)
 
+OTHERS = tuple(gpu for gpu in CAPABILITIES if not attention_short.takes_whole(gpu, 64, window=False))
 # Heads of 64 for every GPU; for the others, and for variants, the GPUs where registers or shared memory are tightest.
 CASES = [
     short("forward", 128, 64),
-    short("backward", 128, 64),
+    short("backward", 128, 64, capabilities=OTHERS),
     short("backward", 128, 128),
     short("forward", 128, 128, capabilities=(80, 90, 100)),
-    short("backward", 128, 32, capabilities=(80, 90)),
+    short("backward", 128, 32, capabilities=(80,)),
+    whole(128, 64),
+    whole(128, 32),
+    whole(128, 64, slopes=False),
     short("backward", 128, 96, capabilities=(89, 100)),
     short("backward", 128, 64, window=True, capabilities=(80, 90, 120)),
     tiled("forward", head=64),

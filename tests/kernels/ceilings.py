@@ -6,12 +6,10 @@ A ceiling is what the kernel has today on an H200, rounded up, so that it cannot
 from __future__ import annotations
 
 WINDOW = "each score is compared with the window, beside the conversion of its distance"
-SMALL_HEAD = "scores cost as much as at head size 64, for half the bytes"
 SUMS = "each logit keeps three numbers of its place, and the bias is added in float32, which the product could do"
 PRODUCTS = "its products grow with the square of the length: bytes do not bound it"
 
 CEILINGS = {
-    "attention_short backward, 128 x 32, bf16": (1.04, SMALL_HEAD),
     "attention_short backward, 128 x 64, bf16, window": (0.87, WINDOW),
     "attention_short forward, 128 x 64, bf16, no slopes, window": (0.77, WINDOW),
     "attention_short backward, 128 x 64, bf16, no slopes, window": (0.83, WINDOW),

@@ -103,6 +103,26 @@ def test_slopes_and_windows(lengths, window, alibi):
     compare(lengths, 1, 64 if window == 20 else 128, torch.float16, alibi, window)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "heads", "size", "dtype", "alibi"),
+    [
+        (SHORT, 3, 64, torch.bfloat16, True),
+        ([100, 0, 17], 2, 64, torch.float16, False),
+        ([5, 64], 1, 24, torch.bfloat16, True),
+        ([3], 1, 32, torch.float16, True),
+    ],
+    ids=str,
+)
+def test_all_queries_of_a_sequence_at_once(lengths, heads, size, dtype, alibi, monkeypatch):
+    """The backward's form on sm_90, of which a program takes several tasks, or none."""
+    from kernels.triton import attention_short
+
+    asked = []
+    monkeypatch.setattr(attention_short, "takes_whole", lambda *given: asked.append(given) or True)
+    compare(lengths, heads, size, dtype, alibi)
+    assert len(asked) == 2
+
+
 @pytest.mark.parametrize("length", [50, 150])
 def test_a_window_of_nothing_but_oneself(length):
     qkv, dout = inputs([length], 2, 32, torch.float16)

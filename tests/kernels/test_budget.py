@@ -46,6 +46,10 @@ BEFORE = {
     "layer_norm_backward_768_dropout": _as_it_was(2, [279, 791], [1, 6], [11, 6]),
     "layer_norm_forward_1024": _as_it_was(5, [411], [2], [13]),
     "layer_norm_backward_1024": _as_it_was(2, [281, 462], [1, 2], [11, 6]),
+    "attention_short backward, 128 x 64, bf16": {
+        **_as_it_was(1, [623, 761], [2, 1], [4, 9]),
+        "product_waits": [0, 5],
+    },
     "cross_entropy_30528_gradient_smoothing": _as_it_was(5, [220, 47, 388, 293], [2, 0, 2, 1], [0, 0, 12, 0]),
 }
 # LayerNorm of 768 columns without dropout ran the code of 1,024.
