@@ -21,6 +21,8 @@ from kernels.triton.device import capability, device_of, processors
 from kernels.triton.dropout import dropped, threshold_and_scale
 
 PROGRAMS_PER_PROCESSOR = 2  # of the backward: what its 128 registers a thread let run at once
+# Numbers that follow from the batch, or from dropout: a kernel compiled for one serves all.
+ANY_NUMBER = ["tokens", "rows", "programs", "threshold"]
 REDUCTION = {"BLOCK_P": 64, "BLOCK_D": 32, "num_warps": 4, "num_stages": 1}
 
 
@@ -55,7 +57,7 @@ def _total(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY_NUMBER)
 def forward_kernel(
     x, residual, weight, bias, stream, out, statistics, seed,
     tokens, columns, x_t, residual_t, eps, threshold, scale,
@@ -84,7 +86,7 @@ def forward_kernel(
     tl.store(statistics + tokens + t, rstd_T, mask=t < tokens)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY_NUMBER)
 def backward_kernel(
     dout, x, residual, dstream, weight, statistics, seed, dx, dresidual, partial,
     tokens, columns, rows, x_t, residual_t, threshold, scale,
@@ -128,7 +130,7 @@ def backward_kernel(
         tl.store(place + columns, tl.sum(dbias, 0), mask=d < columns)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY_NUMBER)
 def reduction_kernel(
     partial, dweight, dbias, programs, columns,
     BIAS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
