@@ -24,6 +24,8 @@ from kernels.triton.device import capability, device_of
 IGNORED_LABEL = tl.constexpr(-100)
 LOG2_E = tl.constexpr(1.4426950408889634)
 LEAST = tl.constexpr(-1.0e38)  # below any logit, and finite: what is beyond the row is -inf, and infinitely far from it
+# A chunk of rows may begin at any address in these: a kernel compiled for one serves all.
+PER_ROW = ["labels", "losses", "right"]
 
 
 def parameters(capability: int, vocabulary: int) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def _gradient(x, v, label, lse, z_loss, smoothing, columns):
     return gradient - tl.where(v == label, 1.0 - smoothing, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=PER_ROW)
 def rows_kernel(
     logits, bias, labels, losses, right, columns, logits_m, z_loss, smoothing,
     GRADIENT: tl.constexpr, SMOOTHING: tl.constexpr, BLOCK_V: tl.constexpr,

@@ -21,6 +21,8 @@ SQRT_HALF = tl.constexpr(0.7071067811865476)
 INVERSE_SQRT_2PI = tl.constexpr(0.3989422804014327)
 LOG2_E = tl.constexpr(1.4426950408889634)
 FAR = tl.constexpr(6.0)  # standard deviations, beyond which the tail is taken as that there, 1e-9
+# Numbers that follow from the batch, or from dropout: a kernel compiled for one serves all.
+ANY_NUMBER = ["tokens", "threshold"]
 
 
 def parameters(capability: int, columns: int) -> dict[str, Any]:
@@ -60,7 +62,7 @@ def _activation(a, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
         return tl.maximum(a, 0.0), tl.where(a > 0.0, 1.0, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY_NUMBER)
 def forward_kernel(
     x, out, seed, tokens, columns, x_t, out_t, threshold, scale,
     ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr,
@@ -80,7 +82,7 @@ def forward_kernel(
     tl.store(out + t[:, None].to(tl.int64) * out_t + f[None, :], y.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY_NUMBER)
 def backward_kernel(
     x, dout, dx, seed, tokens, columns, x_t, dout_t, dx_t, threshold, scale,
     ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr,

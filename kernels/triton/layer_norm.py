@@ -25,6 +25,8 @@ from kernels.triton.dropout import dropped, threshold_and_scale
 
 LANE = 8  # neighbours in a row that a lane has of a piece: 128 bits of bfloat16, and one call of Philox
 LITTLE_SHARED = (86, 89, 120)  # GPUs with 100 KB of it a multiprocessor; the others have 164 KB and more
+# Numbers that follow from the batch, or from dropout: a kernel compiled for one serves all.
+ANY_NUMBER = ["tokens", "rows", "programs", "threshold"]
 REDUCTION = {"BLOCK_P": 64, "BLOCK_D": 32, "num_warps": 4, "num_stages": 1}
 
 
@@ -106,7 +108,7 @@ def _total(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY_NUMBER)
 def forward_kernel(
     x, residual, weight, bias, stream, out, statistics, seed,
     tokens, rows, x_t, residual_t, eps, threshold, scale,
@@ -156,7 +158,7 @@ def forward_kernel(
         tl.store(statistics + tokens + t, rstd_T, mask=t < tokens)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY_NUMBER)
 def backward_kernel(
     dout, x, residual, dstream, weight, statistics, seed, dx, dresidual, partial,
     tokens, rows, x_t, residual_t, threshold, scale,
@@ -224,7 +226,7 @@ def backward_kernel(
             tl.store(place + COLUMNS, tl.sum(dbiases[first // PIECE], 0), mask=d < COLUMNS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY_NUMBER)
 def reduction_kernel(
     partial, dweight, dbias, programs, columns,
     BIAS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,

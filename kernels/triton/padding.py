@@ -18,6 +18,8 @@ from torch import Tensor
 from kernels.triton.device import capability, device_of
 
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+# Sizes that change from batch to batch: a kernel compiled for one serves all.
+ANY_SIZE = ["sources", "rows", "tokens", "sequences", "length", "mask_s"]
 PLAN = {"BLOCK": 512, "num_warps": 4, "num_stages": 1}
 INVERSION = {"BLOCK": 1024, "num_warps": 4, "num_stages": 1}
 
@@ -29,7 +31,7 @@ def parameters(capability: int, columns: int) -> dict[str, Any]:
     return {"BLOCK_T": 4096 // block_e, "BLOCK_E": block_e, "num_warps": 8, "num_stages": 1}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY_SIZE)
 def count_kernel(mask, lengths, length, mask_s, BLOCK: tl.constexpr):
     """One program a sequence: how many of its positions are real."""
     sequence = tl.program_id(0)
@@ -41,7 +43,7 @@ def count_kernel(mask, lengths, length, mask_s, BLOCK: tl.constexpr):
     tl.store(lengths + sequence, tl.sum(count, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY_SIZE)
 def index_kernel(mask, lengths, indices, cu_seqlens, totals, sequences, length, mask_s, BLOCK: tl.constexpr):
     """One program a sequence: where it begins in the stream, and the flat indices of its real positions. The first program also
     writes the tokens of all and the longest length."""
@@ -71,7 +73,7 @@ def index_kernel(mask, lengths, indices, cu_seqlens, totals, sequences, length, 
         tl.store(totals + 1, tl.max(longest, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY_SIZE)
 def gather_kernel(x, indices, out, sources, rows, columns, x_n, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr):
     """out[t] = x[indices[t]], and 0 where there is no such row."""
     blocks = tl.cdiv(columns, BLOCK_E)
@@ -85,7 +87,7 @@ def gather_kernel(x, indices, out, sources, rows, columns, x_n, BLOCK_T: tl.cons
     tl.store(place, value, mask=(t[:, None] < rows) & inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY_SIZE)
 def inversion_kernel(indices, inverse, tokens, rows, BLOCK: tl.constexpr):
     """inverse[indices[t]] = t."""
     t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -107,7 +107,7 @@ def _loss(vocabulary: int, gradient: bool) -> Case:
         return Work(vocabulary * BYTES * 2.5, (0, passes, passes)) if gradient else Work(vocabulary * BYTES, (passes,))
 
     name = f"cross_entropy_{vocabulary}" + ("_gradient_smoothing" if gradient else "")
-    odd = ("losses", "right")
+    odd = ("labels", "losses", "right")
     return Case(name, "cross_entropy", "rows_kernel", _LOSS, constants, dot=False, odd=odd, work=work)
 
 
