@@ -17,6 +17,7 @@ from recipe.finetune.scores import CONVENTION
 from recipe.system import inert
 from recipe.system.files import write_whole
 
+OBJECTIVE = "masked_lm"  # of runs from before there was the key
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     autoescape=False,  # Markdown
@@ -50,6 +51,12 @@ def render(subject: Subject, config: ExportConfig, record: dict[str, Any]) -> st
         what=subject.what,
         use=subject.use,
         auto=subject.auto,
+        left_out=subject.left_out,
+        objective=run["config"].get("objective", OBJECTIVE) if run else None,
+        masked_lm=OBJECTIVE,
+        narrow=(run["config"].get("model", {}).get("narrow_layers") or 1) if run else 1,
+        averaged=run.get("averaged_batches") if run and final else None,
+        average=run["config"].get("average") if run else None,
         task=subject.task,
         sigmoid=subject.settings.get("problem_type") == "multi_label_classification",
         tuned=subject.results,
