@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 from recipe import records
-from recipe.config import ExportConfig
+from recipe.config import ExportConfig, TrainConfig
 from recipe.cost.measures import tasks_in_words
 from recipe.export.subject import Subject
 from recipe.finetune.results import of_final_encoder
@@ -17,7 +17,6 @@ from recipe.finetune.scores import CONVENTION
 from recipe.system import inert
 from recipe.system.files import write_whole
 
-OBJECTIVE = "masked_lm"  # of runs from before there was the key
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     autoescape=False,  # Markdown
@@ -52,8 +51,8 @@ def render(subject: Subject, config: ExportConfig, record: dict[str, Any]) -> st
         use=subject.use,
         auto=subject.auto,
         left_out=subject.left_out,
-        objective=run["config"].get("objective", OBJECTIVE) if run else None,
-        masked_lm=OBJECTIVE,
+        objective=run["config"].get("objective", TrainConfig.objective) if run else None,
+        usual=TrainConfig.objective,
         narrow=(run["config"].get("model", {}).get("narrow_layers") or 1) if run else 1,
         averaged=run.get("averaged_batches") if run and final else None,
         average=run["config"].get("average") if run else None,

@@ -103,13 +103,14 @@ def _largest_batch(sequences: int, length: int, mask_rate: float) -> dict[str, A
 
 def _native(model: nn.Module) -> PreTrainedModel:
     """What a run keeps as transformers has it: BERT with its head or, where it learnt to detect, ELECTRA's discriminator."""
-    if isinstance(model, HFBertForMaskedLM):
+    if isinstance(model.bert, PreTrainedModel):
         return model.bert
     return electra.discriminator(model, model.bert.bert.config)
 
 
 def _save_sizes(model: nn.Module, folder: Path) -> None:
-    config = model.bert.config if isinstance(model, HFBertForMaskedLM) else electra.config_of(model.bert.bert.config)
+    headed = isinstance(model.bert, PreTrainedModel)
+    config = model.bert.config if headed else electra.config_of(model.bert.bert.config)
     config.save_pretrained(folder)
 
 

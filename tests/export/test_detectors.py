@@ -12,10 +12,12 @@ import transformers
 from safetensors.torch import load_file
 
 from recipe.export import verify
+from recipe.finetune.kinds import CLASSIFICATION
 from recipe.model.encoder import Backends
 from recipe.training.checkpoint import find_checkpoint
 from tests.mistakes import refused
 from tests.tiny.configs import train_yaml
+from tests.tiny.families import write_family
 from tests.tiny.runs import run
 
 IDS = torch.arange(5, 17).reshape(2, 6)
@@ -99,6 +101,18 @@ def test_the_others_leave_an_encoder_without_a_head(runs, exported, name, kind):
     assert load(exported[name], "AutoModelForSequenceClassification", num_labels=3)(IDS).logits.shape == (2, 3)
 
 
+def test_a_bert_that_detects_is_fine_tuned_as_electra(runs):
+    """From its folder and from a checkpoint, which hold the same; neither has a decoder."""
+    (file,) = (runs["hf_bert"] / "checkpoints").glob("ba2-*.pt")
+    word = load_file(runs["hf_bert"] / "encoder/model.safetensors")["electra.embeddings.word_embeddings.weight"]
+    for source in (runs["hf_bert"], file):
+        found = find_checkpoint(str(source))
+        model = found.fine_tuned(CLASSIFICATION, 2, Backends()).model
+        assert type(model).__name__ == "ElectraForSequenceClassification" and found.model == "hf_bert"
+        assert torch.equal(model.get_input_embeddings().weight, word)
+        assert "without a head for masked language modelling" in refused(found.masked_lm, Backends())
+
+
 def test_a_checkpoint_on_the_way_is_exported_and_graphs_are_not(runs, export, tmp_path):
     (file,) = (runs["hf_bert"] / "checkpoints").glob("ba2-*.pt")
     folder = export(file, tmp_path / "out")
@@ -109,8 +123,6 @@ def test_a_checkpoint_on_the_way_is_exported_and_graphs_are_not(runs, export, tm
 
 
 def test_a_narrower_electra_is_refused(export, tmp_path):
-    from tests.tiny.families import write_family
-
     folder = write_family(tmp_path / "small", "electra")
     config = transformers.AutoConfig.from_pretrained(folder)
     transformers.ElectraForPreTraining(config).save_pretrained(folder)
