@@ -21,8 +21,8 @@ from recipe.model.flops import BACKWARD, training_flops
 from recipe.objectives.objective import Counts
 
 IGNORED_LABEL = -100
-# A parameter that every detector has and no other head, as it is called here and in ELECTRA's folders.
-HEAD = ("out.weight", "discriminator_predictions.dense_prediction.weight")
+# Parameters that every detector has and no other head, as they are called here and in ELECTRA's folders.
+HEADS = ({"dense.weight", "out.weight"}, {"discriminator_predictions.dense_prediction.weight"})
 
 
 class Detector(nn.Module):

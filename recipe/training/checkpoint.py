@@ -35,7 +35,7 @@ from recipe.model.huggingface import (
     read_family,
 )
 from recipe.objectives import objective_of
-from recipe.objectives.detector import HEAD, Detector
+from recipe.objectives.detector import HEADS, Detector
 from recipe.system.files import leaving, read_json
 from recipe.system.hardware import Hardware
 from recipe.training.checkpoint_files import model_of
@@ -115,7 +115,7 @@ class Checkpoint(ABC):
     def detects(self) -> bool:
         """Whether its head is that of an objective that detects."""
         names = convert.read_shapes(self.files) if self.weights is None else self.weights
-        return any(name in names for name in HEAD)
+        return any(head <= names.keys() for head in HEADS)
 
     def detector(self, chosen: Backends) -> Detector:
         """The encoder with such a head, every weight as pretrained.

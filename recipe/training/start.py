@@ -45,7 +45,7 @@ class Start:
         """For a model of the parameters `wanted`, its encoder's behind `prefix`. Where the source learnt something else, and so
         has nothing of the model's head, that is new, and the source's own is left out."""
         heads = {name for name in wanted if not name.startswith(prefix)}
-        other = [name for name in self.weights if not name.startswith(prefix)]
+        other = sorted(name for name in self.weights if not name.startswith(prefix))
         if not other or heads & set(other):
             return self
         said = [
