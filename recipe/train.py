@@ -139,7 +139,9 @@ def last_checkpoint(plan: Plan) -> Path | None:
 def build_model(plan: Plan) -> nn.Module:
     model = plan.objective.model(plan.architecture, plan.encoder, plan.positions, plan.backends)
     if plan.start:
-        convert.load_weights(plan.objective.kept(model), plan.start.weights, f"init_from={plan.config.init_from}")
+        kept = plan.objective.kept(model)
+        own = {name: tensor for name, tensor in kept.state_dict().items() if name in plan.start.new}
+        convert.load_weights(kept, plan.start.weights | own, f"init_from={plan.config.init_from}")
     return model
 
 

@@ -114,6 +114,11 @@ CONFIG: list[Case] = [
     ("a model shared by one rank", f"{TRAIN} parallel=fsdp", {}),
     ("heads that do not divide the width", f"{TRAIN} model.num_attention_heads=3", {}),
     ("more narrow layers than layers", f"{TRAIN} model.narrow_layers=9", {}),
+    (
+        "narrow layers where every token is judged",
+        f"{TRAIN} objective=swapped_tokens model.num_hidden_layers=2 model.narrow_layers=2",
+        {},
+    ),
     ("narrow layers of the baseline", f"{TRAIN} model.name=hf_bert model.narrow_layers=2", {}),
     ("stages without shares", f"{TRAIN} stages.batch_size=[4,8]", {}),
     ("stages that are not the whole run", f"{TRAIN} stages.share=[0.5,0.4]", {}),
@@ -249,6 +254,8 @@ ENCODERS: list[Case] = [
     ("a form that nobody knows", f"{EXPORT} format=gguf", {}),
     ("weights to start from that are none", f"{TRAIN} init_from=own", {}),
     ("another tokenizer than the weights'", f"{TRAIN} init_from=encoder", {}),
+    ("an ELECTRA whose embeddings are narrower than it", f"{TRAIN} init_from=hf",
+     {"hf/config.json": to("model_type", "electra")}),
 ]  # fmt: skip
 OWN: list[Case] = [
     ("no such file", f"{FINETUNE} train=[nowhere.csv]", {}),

@@ -44,6 +44,7 @@ ONLY_IN = {
         "recipe/data/tokenizer.py",
         "recipe/model/huggingface.py",
         "recipe/model/hf_bert.py",
+        "recipe/model/electra.py",
         "recipe/export/",
         "benchmarks/",
     ],

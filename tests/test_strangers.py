@@ -24,7 +24,7 @@ from recipe.data.documents import Documents
 from recipe.data.shard_files import check_files
 from recipe.data.shards import HASH
 from recipe.export import card
-from recipe.export.subject import find_subject
+from recipe.export.finding import find_subject
 from recipe.finetune import minimal_pairs, scores
 from recipe.finetune.files import read_rows
 from recipe.finetune.results import find_record

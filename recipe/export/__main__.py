@@ -10,8 +10,8 @@ from typing import Any
 from recipe.config import ExportConfig, run_main
 from recipe.errors import UserError, end
 from recipe.export import card, verify
+from recipe.export.finding import find_subject
 from recipe.export.formats import FORMATS
-from recipe.export.subject import find_subject
 from recipe.settings import check_values
 from recipe.system.files import DISK_FULL, write_whole_folder
 from recipe.system.quiet import quiet_libraries

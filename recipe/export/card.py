@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 from recipe import records
-from recipe.config import ExportConfig
+from recipe.config import ExportConfig, TrainConfig
 from recipe.cost.measures import tasks_in_words
 from recipe.export.subject import Subject
 from recipe.finetune.results import of_final_encoder
@@ -50,6 +50,12 @@ def render(subject: Subject, config: ExportConfig, record: dict[str, Any]) -> st
         what=subject.what,
         use=subject.use,
         auto=subject.auto,
+        left_out=subject.left_out,
+        objective=run["config"].get("objective", TrainConfig.objective) if run else None,
+        usual=TrainConfig.objective,
+        narrow=(run["config"].get("model", {}).get("narrow_layers") or 1) if run else 1,
+        averaged=run.get("averaged_batches") if run and final else None,
+        average=run["config"].get("average") if run else None,
         task=subject.task,
         sigmoid=subject.settings.get("problem_type") == "multi_label_classification",
         tuned=subject.results,

@@ -18,7 +18,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from recipe.export.subject import Inputs, Subject, real_tokens, rows_of
+from recipe.export.subject import Inputs, Subject, real_tokens
 from recipe.finetune.batches import encodings
 
 FLOAT32 = 1e-5
@@ -187,12 +187,12 @@ def check_tokens(exported: Exported) -> None:
 
 @torch.no_grad()
 def check_numbers(exported: Exported, cases: Mapping[str, Inputs], attention: str) -> None:
-    """Logits and hidden states, float32."""
+    """Logits, where there is a head, and hidden states, float32."""
     subject = exported.subject
     whole, encoder = (exported.load(auto, attn_implementation=attention) for auto in (subject.auto, "AutoModel"))
     for name, inputs in cases.items():
-        theirs = rows_of(whole(**inputs).logits, inputs)
-        exported.compare(f"logits, {name}, {attention}", subject.logits(inputs), theirs, FLOAT32)
+        theirs = subject.rows(whole(**inputs), inputs)
+        exported.compare(f"{subject.gives}, {name}, {attention}", subject.logits(inputs), theirs, FLOAT32)
         theirs = encoder(**inputs).last_hidden_state[real_tokens(inputs)]
         exported.compare(f"hidden states, {name}, {attention}", subject.hidden(inputs), theirs, FLOAT32)
 
@@ -203,7 +203,7 @@ def check_gradients(exported: Exported, inputs: Inputs) -> None:
     logits = subject.logits(inputs)
     labels, of_rows = subject.labels(inputs, logits)
     model = exported.load(subject.auto)
-    loss = model(**inputs, labels=labels).loss
+    loss = subject.their_loss(model, inputs, labels)
     loss.backward()
     ours = subject.loss(logits, of_rows)
     ours.backward()
@@ -227,7 +227,7 @@ def check_bf16(exported: Exported, cases: Mapping[str, Inputs]) -> None:
     rounded = copy.deepcopy(subject.ours).bfloat16()
     for name, inputs in cases.items():
         both = {
-            "logits": (subject.logits, rows_of(model(**inputs).logits, inputs)),
+            subject.gives: (subject.logits, subject.rows(model(**inputs), inputs)),
             "hidden states": (subject.hidden, model.base_model(**inputs).last_hidden_state[real_tokens(inputs)]),
         }
         for what, (of, found) in both.items():

@@ -12,6 +12,7 @@ import transformers
 from recipe.config import ExportConfig
 from recipe.export.checks import FLOAT32, LENGTHS, Different, Exported, Inputs, check_transformers
 from recipe.export.held_out import spread
+from recipe.export.subject import FEATURES
 from recipe.export.transformers_form import AUTO
 from recipe.finetune.examples import WORD_BREAK, Examples
 
@@ -44,6 +45,20 @@ def check_encoder(exported: Exported) -> None:
     check_fill_mask(exported)
 
 
+def check_features(exported: Exported) -> None:
+    """Of one without a head that answers texts: new heads train on it, and `feature-extraction` gives its hidden states."""
+    check_new_heads(exported, dict(exported.cases())["padded on the left"])
+    tokenizer, subject = exported.tokenizer, exported.subject
+    extract = pipeline(exported)
+    longest = subject.longest or max(LENGTHS)
+    for text in spread([text for text in exported.texts if len(tokenizer(text)["input_ids"]) <= longest], ANSWERED):
+        inputs = dict(tokenizer(text, return_tensors="pt"))
+        with torch.no_grad():
+            ours = subject.hidden(inputs)
+        exported.compare("hidden states of feature-extraction", ours, torch.tensor(extract(text)[0]), FLOAT32)
+    exported.facts["not in the folder"] = subject.left_out
+
+
 def check_new_heads(exported: Exported, inputs: Inputs) -> None:
     """The other Auto classes put a new head on the same encoder, and train."""
     encoder = exported.load("AutoModel").state_dict()
@@ -59,7 +74,10 @@ def check_new_heads(exported: Exported, inputs: Inputs) -> None:
         loss.backward()
         if not all(p.grad is None or p.grad.isfinite().all() for p in model.parameters()):
             raise Different(f"{auto} has a gradient that is no number")
-    exported.facts["classes that load it"] = ", ".join(auto for auto in AUTO if auto != "AutoConfig")
+    trained = ("AutoModel", exported.subject.auto)
+    exported.facts["classes that load it"] = ", ".join(
+        [*dict.fromkeys(trained), *(auto for auto in AUTO if auto.endswith("Classification"))]
+    )
 
 
 @torch.no_grad()
@@ -154,4 +172,9 @@ def _say(exported: Exported, texts: list[tuple[str, ...]]) -> None:
     exported.facts["texts that the pipeline answers alike"] = len(texts)
 
 
-USES = {"fill-mask": check_encoder, "text-classification": check_texts, "token-classification": check_words}
+USES = {
+    "fill-mask": check_encoder,
+    FEATURES: check_features,
+    "text-classification": check_texts,
+    "token-classification": check_words,
+}

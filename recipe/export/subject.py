@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from recipe import records
 from recipe.config import ExportConfig
@@ -23,11 +24,11 @@ from recipe.errors import UserError
 from recipe.export import held_out
 from recipe.finetune.batches import IGNORED_LABEL, ExampleCollator, outputs_of
 from recipe.finetune.examples import Examples
-from recipe.finetune.folder import FineTunedFolder, is_fine_tuned, open_fine_tuned
+from recipe.finetune.folder import FineTunedFolder
 from recipe.model.architecture import Export
 from recipe.model.architectures import architecture
 from recipe.model.encoder import Backends
-from recipe.training.checkpoint import Checkpoint, OwnCheckpoint, find_checkpoint
+from recipe.training.checkpoint import Checkpoint, OwnCheckpoint
 
 Inputs = dict[str, Tensor]  # as transformers takes them: input_ids (S, L), and attention_mask and token_type_ids or not
 
@@ -42,6 +43,8 @@ USES = {
     "AutoModelForTokenClassification": "token-classification",
     "AutoModel": "sentence-similarity",
 }
+FEATURES = "feature-extraction"  # the pipeline for an encoder without a head that answers texts
+
 # By what transformers calls the kind of a classifier's labels: labels (R, ...) that outputs (R, C) have all wrong, so that the
 # gradients of their loss are no rounding.
 WRONG = {
@@ -64,6 +67,8 @@ class Subject(ABC):
     results: Mapping[str, Any] | None = None  # the record of that fine-tuning, where it is there
     plain_text: bool = False  # whether a special token's name in a text, such as [MASK], is no special token
     what = "the run's encoder"  # in messages
+    gives = "logits"  # what `auto` answers with
+    left_out: str | None = None  # of what the run left, what the folder does not have, in words
 
     @property
     def called(self) -> str:
@@ -120,7 +125,11 @@ class Subject(ABC):
     def logits(self, inputs: Inputs, model: nn.Module | None = None) -> Tensor:
         """(R, C) by `ours`, or another model like it."""
         model = model or self.ours
-        return rows_of(self.native(model)(**inputs).logits, inputs) if self.row is None else self._logits(inputs, model)
+        return self.rows(self.native(model)(**inputs), inputs) if self.row is None else self._logits(inputs, model)
+
+    def rows(self, answer: ModelOutput, inputs: Inputs) -> Tensor:
+        """(R, C) of what transformers' class answers."""
+        return rows_of(answer.logits, inputs)
 
     @abstractmethod
     def _logits(self, inputs: Inputs, model: nn.Module) -> Tensor:
@@ -144,6 +153,10 @@ class Subject(ABC):
     @abstractmethod
     def loss(self, logits_RC: Tensor, labels: Tensor) -> Tensor:
         """A scalar; `labels` are of the rows R."""
+
+    def their_loss(self, model: nn.Module, inputs: Inputs, labels: Tensor) -> Tensor:
+        """The same of transformers' class, by its own loss."""
+        return model(**inputs, labels=labels).loss
 
     @cached_property
     @abstractmethod
@@ -289,17 +302,6 @@ class FineTunedModel(Subject):
         collator = ExampleCollator(max(AT_A_TIME, self.longest), self.checkpoint.padding)
         outputs = outputs_of(self.ours, encoded, collator, "cpu")
         return list(self.kind.answers(encoded, outputs, self.found.labels, True))
-
-
-def find_subject(path: str) -> Subject:
-    """What `path` holds.
-
-    Raises:
-        UserError: neither an encoder nor a fine-tuned model, or one that is not complete.
-    """
-    if is_fine_tuned(path):
-        return FineTunedModel(open_fine_tuned(path))
-    return PretrainedEncoder(find_checkpoint(path))
 
 
 def real_tokens(inputs: Inputs) -> Tensor:

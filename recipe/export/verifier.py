@@ -14,8 +14,8 @@ import torch
 from recipe.config import ExportConfig
 from recipe.errors import UserError, class_and_line, end, exit_status
 from recipe.export.checks import Different, Exported
+from recipe.export.finding import find_subject
 from recipe.export.formats import FORMATS
-from recipe.export.subject import find_subject
 from recipe.system.quiet import quiet_libraries
 
 

@@ -57,6 +57,12 @@ class Architecture:
     # (K, D) at the places `keep` (K,) int64 of the stream, or of the flattened padded rows; of every real token, in order,
     # where `keep` is None. Absent where the row's folders are Hugging Face's own, whose classes come with heads.
     encoder: Callable[[EncoderConfig, Backends], nn.Module] | None = None
+    # What the encoder's parameters begin with, in `masked_lm` and in a model with any other head.
+    prefix: str = "encoder."
+    # (sizes, sequence length, backends) -> the module that the first word of `prefix` names, without a head: `forward(batch)`
+    # gives hidden states of every place of a batch of the row's form, (T, D), of padded rows (S L, D). Absent: objectives that
+    # ask something of every token cannot be learnt.
+    bare: Callable[[EncoderConfig, int, Backends], nn.Module] | None = None
     # Fields of `EncoderConfig` that make a model one of this row where a config does not state them. Absent: its block is not
     # described by the fields `BLOCK`, so that none of them can be stated.
     settings: Mapping[str, Any] | None = None

@@ -284,6 +284,8 @@ def initialize(model: nn.Module, std: float) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=std)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            module.weight.data[module.padding_idx] = 0
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
     encoders = (module for module in model.modules() if isinstance(module, Encoder) and module.config.norm == "pre")

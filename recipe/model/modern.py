@@ -18,7 +18,7 @@ from recipe.model.architecture import STREAM, Architecture, Export, Shapes
 from recipe.model.config import EncoderConfig, changed
 from recipe.model.encoder import Encoder
 from recipe.model.examples import full_stream
-from recipe.model.mosaic_bert import WORD, masked_lm, own_backends
+from recipe.model.mosaic_bert import WORD, bare, masked_lm, own_backends
 
 TYPE, THEIR_TYPE = "modern", "modernbert"  # model_type in config.json: ours, transformers'
 SETTINGS: dict[str, Any] = {
@@ -159,6 +159,7 @@ MODERN = Architecture(
     recognise=_recognise,
     named=_named,
     encoder=Encoder,
+    bare=bare,
     settings=SETTINGS,
     export=Export("ModernBert", _settings, to_their_name),
     vocabulary_rows=(WORD, "head.bias"),

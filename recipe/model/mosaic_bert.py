@@ -38,6 +38,10 @@ def masked_lm(sizes: EncoderConfig, length: int, backends: Backends) -> nn.Modul
     return MosaicBertForMaskedLM(sizes, backends)  # its positions have no longest length
 
 
+def bare(sizes: EncoderConfig, length: int, backends: Backends) -> nn.Module:
+    return Encoder(sizes, backends)
+
+
 def _save(model: nn.Module, folder: Path) -> None:
     convert.save_encoder(model, model.config, folder)
 
@@ -87,6 +91,7 @@ MOSAIC_BERT = Architecture(
     recognise=_recognise,
     named=_named,
     encoder=Encoder,
+    bare=bare,
     settings=SETTINGS,
     export=Export("MosaicBert", _settings, convert.to_mosaicml_name, _exported_code, HEADS),
     vocabulary_rows=(WORD, "head.bias"),

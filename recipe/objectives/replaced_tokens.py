@@ -4,7 +4,7 @@ predicts, and the encoder says of every token whether it is the original.
 Both have one matrix of word embeddings. For a narrower generator it is projected once a batch, and the projection serves its
 embeddings and its decoder.
 
-Shapes: T tokens of a stream, M masked ones, V vocabulary, D the encoder's width, G the generator's.
+Shapes: T tokens of a stream, or places of padded rows, M masked ones, V vocabulary, D the encoder's width, G the generator's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from recipe.model.architecture import Architecture
 from recipe.model.config import EncoderConfig
 from recipe.model.encoder import Backends
 from recipe.model.flops import BACKWARD
-from recipe.objectives.detector import IGNORED_LABEL, Detector, detector_flops, no_detector
+from recipe.objectives.detector import IGNORED_LABEL, Detector, detector_flops, labels_of, no_detector
 from recipe.objectives.masked_lm import flops
 from recipe.objectives.objective import Counts, Objective, fates
 
@@ -60,21 +60,23 @@ class Generator:
 
 
 class MaskedLogits(nn.Module):
-    """A masked language model whose word embeddings come from outside."""
+    """A masked language model whose word embeddings come from outside, for its decoder too."""
 
     def __init__(self, network: nn.Module, word: str) -> None:
         super().__init__()
         self.network = network
-        self._word = f"network.{word}"
-        place, _, name = word.rpartition(".")
-        network.get_submodule(place).register_parameter(name, None)
+        own, every = network.get_parameter(word), network.named_parameters(remove_duplicate=False)
+        tied = [name for name, parameter in every if parameter is own]
+        self._words = [f"network.{name}" for name in tied]
+        for place, _, name in (one.rpartition(".") for one in tied):
+            network.get_submodule(place).register_parameter(name, None)
 
     def forward(self, batch: dict) -> Tensor:
         return self.network.masked_logits(batch)
 
     def with_word(self, word_VG: Tensor, batch: dict) -> Tensor:
         """(M, V)"""
-        return functional_call(self, {self._word: word_VG}, (batch,))
+        return functional_call(self, dict.fromkeys(self._words, word_VG), (batch,))
 
 
 class ReplacedTokens(nn.Module):
@@ -85,18 +87,18 @@ class ReplacedTokens(nn.Module):
         """`small` are the generator's sizes, `weight` is that of detection's loss per masked token."""
         super().__init__()
         self._word, self._weight = architecture.vocabulary_rows[0], weight
-        self.discriminator = Detector(architecture, sizes, backends)
+        self.discriminator = Detector(architecture, sizes, length, backends)
         self.generator = MaskedLogits(architecture.masked_lm(small, length, backends), self._word)
         narrower = small.hidden_size != sizes.hidden_size
         self.projection = nn.Linear(sizes.hidden_size, small.hidden_size, bias=False) if narrower else None
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
-        """Per masked token of a stream: `generator_loss`; `detection_loss` and `found`, as `Detector.detect` has them; `loss`,
+        """Per masked token: `generator_loss`; `detection_loss` and `found`, as `Detector.detect` has them; `loss`,
         the weighted sum.
 
-        `batch` holds input_ids (T,), cu_seqlens, max_seqlen, masked_indices (M,), labels (M,) and, in evaluation, document_ids.
+        `batch` is a stream or padded rows, with document_ids in evaluation.
         """
-        ids_T, masked_M, labels_M = batch["input_ids"], batch["masked_indices"], batch["labels"]
+        ids, masked_M, labels_M = batch["input_ids"], batch["masked_indices"], labels_of(batch)
         word_VD = self.discriminator.get_parameter(self._word)
         word_VG = word_VD if self.projection is None else self.projection(word_VD)
         logits_MV = self.generator.with_word(word_VG, batch).float()
@@ -104,8 +106,9 @@ class ReplacedTokens(nn.Module):
         count = labelled_M.sum().clamp(min=1)
         generator_loss = F.cross_entropy(logits_MV, labels_M, reduction="sum", ignore_index=IGNORED_LABEL) / count
         drawn_M = draw(logits_MV.detach(), self._chances(batch, logits_MV))
+        ids_T = ids.flatten()
         shown_T = ids_T.index_put((masked_M,), torch.where(labelled_M, drawn_M, ids_T[masked_M]))
-        detection_loss, found = self.discriminator.detect(batch, shown_T)
+        detection_loss, found = self.discriminator.detect(batch, shown_T.view_as(ids))
         loss = generator_loss + self._weight * detection_loss
         return {"loss": loss, "generator_loss": generator_loss, "detection_loss": detection_loss, "found": found}
 
@@ -114,11 +117,19 @@ class ReplacedTokens(nn.Module):
         neither on microbatches nor on when, and takes nothing from training's random numbers."""
         if self.training:
             return torch.rand(len(logits_MV), device=logits_MV.device)
-        starts, masked_M = batch["cu_seqlens"], batch["masked_indices"]
-        sequence_M = torch.searchsorted(starts, masked_M.to(starts.dtype), right=True) - 1
-        position_M = masked_M - starts[sequence_M]
+        sequence_M, position_M = _places(batch)
         points_M = _STEPS[0] * batch["document_ids"][sequence_M].double() + _STEPS[1] * position_M.double()
         return points_M.frac().abs().to(logits_MV.dtype)
+
+
+def _places(batch: dict) -> tuple[Tensor, Tensor]:
+    """(M,) each: the sequence that a masked token is of, and its position therein."""
+    masked_M, starts = batch["masked_indices"], batch.get("cu_seqlens")
+    if starts is None:
+        length = batch["input_ids"].shape[1]
+        return masked_M // length, masked_M % length
+    sequence_M = torch.searchsorted(starts, masked_M.to(starts.dtype), right=True) - 1
+    return sequence_M, masked_M - starts[sequence_M]
 
 
 def draw(logits_MV: Tensor, chances_M: Tensor) -> Tensor:

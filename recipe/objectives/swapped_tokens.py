@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from recipe.model.architecture import Architecture
-from recipe.model.config import EncoderConfig
-from recipe.model.encoder import Backends
 from recipe.objectives.detector import Detector, detector_flops, no_detector
 from recipe.objectives.objective import Objective, fates
 
 
 class SwappedTokens(Detector):
-    def __init__(self, architecture: Architecture, sizes: EncoderConfig, length: int, backends: Backends) -> None:
-        super().__init__(architecture, sizes, backends)
-
     def forward(self, batch: dict) -> dict[str, Tensor]:
-        """`loss` and `found`, both per chosen token of a stream: see `Detector.detect`."""
+        """`loss` and `found`, both per chosen token: see `Detector.detect`."""
         loss, found = self.detect(batch, batch["input_ids"])
         return {"loss": loss, "found": found}
 

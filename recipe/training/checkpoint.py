@@ -35,6 +35,7 @@ from recipe.model.huggingface import (
     read_family,
 )
 from recipe.objectives import objective_of
+from recipe.objectives.detector import HEADS, Detector
 from recipe.system.files import leaving, read_json
 from recipe.system.hardware import Hardware
 from recipe.training.checkpoint_files import model_of
@@ -110,6 +111,23 @@ class Checkpoint(ABC):
             UserError: a weight is missing, as the head's are in an encoder that was trained for something else.
         """
 
+    @property
+    def detects(self) -> bool:
+        """Whether its head is that of an objective that detects."""
+        names = convert.read_shapes(self.files) if self.weights is None else self.weights
+        return any(head <= names.keys() for head in HEADS)
+
+    def detector(self, chosen: Backends) -> Detector:
+        """The encoder with such a head, every weight as pretrained.
+
+        Raises:
+            UserError: as `pretrained`.
+        """
+        source = self.pretrained()
+        model = Detector(source.architecture, source.sizes, self.max_length or 0, chosen)
+        convert.load_weights(model, source.weights, str(self.folder))
+        return model
+
     def trained_as(self) -> Architecture:
         """The row of the table of architectures that it is of.
 
@@ -118,9 +136,16 @@ class Checkpoint(ABC):
         """
         if self.sizes is None:
             raise UserError(
-                f"{self.folder}: a `{self.model}`, which recipe.train cannot go on with; it trains {', '.join(ARCHITECTURES)}"
+                f"{self.folder}: a `{self.model}`, which recipe.train cannot go on with; it trains {', '.join(ARCHITECTURES)}, "
+                "and as hf_bert an ELECTRA whose embedding_size is its hidden_size"
             )
         return architecture(self.model)
+
+    def _no_decoder(self) -> UserError:
+        return UserError(
+            f"{self.folder}: an encoder without a head for masked language modelling, as objectives that detect leave it; "
+            "fine-tune it with recipe.glue or recipe.finetune"
+        )
 
     def pretrained(self) -> Pretrained:
         """Sizes and weights for `recipe.train`.
@@ -164,11 +189,8 @@ class OwnCheckpoint(Checkpoint):
     def masked_lm(self, chosen: Backends) -> nn.Module:
         model, weights = self._row.masked_lm(self.sizes, self.max_length or 0, chosen), self._weights()
         lacking = model.state_dict().keys() - weights.keys()
-        if lacking and not any(name.startswith("encoder.") for name in lacking):
-            raise UserError(
-                f"{self.folder}: an encoder without a head for masked language modelling, as objectives that detect leave it; "
-                "fine-tune it with recipe.glue or recipe.finetune"
-            )
+        if lacking and not any(name.startswith(self._row.prefix) for name in lacking):
+            raise self._no_decoder()
         convert.load_weights(model, weights, str(self.folder))
         return model
 
@@ -205,6 +227,8 @@ class FamilyCheckpoint(Checkpoint):
         return model
 
     def masked_lm(self, chosen: Backends) -> nn.Module:
+        if self.detects:
+            raise self._no_decoder()
         model = self._loaded(lambda: HFForMaskedLM(self.folder, pretrained=self.weights is None))
         if self.weights is not None:
             weights = {n.removeprefix(HF_MODEL): t for n, t in self.weights.items() if n.startswith(HF_MODEL)}

@@ -104,6 +104,9 @@ def make_plan(config: TrainConfig) -> Plan:
     check_loggers(config.loggers)
     encoder = encoder_config(config, info, start and start.sizes)
     check_words(config, learns, kind, encoder)
+    if start:
+        kept = learns.kept(memory.outline(learns, kind, encoder, start.longest or config.data.sequence_length))
+        start = start.for_model(kept.state_dict().keys(), kind.prefix)
     chosen = resolve_backends(config, kind, encoder, hardware)
     price = prices.price_of(hardware.name, hardware.kind, config.cost.prices, config.cost.usd_per_hour)
     microbatches = [

@@ -7,6 +7,7 @@ Dropout is the run's own. The text must have been prepared with the source's tok
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,21 @@ class Start:
     weights: dict[str, Tensor]
     longest: int | None  # input that its positions are made for
     said: list[str]  # for the start of the run
+    new: tuple[str, ...] = ()  # parameters of a head that the source does not have
+
+    def for_model(self, wanted: Collection[str], prefix: str) -> Start:
+        """For a model of the parameters `wanted`, its encoder's behind `prefix`. Where the source learnt something else, and so
+        has nothing of the model's head, that is new, and the source's own is left out."""
+        heads = {name for name in wanted if not name.startswith(prefix)}
+        other = sorted(name for name in self.weights if not name.startswith(prefix))
+        if not other or heads & set(other):
+            return self
+        said = [
+            f"  it learnt another objective: its head, {len(other)} tensors, `{other[0]}` the first, is not used; this run's, "
+            f"{len(heads)} tensors, is new"
+        ]
+        weights = {name: tensor for name, tensor in self.weights.items() if name.startswith(prefix)}
+        return dataclasses.replace(self, weights=weights, said=[*self.said, *said], new=tuple(sorted(heads)))
 
 
 def find_start(config: TrainConfig, info: DatasetInfo, dataset: Path) -> Start | None:

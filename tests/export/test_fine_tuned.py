@@ -19,7 +19,7 @@ from sentence_transformers import SentenceTransformer
 
 from recipe.config import PredictConfig, RetrieveConfig
 from recipe.export import held_out, subject, transformers_form, verify
-from recipe.export.subject import find_subject
+from recipe.export.finding import find_subject
 from recipe.finetune.__main__ import finetune
 from recipe.predict import predict
 from recipe.retrieve import embed, load

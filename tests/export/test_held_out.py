@@ -15,7 +15,8 @@ from recipe.config import PrepareConfig, Source, Tokenizer
 from recipe.data.documents import Documents
 from recipe.data.shards import read_info
 from recipe.export import checks, held_out
-from recipe.export.subject import PretrainedEncoder, find_subject
+from recipe.export.finding import find_subject
+from recipe.export.subject import PretrainedEncoder
 from recipe.export.transformers_form import converted, write_model
 from recipe.prepare import prepare
 from tests.tiny.models import write_run

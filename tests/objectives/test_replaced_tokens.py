@@ -16,6 +16,7 @@ from recipe.finetune.kinds import CLASSIFICATION
 from recipe.model.encoder import Backends
 from recipe.model.flops import training_flops
 from recipe.objectives import objective_of
+from recipe.objectives.detector import labels_of
 from recipe.objectives.objective import Counts
 from recipe.objectives.replaced_tokens import draw
 from recipe.training.checkpoint import find_checkpoint
@@ -51,16 +52,16 @@ def test_draws_have_the_distribution_and_never_what_has_no_chance():
     assert int(shares[2]) == 0 and int(draw(logits, torch.ones(1))) == 4
 
 
-@pytest.mark.parametrize("batching", ["sequences", "tokens"])
+@pytest.mark.parametrize("batching", ["sequences", "tokens", "padded"])
 def test_the_sum_is_that_of_both_and_what_is_drawn_again_is_original(yaml, batching, monkeypatch):
-    plan = planned(yaml, f"data.batching={batching}")
+    plan = planned(yaml, f"data.batching={batching}", *(["model.name=hf_bert"] if batching == "padded" else []))
     batch, model = first_batch(plan), train.build_model(plan)
-    chosen, was = batch["masked_indices"], batch["labels"]
+    ids, chosen, was = batch["input_ids"].flatten(), batch["masked_indices"], labels_of(batch)
     real = was != IGNORED_LABEL
-    assert (batch["input_ids"][chosen[real]] == plan.info.vocabulary.mask_id).all(), "all that is chosen is masked"
+    assert (ids[chosen[real]] == plan.info.vocabulary.mask_id).all(), "all that is chosen is masked"
     shown, logits = [], []
     detect, with_word = model.discriminator.detect, model.generator.with_word
-    monkeypatch.setattr(model.discriminator, "detect", lambda b, ids: (shown.append(ids), detect(b, ids))[1])
+    monkeypatch.setattr(model.discriminator, "detect", lambda b, ids: (shown.append(ids.flatten()), detect(b, ids))[1])
     monkeypatch.setattr(model.generator, "with_word", lambda *a: (logits.append(with_word(*a)), logits[-1])[1])
     found = model(batch)
     expected = F.cross_entropy(logits[0][real], was[real])
@@ -68,7 +69,7 @@ def test_the_sum_is_that_of_both_and_what_is_drawn_again_is_original(yaml, batch
     torch.testing.assert_close(found["loss"], expected + 50 * 0.2 * found["detection_loss"])
     elsewhere = torch.ones(len(shown[0]), dtype=bool)
     elsewhere[chosen[real]] = False
-    assert torch.equal(shown[0][elsewhere], batch["input_ids"][elsewhere])
+    assert torch.equal(shown[0][elsewhere], ids[elsewhere])
     assert len(shown[0][chosen[real]].unique()) > 10, "drawn, not the likeliest"
     sure = torch.zeros_like(logits[0])
     sure[torch.arange(len(was)), was.clamp(min=0)] = 50.0  # the originals, all of them
@@ -81,13 +82,15 @@ def test_the_sum_is_that_of_both_and_what_is_drawn_again_is_original(yaml, batch
     assert float(same["found"]) == 1.0 and float(same["detection_loss"]) < 1e-6
 
 
-@pytest.mark.parametrize("name, width", [("mosaic_bert", 16), ("mosaic_bert", 48), ("modern", 16)])
+@pytest.mark.parametrize(
+    ("name", "width"), [("mosaic_bert", 16), ("mosaic_bert", 48), ("modern", 16), ("hf_bert", 16), ("hf_bert", 48)]
+)
 def test_detection_s_gradient_reaches_the_shared_embeddings_and_nothing_else_of_the_generator(yaml, name, width):
     plan = planned(yaml, f"generator.hidden_size={width}", f"model.name={name}")
     batch, model = first_batch(plan), train.build_model(plan)
     found = model(batch)
     found["detection_loss"].backward(retain_graph=True)
-    word = "discriminator.encoder.embeddings.word.weight"
+    word = f"discriminator.{plan.architecture.vocabulary_rows[0]}"
     for name, parameter in model.named_parameters():
         assert (parameter.grad is not None) is name.startswith("discriminator."), name
     before = model.get_parameter(word).grad.clone()
@@ -96,12 +99,14 @@ def test_detection_s_gradient_reaches_the_shared_embeddings_and_nothing_else_of_
         assert parameter.grad is not None, f"{name} is never used, which DDP would wait for"
     assert not torch.equal(model.get_parameter(word).grad, before)
     assert (model.projection is None) is (width == 48)
-    rows = [name for name, p in model.named_parameters() if p.shape[0] == plan.encoder.vocab_size]
-    assert rows == [word, "generator.network.head.bias"], "one matrix for both"
+    rows = {p.dim(): name for name, p in model.named_parameters() if p.shape[0] == plan.encoder.vocab_size}
+    bias = plan.architecture.vocabulary_rows[-2 if plan.architecture.name == "hf_bert" else -1]
+    assert rows == {2: word, 1: f"generator.network.{bias}"}, "one matrix for both"
 
 
-def test_evaluation_is_the_same_whatever_the_microbatch_and_draws_no_random_number(yaml):
-    plan = planned(yaml)
+@pytest.mark.parametrize("name", ["mosaic_bert", "hf_bert"])
+def test_evaluation_is_the_same_whatever_the_microbatch_and_draws_no_random_number(yaml, name):
+    plan = planned(yaml, f"model.name={name}")
     batch, model = first_batch(plan, training=False), train.build_model(plan).eval()
     state = torch.get_rng_state()
     with torch.no_grad():
@@ -145,7 +150,7 @@ def test_a_run_resumes_to_the_last_digit_and_its_discriminator_is_what_is_tuned(
     [
         ("generator.hidden_size=64", "wider than the encoder, 48; give at most that"),
         ("generator.hidden_size=20", "give a multiple of the encoder's head size, 16"),
-        ("model.name=hf_bert", "hf_bert does not give"),
+        ("model.narrow_layers=2", "judges every token, so no layer can leave any out"),
     ],
 )
 def test_a_mistake_is_one_line(yaml, word, said):

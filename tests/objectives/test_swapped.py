@@ -15,6 +15,7 @@ from recipe.data.batch import IGNORED_LABEL
 from recipe.finetune.kinds import CLASSIFICATION
 from recipe.model.encoder import Backends
 from recipe.objectives import OBJECTIVES
+from recipe.objectives.detector import labels_of, no_detector
 from recipe.objectives.objective import Counts
 from recipe.training.checkpoint import find_checkpoint
 from recipe.training.preflight import Plan, make_plan
@@ -22,6 +23,7 @@ from tests.mistakes import refused
 from tests.tiny.configs import train_yaml
 from tests.tiny.models import mean_of_pieces
 from tests.tiny.runs import losses, run, stop_at
+from tests.toys.bag_of_words import BAG_OF_WORDS
 
 
 @pytest.fixture
@@ -56,14 +58,15 @@ def test_what_is_chosen_becomes_a_random_token_and_nothing_else_changes(yaml, na
 
 def one_by_one(model, batch: dict, shown: torch.Tensor) -> tuple[float, float]:
     """Loss and share found of the chosen tokens, token by token in float64."""
-    was = dict(zip(batch["masked_indices"].tolist(), batch["labels"].tolist(), strict=True))
+    was = dict(zip(batch["masked_indices"].tolist(), labels_of(batch).tolist(), strict=True))
     loss, right, chosen = 0.0, 0, 0
     with torch.no_grad():
         logits = model.logits({**batch, "input_ids": shown}).double()
-    for place, (token, logit) in enumerate(zip(shown.tolist(), logits, strict=True)):
+    ids = batch["input_ids"].flatten()
+    for place, (token, logit) in enumerate(zip(shown.flatten().tolist(), logits, strict=True)):
         labelled = was.get(place, IGNORED_LABEL) != IGNORED_LABEL
         replaced = labelled and token != was[place]
-        if batch["input_ids"][place] == model.config.pad_token_id:
+        if ids[place] == model.config.pad_token_id:
             continue
         loss += float(F.softplus(-logit if replaced else logit))
         chosen += labelled
@@ -71,9 +74,10 @@ def one_by_one(model, batch: dict, shown: torch.Tensor) -> tuple[float, float]:
     return loss / chosen, right / chosen
 
 
-@pytest.mark.parametrize("batching", ["sequences", "tokens"])
+@pytest.mark.parametrize("batching", ["sequences", "tokens", "padded"])
 def test_every_real_token_is_judged_and_a_swapped_original_is_original(yaml, batching):
-    plan = planned(yaml, "objective=swapped_tokens", f"data.batching={batching}")
+    words = ["model.name=hf_bert"] if batching == "padded" else []
+    plan = planned(yaml, "objective=swapped_tokens", f"data.batching={batching}", *words)
     batch, model = first_batch(plan), train.build_model(plan).eval()
     with torch.no_grad():
         model.out.weight *= 30  # judgements of either kind
@@ -81,8 +85,8 @@ def test_every_real_token_is_judged_and_a_swapped_original_is_original(yaml, bat
     assert (float(found["loss"]), float(found["found"])) == pytest.approx(one_by_one(model, batch, batch["input_ids"]))
     assert 0 < float(found["found"]) < 1 and float(found["loss"]) > 1
     same = {**batch, "input_ids": batch["input_ids"].clone()}
-    labelled = batch["labels"] != IGNORED_LABEL
-    same["input_ids"][batch["masked_indices"][labelled]] = batch["labels"][labelled]
+    labelled = labels_of(batch) != IGNORED_LABEL
+    same["input_ids"].view(-1)[batch["masked_indices"][labelled]] = labels_of(batch)[labelled]
     with torch.no_grad():
         model.out.weight.zero_()
         model.out.bias.fill_(-20.0)  # all original
@@ -121,7 +125,7 @@ def test_operations_are_the_layers_and_a_head_on_every_token(yaml):
     assert plan.objective.flops(plan.architecture, sizes, counts) == layers + 3 * 100 * 2 * width * (width + 1)
 
 
-def test_rows_without_a_stream_are_refused_in_one_line(yaml, tmp_path):
-    said = refused(planned, yaml, "objective=swapped_tokens", "model.name=hf_bert")
-    assert said.startswith("objective=swapped_tokens: ") and "hf_bert does not give" in said
+def test_rows_that_give_no_state_of_every_token_cannot_detect(yaml):
+    said = no_detector("swapped_tokens", BAG_OF_WORDS, planned(yaml).encoder)
+    assert said.startswith("objective=swapped_tokens: ") and "bag_of_words does not give" in said
     assert run(yaml, "objective=swapped_lm", "model.name=hf_bert", "duration=1ba")["batches"] == 1

@@ -13,9 +13,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForMaskedLM,
+    AutoModelForPreTraining,
     BertConfig,
     BertForMaskedLM,
     BertTokenizer,
+    ElectraConfig,
+    ElectraForPreTraining,
     ModernBertConfig,
     ModernBertForMaskedLM,
 )
@@ -201,6 +204,29 @@ def test_modernbert_s_first_loss_is_the_source_s_own(yaml, tmp_path, dataset):
     assert said == f"model.window=8, but init_from={source} has 6; leave it out to follow the source"
 
 
+def test_an_electra_as_wide_as_its_embeddings_is_a_bert_that_detects(yaml, tmp_path, dataset):
+    """Every logit is the source's own; for another objective its encoder alone is taken, and a new head is said."""
+    torch.manual_seed(5)
+    config = ElectraConfig(vocab_size=512, max_position_embeddings=64, embedding_size=32, initializer_range=0.2, **BERT)
+    ElectraForPreTraining(config).save_pretrained(source := with_tokenizer(dataset, tmp_path / "source"))
+    plan = planned(yaml, source, "objective=replaced_tokens")
+    assert (plan.start.model, plan.start.new, plan.start.longest) == ("hf_bert", (), 64)
+    batch, model = first_batch(plan), build_model(plan).eval()
+    real = batch["attention_mask"].bool()
+    theirs = AutoModelForPreTraining.from_pretrained(source).eval()
+    with torch.no_grad():
+        logits = theirs(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        ours = plan.objective.kept(model).logits(batch).view_as(logits)
+    torch.testing.assert_close(ours[real], logits[real], rtol=0, atol=1e-5)
+    other = planned(yaml, source)
+    said = "its head, 4 tensors, `dense.bias` the first, is not used; this run's, 7 tensors, is new"
+    assert said in " ".join(other.start.said)
+    weights = build_model(other).state_dict()
+    assert torch.equal(
+        weights["bert.bert.encoder.layer.1.output.dense.bias"], theirs.electra.encoder.layer[1].output.dense.bias
+    )
+
+
 def test_what_pretraining_has_more_is_left_out_and_said(yaml, tmp_path, dataset, capsys):
     """TensorFlow's names in LayerNorm, a pooler, next-sentence prediction and stored positions, as BERT's own files have them."""
     source = bert(tmp_path / "source", dataset)
@@ -239,6 +265,10 @@ def test_a_run_and_its_checkpoint_are_gone_on_with(yaml, tmp_path, dataset, mode
         build_model(planned(yaml, source, f"out={tmp_path / 'next'}")).state_dict() for source in (finished, early)
     ]
     assert any(not torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    detects = planned(yaml, finished, "objective=swapped_tokens", f"out={tmp_path / 'next'}")
+    assert detects.start.new == ("dense.bias", "dense.weight", "out.bias", "out.weight")
+    kept, word = detects.objective.kept(build_model(detects)).state_dict(), detects.architecture.vocabulary_rows[0]
+    assert torch.equal(kept[word], weights[0][word])
     record = run(yaml, f"init_from={finished}", f"out={tmp_path / 'next'}", "duration=4ba", "checkpoint_every=2ba")
     assert record["model"] == model and record["config"]["model"]["hidden_size"] == 16
     again = run(yaml, f"init_from={finished}", f"out={tmp_path / 'next'}", "duration=4ba", "autoresume=true")
