@@ -48,6 +48,7 @@ class Whole:
     first_s: float  # until it began to write
     cpu_s: float
     result: dict[str, Any]
+    commit: str | None  # of the code that made it
 
     @property
     def limit_s(self) -> float:
@@ -125,8 +126,9 @@ def unbroken(subject: Subject, work: Path) -> Whole:
     for name in subject.needs:
         unbroken(SUBJECTS[name], work)
     kept, folder = work / UNBROKEN / f"{subject.name}.json", work / UNBROKEN / subject.name
-    if kept.is_file():
-        return Whole(**read_json(kept))
+    commit = records.provenance()["commit"]
+    if kept.is_file() and (whole := Whole(**read_json(kept))).commit == commit:
+        return whole
     write_inputs(work)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -140,7 +142,7 @@ def unbroken(subject: Subject, work: Path) -> Whole:
     seconds = time.monotonic() - run.started
     if status or left or (wrong := list(wrong_bills(folder, seconds))):
         raise UserError(f"{subject.name}, unbroken: ended with {status}, {left} processes left, {wrong or run.log}")
-    whole = Whole(seconds, first_s, children_s() - cpu_s, result_of(folder))
+    whole = Whole(seconds, first_s, children_s() - cpu_s, result_of(folder), commit)
     write_whole(kept, json.dumps(vars(whole)))
     return whole
 

@@ -53,7 +53,7 @@ TRAIN = (
     "batch_size=8", "microbatch_size=4", "model.hidden_size=32", "model.num_attention_heads=2", "model.intermediate_size=64",
     "model.hidden_dropout_prob=0.1", "checkpoint_every=4ba", "log_every=1", "device=cpu", "precision=fp32",
 )  # fmt: skip
-TRAINED = ("recipe.train", *TRAIN, "duration=60ba", "data.workers=1", "rank_timeout=60", "autoresume=true")
+TRAINED = ("recipe.train", *TRAIN, "duration=32ba", "data.workers=1", "rank_timeout=60", "autoresume=true")
 SUBJECTS = {
     subject.name: subject
     for subject in (
