@@ -96,7 +96,9 @@ def soak(faults: int, minutes: float, subjects: Sequence[str], out: Path, work: 
         print(in_words(row), flush=True)
     print("\n".join(table(record)), flush=True)
     if failed := [row for row in record["rows"] if not row["passed"]]:
-        raise UserError(f"{len(failed)} faults were not survived: {', '.join(row['folder'] for row in failed)}")
+        raise UserError(
+            f"{len(failed)} faults were not survived: {', '.join(str(work / row['folder']) for row in failed)}"
+        )
     return record
 
 
@@ -185,7 +187,7 @@ def attempt(
             break
     row |= {"passed": not row["problems"], "seconds": time.monotonic() - begin, "cpu_s": children_s() - cpu_s}
     if row["problems"]:
-        return {**row, "folder": str(case)}
+        return {**row, "folder": case.relative_to(work).as_posix()}
     shutil.rmtree(case)
     return row
 

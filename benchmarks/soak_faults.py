@@ -95,7 +95,7 @@ class Command:
     def end(self, limit_s: float) -> tuple[int | None, int]:
         """Wait for all its processes. Returns the leader's exit status and how many had to be killed after `limit_s`."""
         ends = time.monotonic() + limit_s
-        while (not self.over or self.members()) and time.monotonic() < ends:
+        while (self.members() or not self.over) and time.monotonic() < ends:
             time.sleep(LOOK_S)
         status = self._process.poll()
         left = self.kill()
@@ -139,9 +139,11 @@ def kill_one(run: Command, chance: random.Random, limit_s: float) -> str | None:
 
 def kill_while_writing(run: Command, chance: random.Random, limit_s: float) -> str | None:
     """All at once, as soon as a file appears that was not there."""
-    before = paths(run.folder)
+    before, members = paths(run.folder), run.members()
     while not run.over:
         if new := paths(run.folder) - before:
+            for pid in members:  # a draft is there for a millisecond
+                _signal(pid, signal.SIGKILL)
             run.kill()
             return f"as {os.path.relpath(min(new), run.folder)} appeared"
         time.sleep(0.0005)
@@ -160,7 +162,7 @@ def terminate(run: Command, chance: random.Random, limit_s: float) -> str | None
 def limit_files(run: Command, chance: random.Random, limit_s: float) -> str | None:
     """No file may grow beyond some bytes: what a full disk says, of which a process cannot be given one of its own."""
     most = chance.choice((0, 1000, 10_000))
-    return _limit(run, resource.RLIMIT_FSIZE, lambda pid: most) and f"{most} bytes"
+    return f"{most} bytes" if _limit(run, resource.RLIMIT_FSIZE, lambda pid: most) else None
 
 
 def limit_memory(run: Command, chance: random.Random, limit_s: float) -> str | None:
@@ -171,7 +173,7 @@ def limit_memory(run: Command, chance: random.Random, limit_s: float) -> str | N
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
         return pages * resource.getpagesize() + more
 
-    return _limit(run, resource.RLIMIT_AS, most) and f"{more >> 20} MiB more than was mapped"
+    return f"{more >> 20} MiB more than was mapped" if _limit(run, resource.RLIMIT_AS, most) else None
 
 
 def _limit(run: Command, what: int, most: Callable[[int], int]) -> bool:
@@ -229,7 +231,7 @@ def no_checkpoint(run: Command, did: str, status: int | None) -> str | None:
 
 def disturbed(run: Command, did: str, status: int | None) -> str | None:
     second = run.log.with_suffix(SECOND)
-    if status:
+    if status and not (status == 2 and did == REFUSED[0]):  # it may be the second that came first
         return f"ended with {status}"
     if second.exists() and ("Traceback" in second.read_text("utf-8", errors="replace") or did not in REFUSED):
         return f"a second command, {did}, said what stands in {second.name}"
@@ -241,9 +243,8 @@ def anything(run: Command, did: str, status: int | None) -> str | None:
 
 
 TRAINING = "while it trained"
-AS_ANYBODY = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") * (
-    os.geteuid() == 0
-)  # permissions bind root too
+# so that permissions bind root too
+AS_ANYBODY = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
 REFUSED = ("ended with 0", "ended with 2")
 
 

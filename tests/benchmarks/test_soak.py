@@ -56,7 +56,7 @@ def test_a_result_that_differs_is_a_failure_that_keeps_its_folder(work, whole):
     row = soak.attempt(PREPARE, Fault("falsified", falsify), whole, work, 1, chance)
     assert not row["passed"] and row["starts"] == 1
     assert len(row["problems"]) == 1 and row["problems"][0].endswith(".zstd differs")
-    assert Path(row["folder"], "files/out/dataset.json").is_file()
+    assert Path(work, row["folder"], "files/out/dataset.json").is_file()
     assert "FAILED: out/train" in soak.in_words({"number": 1, **row})
 
 
@@ -80,7 +80,7 @@ def test_results_are_gone_on_with_and_those_of_other_settings_are_not(tmp_path, 
     out.write_text(
         json.dumps({"settings": settings, "unbroken": {}, "rows": [{**row, "passed": False, "folder": "F"}]})
     )
-    with pytest.raises(UserError, match="1 faults were not survived: F"):
+    with pytest.raises(UserError, match="1 faults were not survived: .*work/F"):
         soak.soak(1, 1, ["prepare"], out, tmp_path / "work", 17)
 
 
