@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ INPUTS, UNBROKEN = "inputs", "unbroken"
 MEASURED = frozenset({
     "provenance", "resumed", "cost", "seconds", "waiting_for_data", "waiting", "tokens_per_s", "mfu", "microbatch", "usd",
 })  # fmt: skip
-DRAWN = "pareto/"  # figures and tables with dollars in them
+PRICED = re.compile(r"(^|/)(pareto/|scores\.md$)")  # figures and tables with dollars in them, of what is in records
 RECORDS = ("run.json", "export.json")
 TORN = ".torn"  # a checkpoint that was set aside, which its run has said
 
@@ -122,7 +123,7 @@ def result_of(folder: Path) -> dict[str, Any]:
         elif file.name in RECORDS:
             found[name] = unmeasured(read_json(file))
         else:
-            found[name] = None if DRAWN in name else digest([file])
+            found[name] = None if PRICED.search(name) else digest([file])
     return found | {name: None for _, name in newest.values()}
 
 

@@ -45,7 +45,7 @@ def test_a_result_that_differs_is_a_failure_that_keeps_its_folder(work, whole):
     """The command is started again on what a fault has left; here that is a finished dataset with another byte in it."""
 
     def falsify(run: Command, chance: random.Random, limit_s: float) -> str:
-        run.kill()
+        run.end(0)
         shutil.rmtree(run.folder)
         shutil.copytree(work / "unbroken/prepare", run.folder)
         shard = run.folder / "out/train/part-00000/shard.00000.mds.zstd"
