@@ -26,6 +26,7 @@ from recipe.finetune.run import (
     fail,
     find_encoder,
     find_machine,
+    owned,
     run_missing,
     say_job,
     size_of,
@@ -47,7 +48,14 @@ def glue(config: GlueConfig) -> dict[str, Any]:
             tasks whose files are broken or whose loss ran away.
     """
     plan = make_plan(config)
-    found = find_record(plan.out, "glue", config)
+    find_record(plan.out, "glue", config)  # a folder that holds something else is refused before it is touched
+    with owned(plan.out):
+        return run(plan)
+
+
+def run(plan: Plan) -> dict[str, Any]:
+    """The jobs that are missing, and the record."""
+    found = find_record(plan.out, "glue", plan.config)
     if found is not None and found["status"] == "finished":
         print(f"{plan.out} holds these scores already; nothing to do", flush=True)
         return publish(plan, found)

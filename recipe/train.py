@@ -32,7 +32,7 @@ from recipe.data.shards import index_digest
 from recipe.data.stream import open_documents, open_loader
 from recipe.errors import UserError, end
 from recipe.objectives.objective import Counts
-from recipe.system.files import set_aside
+from recipe.system.files import remove_drafts, set_aside
 from recipe.system.hardware import Hardware, find_hardware, keep_freed_memory
 from recipe.system.progress import clock
 from recipe.system.quiet import quiet_libraries
@@ -317,6 +317,7 @@ def start_record(plan: Plan, model: nn.Module) -> dict[str, Any]:
     record["provenance"]["dataset_sha256"] = index_digest(local_folder(plan.config.data), splits)
     record["microbatch"] = dataclasses.asdict(plan.microbatch)
     if dist.get_global_rank() == 0:
+        remove_drafts(plan.out, plan.out / "encoder", plan.out / checkpoint_files.FOLDER)  # of a run that was killed
         records.write_record(plan.out, record)
         describe_encoder(plan, model)
     return record

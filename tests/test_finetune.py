@@ -22,6 +22,7 @@ from recipe.finetune.folder import open_fine_tuned
 from recipe.finetune.kinds.sequence import balanced_classes, classification_loss
 from recipe.finetune.layers import depths, freeze, slower_below
 from recipe.finetune.own import OwnTask
+from recipe.system import files
 from recipe.system.hardware import find_hardware
 from recipe.training.checkpoint import find_checkpoint
 from tests.mistakes import refused
@@ -61,6 +62,18 @@ def test_every_kind_is_learnt_and_leaves_a_folder(tmp_path, kind, model, capsys)
     ]["metrics"]
     model = found.model(find_hardware("cpu", "fp32", 1))
     assert not model.training and find_checkpoint(str(out / "model")).name == "model"
+
+
+def test_a_folder_of_scores_is_one_command_s_and_a_killed_one_s_draft_is_no_scores(tmp_path, run, monkeypatch):
+    write_own(tmp_path / "own", 40)
+    out = run / "finetune-mine"
+    out.mkdir()
+    (out / "run.json.12.34.tmp").touch()  # all that a command leaves that was killed in its first write
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    with files.held(out):
+        assert f"out={out}: another command scores there" in refused(finetune, own_config(tmp_path, epochs=1.0))
+    assert finetune(own_config(tmp_path, epochs=1.0))["status"] == "finished"
+    assert not list(out.rglob("*.tmp"))
 
 
 def test_seeds_have_a_spread_and_the_best_on_dev_is_kept(tmp_path, run):

@@ -25,6 +25,7 @@ from recipe.finetune.run import (
     Plan,
     find_encoder,
     find_machine,
+    owned,
     run_missing,
     say_job,
     size_of,
@@ -45,7 +46,14 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         UserError: before anything is written, for whatever cannot work; at the end for a seed whose loss ran away.
     """
     plan = make_plan(config)
-    found = find_record(plan.out, "finetune", config)
+    find_record(plan.out, "finetune", config)  # a folder that holds something else is refused before it is touched
+    with owned(plan.out):
+        return run(plan)
+
+
+def run(plan: Plan) -> dict[str, Any]:
+    """The jobs that are missing, and the record."""
+    config, found = plan.config, find_record(plan.out, "finetune", plan.config)
     inputs = plan.worker.inputs(Job(plan.tasks[0], 0, plan.out))
     if found is not None and found["status"] == "finished" and found["finetune"]["inputs"] == inputs:
         print(f"{plan.out} holds these scores already; nothing to do", flush=True)

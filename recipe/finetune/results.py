@@ -9,7 +9,7 @@ from recipe import records
 from recipe.config import to_dict
 from recipe.errors import UserError
 from recipe.settings import as_word, what_changed
-from recipe.system.files import leaving
+from recipe.system.files import entries, leaving
 from recipe.training.checkpoint import Checkpoint
 
 
@@ -29,7 +29,7 @@ def find_record(out: Path, kind: str, config: Any) -> dict[str, Any] | None:
     if out.is_file():
         raise UserError(f"out={out} is a file; choose a folder")
     if not (out / records.FILE_NAME).is_file():
-        if any(out.iterdir()):
+        if entries(out):
             raise UserError(f"out={out} is not empty and holds no scores; choose another folder")
         return None
     if link := leaving(out):

@@ -6,7 +6,8 @@ A job is one task with one seed, with a record of its own; a run that was killed
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from recipe.finetune.kinds import KINDS
 from recipe.finetune.layers import freeze
 from recipe.finetune.progress import JobsProgress
 from recipe.finetune.tasks import Task, TaskData
+from recipe.system.files import held, remove_drafts
 from recipe.system.hardware import Hardware, find_hardware
 from recipe.system.progress import clock
 from recipe.training.checkpoint import Checkpoint, find_checkpoint
@@ -87,6 +89,25 @@ def fail(failed: dict[str, str], name: str, error: UserError) -> None:
     """Note what failed, and say it in one line; the other jobs go on."""
     failed[name] = str(error) if str(error).startswith(name) else f"{name}: {error}"
     say_error(failed[name])
+
+
+@contextmanager
+def owned(out: Path) -> Iterator[None]:
+    """This command has the scores' folder to itself: two would remove models that the other is about to copy.
+
+    Raises:
+        UserError: another command has it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with held(out) as ours:
+        if not ours:
+            raise UserError(f"out={out}: another command scores there; wait for its end, or choose another folder")
+        remove_drafts(out, *out.glob("jobs/*"))  # of one that was killed
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                out.rmdir()  # where nothing was written
 
 
 def start_record(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -19,6 +21,7 @@ from filelock import FileLock
 
 DEEPEST = 100  # levels of a JSON file
 PATIENCE = 10.0  # seconds; a loader's workers see within five that nobody trains any more
+DRAFT = re.compile(r".+\.\d+\.\d+\.tmp")  # what the functions below write before it has its name
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -74,14 +77,55 @@ def set_aside(torn: Path) -> Path:
 
 def write_whole_folder(folder: Path, write: Callable[[Path], object]) -> None:
     """The same of a folder, which takes the place of one that is there; `write` fills the empty one that it is given."""
-    draft = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    place = folder.absolute()
+    draft = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    handle = None
     try:
         draft.mkdir(parents=True)
+        handle = os.open(draft, os.O_RDONLY)
+        _lock(handle)  # until this process ends: so a draft that nobody has locked is a killed one's
+        for other in place.parent.glob(f".{glob.escape(place.name)}.*.tmp"):
+            if DRAFT.fullmatch(other.name) and other != draft:
+                _remove_unheld(other)
         write(draft)
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Whether this process has the folder's lock now, which another one may hold; not where there are no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _remove_unheld(draft: Path) -> None:
+    with contextlib.suppress(OSError):  # its writer is just giving it its name
+        handle = os.open(draft, os.O_RDONLY)
+        try:
+            if _lock(handle):
+                shutil.rmtree(draft)
+        finally:
+            os.close(handle)
+
+
+def entries(folder: Path) -> list[Path]:
+    """What a folder holds, but for drafts: a command that was killed in its first write has left one and nothing else."""
+    return [one for one in folder.iterdir() if not DRAFT.fullmatch(one.name)]
+
+
+def remove_drafts(*folders: Path) -> None:
+    """Those directly in these folders, which nobody but this process may be writing into."""
+    for folder in folders:
+        for draft in folder.iterdir() if folder.is_dir() else ():
+            if DRAFT.fullmatch(draft.name) and draft.is_file():
+                draft.unlink(missing_ok=True)
 
 
 def digest(files: Sequence[Path]) -> str | None:

@@ -41,6 +41,30 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
     assert done.returncode == -signal.SIGKILL and (tmp_path / "run.json").read_text() == "old"
 
 
+def test_a_killed_writer_s_draft_goes_and_one_at_work_stays(tmp_path):
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom recipe.system.files import write_whole, write_whole_folder\n"
+        "def die(draft): (draft / 'half').touch(); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_whole_folder(Path(sys.argv[1]), lambda draft: write_whole(draft.parent / 'file', lambda _: die(draft)))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], cwd=ROOT)
+    (killed,) = tmp_path.glob(".out.*.tmp")
+    (tmp_path / "file.12.34.tmp").touch()
+    (tmp_path / "other.tmp").touch()
+    assert [one.name for one in files.entries(tmp_path)] == ["other.tmp"]
+
+    def write(draft):
+        assert not killed.exists()
+        threads = [threading.Thread(target=files.write_whole_folder, args=(tmp_path / "out", Path.touch))]
+        threads[0].start()
+        threads[0].join()
+        assert draft.exists(), "another writer of the same folder took it for a killed one's"
+
+    files.write_whole_folder(tmp_path / "out", write)
+    files.remove_drafts(tmp_path, tmp_path / "nowhere")
+    assert sorted(os.listdir(tmp_path)) == ["other.tmp", "out"]
+
+
 def test_threads_write_the_same_file_at_once(tmp_path):
     both = threading.Barrier(2)
 
