@@ -32,7 +32,6 @@ from recipe.data.shards import index_digest
 from recipe.data.stream import open_documents, open_loader
 from recipe.errors import UserError, end
 from recipe.objectives.objective import Counts
-from recipe.system.files import set_aside
 from recipe.system.hardware import Hardware, find_hardware, keep_freed_memory
 from recipe.system.progress import clock
 from recipe.system.quiet import quiet_libraries
@@ -48,6 +47,7 @@ from recipe.training.optimizers import build_optimizer
 from recipe.training.parallel import PARALLEL
 from recipe.training.preflight import Plan, make_plan
 from recipe.training.rates import Rate
+from recipe.training.resume import last_checkpoint
 from recipe.training.schedules import fallen
 from recipe.training.start_lines import say_start
 from recipe.training.stopping import Stopping
@@ -66,9 +66,9 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, 
     """
     join_ranks(find_hardware(config.device, config.precision, dist.get_world_size()).kind)
     plan = make_plan(config)
-    if plan.run and plan.run["status"] == "finished":
-        say(f"{plan.out} is finished already; nothing to do")
-        return plan.run
+    if plan.run and plan.run.record["status"] == "finished":
+        say(f"{plan.out}{plan.run.where} is finished already; nothing to do")
+        return plan.run.record
     if plan.hardware.kind == "cpu":
         keep_freed_memory()
     plan = agreed(plan)  # no rank writes before every rank has checked
@@ -81,7 +81,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, 
 def fit(plan: Plan, model: nn.Module, callbacks: Sequence[Callback]) -> dict[str, Any]:
     """Train as planned, into the run's folder, which is this command's alone."""
     config = plan.config
-    record, checkpoint = start_record(plan, model), last_checkpoint(plan)
+    record, checkpoint = start_record(plan, model), last_checkpoint(plan.out, plan.run)
     hardware = with_measured_peak(plan.hardware)
     meter = Meter(
         hardware,
@@ -120,20 +120,6 @@ def agreed(plan: Plan) -> Plan:
     dist.all_reduce(sizes, reduce_operation="MIN")
     chosen = zip(plan.microbatches, sizes.tolist(), strict=True)
     return dataclasses.replace(plan, microbatches=tuple(dataclasses.replace(one, size=size) for one, size in chosen))
-
-
-def last_checkpoint(plan: Plan) -> Path | None:
-    """The one that the run continues from, on this machine; None before there is one."""
-    if not plan.resumes:
-        return None
-    file, torn = nodes.decided(lambda: checkpoint_files.newest_whole(plan.out))
-    for one in torn:
-        say(
-            f"  {one} is torn, as if the run was killed while writing it; {'passed over' if file else 'starting again'}"
-        )
-        if dist.get_global_rank() == 0:
-            set_aside(one)
-    return nodes.bring(plan.out / checkpoint_files.FOLDER / file.name) if file else None
 
 
 def build_model(plan: Plan) -> nn.Module:
@@ -294,7 +280,7 @@ def evaluator(plan: Plan) -> Evaluator:
 def start_record(plan: Plan, model: nn.Module) -> dict[str, Any]:
     """The record of this run, or of the one that it continues; on rank 0 also on disk."""
     if plan.run:
-        record = plan.run
+        record = plan.run.record
         record["resumed"] = [*record.get("resumed", []), records.provenance()]
     else:
         hardware = plan.hardware

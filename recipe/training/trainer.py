@@ -46,8 +46,8 @@ class OnDevice(dict):
 
 def join_ranks(device: str | Device) -> None:
     """Make the process group of all ranks, if there is none yet, on `device`: Composer's, or cpu or gpu."""
-    if "GROUP_RANK" in os.environ:  # torchrun's name for what Composer asks for when a run is continued
-        os.environ.setdefault("NODE_RANK", os.environ["GROUP_RANK"])
+    if "GROUP_RANK" in os.environ:  # torchrun's name for what Composer asks for; an elastic launch changes it
+        os.environ["NODE_RANK"] = os.environ["GROUP_RANK"]
     with quiet_stdout():
         dist.initialize_dist(device)
 
