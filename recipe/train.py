@@ -38,6 +38,7 @@ from recipe.system.quiet import quiet_libraries
 from recipe.training import ceilings, checkpoint_files, initial_words, memory, nodes, pulse
 from recipe.training.averaging import Averaging
 from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, limit_of, loss_words, say
+from recipe.training.checkpoint_store import Storing
 from recipe.training.checks import parse_time, progress_by_documents
 from recipe.training.compiled import compiled_step
 from recipe.training.composer_model import Pretraining
@@ -66,7 +67,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, 
     """
     join_ranks(find_hardware(config.device, config.precision, dist.get_world_size()).kind)
     plan = make_plan(config)
-    if plan.run and plan.run.record["status"] == "finished":
+    if plan.run and plan.run.held.finished:
         say(f"{plan.out}{plan.run.where} is finished already; nothing to do")
         return plan.run.record
     if plan.hardware.kind == "cpu":
@@ -81,7 +82,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, 
 def fit(plan: Plan, model: nn.Module, callbacks: Sequence[Callback]) -> dict[str, Any]:
     """Train as planned, into the run's folder, which is this command's alone."""
     config = plan.config
-    record, checkpoint = start_record(plan, model), last_checkpoint(plan.out, plan.run)
+    record, checkpoint = start_record(plan, model), last_checkpoint(config, plan.run)
     hardware = with_measured_peak(plan.hardware)
     meter = Meter(
         hardware,
@@ -95,8 +96,9 @@ def fit(plan: Plan, model: nn.Module, callbacks: Sequence[Callback]) -> dict[str
     if plan.config.model.initial_words != RANDOM and checkpoint is None:
         record["initial_words"] = begin_words(plan, model, meter.progress.total)
     averaging = Averaging(model, config.average, plan.batches) if config.average.steps else None
+    store = store_of(plan, record, meter)
     logs = build_loggers(config.loggers, plan.out, record)
-    trainer = build_trainer(plan, model, checkpoint, [meter, *filter(None, [averaging]), *callbacks], logs)
+    trainer = build_trainer(plan, model, checkpoint, [meter, *filter(None, [averaging, store]), *callbacks], logs)
     for log in logs:
         say(f"  log: {log.where}")
     try:
@@ -120,6 +122,13 @@ def agreed(plan: Plan) -> Plan:
     dist.all_reduce(sizes, reduce_operation="MIN")
     chosen = zip(plan.microbatches, sizes.tolist(), strict=True)
     return dataclasses.replace(plan, microbatches=tuple(dataclasses.replace(one, size=size) for one, size in chosen))
+
+
+def store_of(plan: Plan, record: dict[str, Any], meter: Meter) -> Storing | None:
+    """What uploads the run's checkpoints, where a store is to have them."""
+    if not plan.config.save_folder:
+        return None
+    return Storing(plan.config.save_folder, plan.run.saved if plan.run else [], plan.out, record, meter.leave_out)
 
 
 def build_model(plan: Plan) -> nn.Module:

@@ -1,8 +1,8 @@
 """An elastic launch of `recipe.train` on one computer: `torchrun`s on addresses of their own, which share a rendezvous alone.
 
-`python -m tests.elastic FOLDER HOLDS DIES YAML [key=value ...]` is what a launcher starts. FOLDER/RANKS gets a line for each
-training batch of a group of so many ranks, the hashes of its sequences. Alone, the process waits in its batch HOLDS until it is
-told to end; in a group of two it kills its launcher and itself in its batch DIES (0: never).
+`python -m tests.elastic FOLDER HOLDS DIES YAML [key=value ...]` is what a launcher starts, again and again. FOLDER/seen-NUMBER
+gets a line for each training batch of a start, the hashes of its sequences. In the first start the process waits in batch HOLDS
+until it is told to end, or kills its launcher and itself in batch DIES (0: neither).
 """
 
 from __future__ import annotations
@@ -59,31 +59,31 @@ def node(
             launched.wait(60)
 
 
-def seen(folder: Path, ranks: int) -> list[list[str]]:
-    """What a node's process has seen in a group of so many."""
-    file = folder / str(ranks)
+def seen(folder: Path, start: int) -> list[list[str]]:
+    """What a node's process has seen in its start of this number."""
+    file = folder / f"seen-{start}"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def main(folder: str, holds: int, dies: int, words: list[str]) -> int:
-    ranks, count, told = int(os.environ["WORLD_SIZE"]), 0, threading.Event()
+    start, count, told = len(list(Path(folder).glob("seen-*"))), 0, threading.Event()
 
     def listen() -> None:
         before = signal.getsignal(signal.SIGTERM)
         signal.signal(signal.SIGTERM, lambda *about: (told.set(), before(*about)))
 
-    with (Path(folder) / str(ranks)).open("w") as lines:
+    with (Path(folder) / f"seen-{start}").open("x") as lines:
 
         def write(found: list[str]) -> None:
             nonlocal count
             count += 1
-            waits = ranks == 1 and count == holds
+            waits = start == 0 and count == holds
             if waits:
                 listen()
             print(json.dumps(found), file=lines, flush=True)
             if waits:
                 assert told.wait(PATIENCE_S), "nobody came"
-            if ranks == 2 and count == dies:
+            if start == 0 and count == dies:
                 os.kill(os.getppid(), signal.SIGKILL)
                 os.kill(os.getpid(), signal.SIGKILL)
 

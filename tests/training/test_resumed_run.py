@@ -41,7 +41,7 @@ def machine(begun, tmp_path):
             (out / checkpoint(torn)).write_bytes(whole[: len(whole) // 2])
         write_record(out, read_record(out) | changes)
         found = look(load(TrainConfig, str(begun[0]), [f"out={out}", "autoresume=true"]))
-        return replace(found, rank=number, machine=number)
+        return replace(found, rank=number, place=f"machine {number}")
 
     return has
 
@@ -50,8 +50,9 @@ def test_the_newest_complete_checkpoint_goes_on_wherever_it_is(machine):
     held = [machine(0, lacks=(2, 3)), machine(1, torn=3), machine(2, lacks=(3,))]
     assert [one.batch for one in held] == [1, 2, 2]
     assert newest(held, "run") is held[1]
-    assert newest([held[0], replace(held[2], starts=1), held[1]], "run").machine == 2, "its record is the newer one"
-    assert newest([held[1], replace(held[0], finished=True)], "run").machine == 0
+    assert newest([held[0], replace(held[2], starts=1), held[1]], "run").rank == 2, "its record is the newer one"
+    assert newest([held[1], replace(held[0], finished=True)], "run").rank == 0
+    assert newest([replace(held[1], stored=True), held[2]], "run") is held[2], "nothing need be fetched"
     assert newest([], "run") is None
 
 
@@ -63,8 +64,8 @@ def test_different_runs_are_one_line(machine):
     ours = machine(0)
     other = machine(1, provenance={"started": "2026-01-02T03:04:05+00:00"})
     assert refused(newest, [ours, replace(ours, rank=1), other], "run") == (
-        f"out=run holds different runs: machine 0 has run of {ours.run[1]}, machine 1 has run of 2026-01-02T03:04:05+00:00; "
-        "move the folder away where the run is not to go on, or choose another"
+        f"out=run: different runs could go on: machine 0 has run of {ours.run[1]}, machine 1 has run of {other.run[1]}; "
+        "move away the folder whose run is not to, or choose others"
     )
 
 
