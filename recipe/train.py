@@ -32,13 +32,14 @@ from recipe.data.shards import index_digest
 from recipe.data.stream import open_documents, open_loader
 from recipe.errors import UserError, end
 from recipe.objectives.objective import Counts
-from recipe.system.files import remove_drafts, set_aside
+from recipe.system.files import remove_drafts
 from recipe.system.hardware import Hardware, find_hardware, keep_freed_memory
 from recipe.system.progress import clock
 from recipe.system.quiet import quiet_libraries
 from recipe.training import ceilings, checkpoint_files, initial_words, memory, nodes, pulse
 from recipe.training.averaging import Averaging
 from recipe.training.callbacks import Meter, Progress, RandomStateOnResume, Sums, limit_of, loss_words, say
+from recipe.training.checkpoint_store import Storing
 from recipe.training.checks import parse_time, progress_by_documents
 from recipe.training.compiled import compiled_step
 from recipe.training.composer_model import Pretraining
@@ -48,6 +49,7 @@ from recipe.training.optimizers import build_optimizer
 from recipe.training.parallel import PARALLEL
 from recipe.training.preflight import Plan, make_plan
 from recipe.training.rates import Rate
+from recipe.training.resume import last_checkpoint
 from recipe.training.schedules import fallen
 from recipe.training.start_lines import say_start
 from recipe.training.stopping import Stopping
@@ -66,9 +68,9 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, 
     """
     join_ranks(find_hardware(config.device, config.precision, dist.get_world_size()).kind)
     plan = make_plan(config)
-    if plan.run and plan.run["status"] == "finished":
-        say(f"{plan.out} is finished already; nothing to do")
-        return plan.run
+    if plan.run and plan.run.held.finished:
+        say(f"{plan.out}{plan.run.where} is finished already; nothing to do")
+        return plan.run.record
     if plan.hardware.kind == "cpu":
         keep_freed_memory()
     plan = agreed(plan)  # no rank writes before every rank has checked
@@ -81,7 +83,7 @@ def train(config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, 
 def fit(plan: Plan, model: nn.Module, callbacks: Sequence[Callback]) -> dict[str, Any]:
     """Train as planned, into the run's folder, which is this command's alone."""
     config = plan.config
-    record, checkpoint = start_record(plan, model), last_checkpoint(plan)
+    record, checkpoint = start_record(plan, model), last_checkpoint(config, plan.run)
     hardware = with_measured_peak(plan.hardware)
     meter = Meter(
         hardware,
@@ -95,8 +97,9 @@ def fit(plan: Plan, model: nn.Module, callbacks: Sequence[Callback]) -> dict[str
     if plan.config.model.initial_words != RANDOM and checkpoint is None:
         record["initial_words"] = begin_words(plan, model, meter.progress.total)
     averaging = Averaging(model, config.average, plan.batches) if config.average.steps else None
+    store = store_of(plan, record, meter)
     logs = build_loggers(config.loggers, plan.out, record)
-    trainer = build_trainer(plan, model, checkpoint, [meter, *filter(None, [averaging]), *callbacks], logs)
+    trainer = build_trainer(plan, model, checkpoint, [meter, *filter(None, [averaging, store]), *callbacks], logs)
     for log in logs:
         say(f"  log: {log.where}")
     try:
@@ -122,18 +125,11 @@ def agreed(plan: Plan) -> Plan:
     return dataclasses.replace(plan, microbatches=tuple(dataclasses.replace(one, size=size) for one, size in chosen))
 
 
-def last_checkpoint(plan: Plan) -> Path | None:
-    """The one that the run continues from, on this machine; None before there is one."""
-    if not plan.resumes:
+def store_of(plan: Plan, record: dict[str, Any], meter: Meter) -> Storing | None:
+    """What uploads the run's checkpoints, where a store is to have them."""
+    if not plan.config.save_folder:
         return None
-    file, torn = nodes.decided(lambda: checkpoint_files.newest_whole(plan.out))
-    for one in torn:
-        say(
-            f"  {one} is torn, as if the run was killed while writing it; {'passed over' if file else 'starting again'}"
-        )
-        if dist.get_global_rank() == 0:
-            set_aside(one)
-    return nodes.bring(plan.out / checkpoint_files.FOLDER / file.name) if file else None
+    return Storing(plan.config.save_folder, plan.run.saved if plan.run else [], plan.out, record, meter.leave_out)
 
 
 def build_model(plan: Plan) -> nn.Module:
@@ -296,7 +292,7 @@ def evaluator(plan: Plan) -> Evaluator:
 def start_record(plan: Plan, model: nn.Module) -> dict[str, Any]:
     """The record of this run, or of the one that it continues; on rank 0 also on disk."""
     if plan.run:
-        record = plan.run
+        record = plan.run.record
         record["resumed"] = [*record.get("resumed", []), records.provenance()]
     else:
         hardware = plan.hardware

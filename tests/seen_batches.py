@@ -22,6 +22,7 @@ from recipe.config import TrainConfig, run_main
 from recipe.training.composer_model import Pretraining
 from tests.hashing import hashes
 from tests.processes import ROOT, group_members, wait_for
+from tests.tiny.runs import run
 
 
 @contextlib.contextmanager
@@ -39,6 +40,20 @@ def telling(on_batch: Callable[[list[str]], None]) -> Iterator[None]:
         yield
     finally:
         Pretraining.forward = forward
+
+
+def seen_by(yaml: Path, *words: str, fail_at: int = 0) -> list[list[str]]:
+    """Train in this process, failing at a batch if asked to; the hashes of the batches that the model saw."""
+    seen: list[list[str]] = []
+
+    def see(found: list[str]) -> None:
+        if fail_at and len(seen) == fail_at:
+            raise RuntimeError("asked to fail")
+        seen.append(found)
+
+    with telling(see):
+        run(yaml, *words)
+    return seen
 
 
 def interrupted(

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from recipe.records import read_record
-from tests.seen_batches import interrupted, telling
+from tests.seen_batches import interrupted, seen_by
 from tests.tiny.configs import train_yaml
-from tests.tiny.runs import run
 
 
 @pytest.fixture
@@ -21,20 +20,6 @@ def yaml(tmp_path, tiny_dataset) -> Path:
         "model.hidden_size=16", "model.num_hidden_layers=1", "model.intermediate_size=32", "batch_size=32",
         "duration=900sp", "checkpoint_every=5ba", "log_every=10",
     )  # fmt: skip
-
-
-def seen_by(yaml: Path, *words: str, fail_at: int = 0) -> list[list[str]]:
-    """Train in this process, failing at a batch if asked to; the hashes of the batches that the model saw."""
-    seen: list[list[str]] = []
-
-    def see(found: list[str]) -> None:
-        if fail_at and len(seen) == fail_at:
-            raise RuntimeError("asked to fail")
-        seen.append(found)
-
-    with telling(see):
-        run(yaml, *words)
-    return seen
 
 
 @pytest.mark.parametrize("batching", ["sequences", "tokens"])

@@ -32,7 +32,7 @@ from recipe.pareto import draw
 from recipe.system import inert
 from recipe.system.files import leaving
 from recipe.training.checkpoint import find_checkpoint
-from recipe.training.preflight import find_run
+from recipe.training.resume import find_run
 from tests.mistakes import refused
 from tests.tiny.models import write_encoder, write_run
 from tests.tiny.records import record_run, rows_of

@@ -232,6 +232,12 @@ class TrainConfig:
     checkpoint_every: str = setting("0ba", "time between two checkpoints; 0ba: at the end only", result=False)
     checkpoint_at: list[int] = setting([], "save after these batches instead, and at the end", least=1, result=False)
     keep_checkpoints: int = setting(2, "checkpoints that are kept, the newest", least=1, result=False)
+    save_folder: Optional[str] = setting(
+        None,
+        "a folder in an object store to which each checkpoint goes too, and from which a machine that has none continues; none: "
+        "checkpoints are in `out` alone",
+        result=False,
+    )
     autoresume: bool = setting(False, "continue the run that `out` holds", result=False)
     rank_timeout: float = setting(
         300.0,

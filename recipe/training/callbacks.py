@@ -155,7 +155,7 @@ class Meter(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Called on every rank when a checkpoint is written."""
         self._gather()
-        return {"progress": dataclasses.asdict(self.progress), "line": dataclasses.asdict(self._line)}
+        return {"progress": dataclasses.asdict(self.progress), "line": dataclasses.asdict(self._line), "lr": self._lr}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         progress = state["progress"]
@@ -163,6 +163,11 @@ class Meter(Callback):
             Sums.read(progress["total"]), list(progress["loss_curve"]), list(progress["eval_curve"])
         )
         self._line = Sums.read(state["line"])
+        self._lr = state.get("lr", 0.0)  # earlier checkpoints have none
+
+    def leave_out(self, seconds: float) -> None:
+        """Time that has just passed and is not training's."""
+        self._clock += seconds
 
     def _gather(self) -> None:
         """Bring what this and the other ranks counted into `_line` and the total, and the clock with it."""

@@ -66,7 +66,7 @@ def newest_whole(run: Path) -> tuple[Path | None, list[Path]]:
         UserError: it names what no checkpoint needs.
     """
     torn = []
-    for file in sorted((run / FOLDER).glob(SAVED.format(batch="*", rank=0)), key=_batch, reverse=True):
+    for file in later(run, -1):
         try:
             check(file)
         except Damaged:
@@ -76,7 +76,14 @@ def newest_whole(run: Path) -> tuple[Path | None, list[Path]]:
     return None, torn
 
 
-def _batch(file: Path) -> int:
+def later(run: Path, batch: int) -> list[Path]:
+    """A run's checkpoints of later batches than this one, complete or torn, the newest first."""
+    found = sorted((run / FOLDER).glob(SAVED.format(batch="*", rank=0)), key=batch_of, reverse=True)
+    return [file for file in found if batch_of(file) > batch]
+
+
+def batch_of(file: Path) -> int:
+    """The one that a checkpoint was written at, by its name."""
     return int(file.name.removeprefix("ba").partition("-")[0])
 
 

@@ -1,7 +1,8 @@
-"""What the ranks of a run agree on, whose machines may share nothing: rank 0 looks and says, and every rank follows.
+"""What the ranks of a run agree on, whose machines may share nothing: one looks and says, and every rank follows; or each machine
+says what it has, and all decide from the same answers.
 
-Rank 0's folder is the run's. On another machine the same path leads to a folder of that machine's own, in which nothing counts:
-the checkpoint that a run continues from is brought there.
+The same path leads to a folder of its own on each machine. Rank 0's is the run's; `recipe.training.resume` says which machine's
+a run is continued from, and the checkpoint is brought to the others.
 """
 
 from __future__ import annotations
@@ -42,20 +43,35 @@ def all_ranks(lost: Callable[[], list[str]] = list) -> Iterator[None]:
         ) from None
 
 
-def decided(look: Callable[[], Found]) -> Found:
-    """What `look` finds on rank 0, on every rank; a `UserError` there is everybody's."""
+def decided(look: Callable[[], Found], source: int = 0) -> Found:
+    """What `look` finds on the rank `source`, on every rank; a `UserError` there is everybody's."""
     if dist.get_world_size() == 1:
         return look()
-    said: list[Any] = [None, None]
-    if dist.get_global_rank() == 0:
-        try:
-            said = [look(), None]
-        except UserError as error:
-            said = [None, str(error)]
-    torch.distributed.broadcast_object_list(said)
+    said = _said(look) if dist.get_global_rank() == source else [None, None]
+    torch.distributed.broadcast_object_list(said, source)
     if said[1] is not None:
         raise UserError(said[1])
     return said[0]
+
+
+def of_machines(look: Callable[[], Found]) -> list[Found]:
+    """What `look` finds on each machine's first rank, in their order, on every rank; a `UserError` of one is everybody's."""
+    if dist.get_world_size() == 1:
+        return [look()]
+    said = [*_said(look), dist.get_node_rank()] if dist.get_local_rank() == 0 else None
+    answers = [answer for answer in dist.all_gather_object(said) if answer]
+    for _, error, number in answers:
+        if error is not None:
+            raise UserError(f"machine {number}: {error}" if number else error)
+    return [found for found, *_ in answers]
+
+
+def _said(look: Callable[[], Any]) -> list[Any]:
+    """What it finds, and what it raises, of which one is None."""
+    try:
+        return [look(), None]
+    except UserError as error:
+        return [None, str(error)]
 
 
 @contextmanager
@@ -76,42 +92,42 @@ def owned(out: Path, resumes: bool) -> Iterator[None]:
         yield
 
 
-def bring(file: Path) -> Path:
-    """Rank 0's `file` to every machine that has not the same under its own path `file`; returns that path."""
+def bring(file: Path, source: int = 0) -> Path:
+    """The rank `source`'s `file` to every machine that has not the same under its own path `file`; returns that path."""
     if dist.get_world_size() == 1:
         return file
-    size, content = decided(lambda: (file.stat().st_size, digest([file])))
+    size, content = decided(lambda: (file.stat().st_size, digest([file])), source)
     has = file.is_file() and file.stat().st_size == size and digest([file]) == content
     missing = torch.tensor(int(dist.get_local_rank() == 0 and not has), device=_device())
     dist.all_reduce(missing, reduce_operation="MAX")
     if int(missing):
-        _send(file, size, receives=dist.get_local_rank() == 0 and not has)
+        _send(file, size, source, receives=dist.get_local_rank() == 0 and not has)
     dist.barrier()
     return file
 
 
-def _send(file: Path, size: int, receives: bool) -> None:
-    """From rank 0 to all that receive it; the other ranks of their machines take part and keep nothing."""
-    if dist.get_global_rank() == 0:
-        with file.open("rb") as source:
-            _pieces(size, source=source)
+def _send(file: Path, size: int, source: int, receives: bool) -> None:
+    """From the rank `source` to all that receive it; the other ranks of their machines take part and keep nothing."""
+    if dist.get_global_rank() == source:
+        with file.open("rb") as sent:
+            _pieces(size, source, sent=sent)
     elif receives:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, lambda draft: _write(draft, size))
+        write_whole(file, lambda draft: _write(draft, size, source))
     else:
-        _pieces(size)
+        _pieces(size, source)
 
 
-def _write(draft: Path, size: int) -> None:
+def _write(draft: Path, size: int, source: int) -> None:
     with draft.open("wb") as target:
-        _pieces(size, target=target)
+        _pieces(size, source, target=target)
 
 
-def _pieces(size: int, source: BinaryIO | None = None, target: BinaryIO | None = None) -> None:
+def _pieces(size: int, source: int, sent: BinaryIO | None = None, target: BinaryIO | None = None) -> None:
     for start in range(0, size, PIECE):
         count = min(PIECE, size - start)
-        piece = torch.frombuffer(bytearray(source.read(count) if source else count), dtype=torch.uint8).to(_device())
-        torch.distributed.broadcast(piece, src=0)
+        piece = torch.frombuffer(bytearray(sent.read(count) if sent else count), dtype=torch.uint8).to(_device())
+        torch.distributed.broadcast(piece, src=source)
         if target:
             target.write(piece.cpu().numpy().data)
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
 from composer.utils import dist
 
-from recipe import records
 from recipe.config import TrainConfig, to_dict
 from recipe.cost import prices
 from recipe.data import storage
@@ -26,14 +24,13 @@ from recipe.model.config import EncoderConfig, padded_vocab_size
 from recipe.model.encoder import Backends
 from recipe.objectives import objective_of
 from recipe.objectives.objective import Objective
-from recipe.settings import as_word, what_changed
-from recipe.system.files import leaving
 from recipe.system.hardware import Hardware, find_hardware
-from recipe.training import checkpoint_files, memory, nodes, stages
+from recipe.training import memory, stages
 from recipe.training.checks import check_numbers, planned_batches, planned_documents, planned_stages
 from recipe.training.compiled import check_compiles
 from recipe.training.initial_words import INITIAL_WORDS
 from recipe.training.loggers import check_loggers
+from recipe.training.resume import Found, find_run
 from recipe.training.start import Start, adopt, find_start
 
 
@@ -53,7 +50,7 @@ class Plan:
     microbatches: tuple[memory.Microbatch, ...]  # of each stage
     start: Start | None  # what `init_from` gives
     ranks: int
-    run: dict[str, Any] | None  # the record of the run that is continued
+    run: Found | None  # that is continued
     folder: Path  # of the dataset on this machine
     batching: str  # sequences, tokens or padded
     workers: int  # processes of the loader
@@ -128,7 +125,7 @@ def make_plan(config: TrainConfig) -> Plan:
         microbatches=tuple(microbatches),
         start=start,
         ranks=ranks,
-        run=nodes.decided(lambda: find_run(config)),
+        run=find_run(config),
         folder=folder,
         batching=batching,
         workers=config.data.workers if config.data.workers >= 0 else 8 * (hardware.kind == "gpu"),
@@ -217,24 +214,3 @@ def resolve_backends(config: TrainConfig, kind: Architecture, encoder: EncoderCo
         return kind.backends(config.model.attention, config.model.kernels, needs)
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-def find_run(config: TrainConfig) -> dict[str, Any] | None:
-    """The record of this very run, if the output folder holds it; a folder that holds another is refused."""
-    out = Path(config.out)
-    if not out.exists() or not any(out.iterdir()):
-        return None
-    if not (out / records.FILE_NAME).is_file():
-        raise UserError(f"out={out} is not empty and holds no run; choose another folder")
-    if not config.autoresume:
-        raise UserError(f"out={out} holds a run already; choose another folder, or continue it with autoresume=true")
-    if link := leaving(out):
-        raise UserError(f"{link}: a link that leaves the run's folder; copy what it leads to into its place")
-    record = records.read_record(out)
-    for key, (before, now) in what_changed(TrainConfig, record["config"], to_dict(config)).items():
-        raise UserError(
-            f"out={out} holds a run with {key}={as_word(before)}, and now {key}={as_word(now)}; "
-            "resume with the same settings, or choose another folder"
-        )
-    checkpoint_files.newest_whole(out)  # refused before anything is written
-    return record

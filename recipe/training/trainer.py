@@ -46,8 +46,8 @@ class OnDevice(dict):
 
 def join_ranks(device: str | Device) -> None:
     """Make the process group of all ranks, if there is none yet, on `device`: Composer's, or cpu or gpu."""
-    if "GROUP_RANK" in os.environ:  # torchrun's name for what Composer asks for when a run is continued
-        os.environ.setdefault("NODE_RANK", os.environ["GROUP_RANK"])
+    if "GROUP_RANK" in os.environ:  # torchrun's name for what Composer asks for; an elastic launch changes it
+        os.environ["NODE_RANK"] = os.environ["GROUP_RANK"]
     with quiet_stdout():
         dist.initialize_dist(device)
 
@@ -75,6 +75,15 @@ class Trainer(composer.Trainer):
             self.engine.close()
         else:
             self.close()
+
+    def fit(self) -> None:
+        """As Composer's, to which it is an error that nothing is left to train: so it is in a run that was killed behind its last
+        checkpoint, and whose encoder is still to be written."""
+        if float(self.state.get_elapsed_duration() or 0) < 1:
+            super().fit()
+        else:
+            self.engine.run_event(Event.FIT_START)
+            self.engine.run_event(Event.FIT_END)
 
     def wait_at_most(self, seconds: float) -> None:
         """Of ranks for each other. What runs on GPUs may take a minute longer: its watchdog ends the process without a line."""
