@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import triton
 from torch import Tensor
 
 INTERPRETED_PROCESSORS = 3  # stands in for a GPU's number of multiprocessors on the CPU, small and no power of two
@@ -22,6 +23,12 @@ def processors(x: Tensor) -> int:
     if x.device.type != "cuda":
         return INTERPRETED_PROCESSORS
     return torch.cuda.get_device_properties(x.device).multi_processor_count
+
+
+def divided(tokens: int, block_t: int, most: int) -> tuple[int, int]:
+    """How many programs share the tokens, at most `most`, and the rows of each, a multiple of block_t."""
+    rows = triton.cdiv(triton.cdiv(tokens, most), block_t) * block_t
+    return triton.cdiv(tokens, rows), rows
 
 
 def device_of(x: Tensor) -> AbstractContextManager:

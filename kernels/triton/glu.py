@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.triton.device import capability, device_of
+from kernels.triton.device import device_of, divided, processors
 from kernels.triton.dropout import dropped, threshold_and_scale
 
 SQRT_HALF = tl.constexpr(0.7071067811865476)
@@ -22,13 +22,18 @@ INVERSE_SQRT_2PI = tl.constexpr(0.3989422804014327)
 LOG2_E = tl.constexpr(1.4426950408889634)
 FAR = tl.constexpr(6.0)  # standard deviations, beyond which the tail is taken as that there, 1e-9
 # Numbers that follow from the batch, or from dropout: a kernel compiled for one serves all.
-ANY_NUMBER = ["tokens", "threshold"]
+ANY_NUMBER = ["tokens", "rows", "threshold"]
 
 
-def parameters(capability: int, columns: int) -> dict[str, Any]:
+def parameters(columns: int) -> dict[str, Any]:
     """Tile and warps. 16 elements a thread of each half: two 16-byte loads in flight of each, and registers to spare."""
     block_f = min(1024, max(8, triton.next_power_of_2(columns)))
     return {"BLOCK_T": 4096 // block_f, "BLOCK_F": block_f, "num_warps": 8, "num_stages": 1}
+
+
+def programs_per_processor(backward: bool) -> int:
+    """What registers, at most 80 a thread, and shared memory let run at once."""
+    return 3 if backward else 4
 
 
 @triton.jit
@@ -64,44 +69,50 @@ def _activation(a, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
 
 @triton.jit(do_not_specialize=ANY_NUMBER)
 def forward_kernel(
-    x, out, seed, tokens, columns, x_t, out_t, threshold, scale,
+    x, out, seed, tokens, rows, columns, x_t, out_t, threshold, scale,
     ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
+    """A program has BLOCK_F columns of `rows` rows, a multiple of BLOCK_T, whose next ones are fetched meanwhile."""
     blocks = tl.cdiv(columns, BLOCK_F)
-    t = tl.program_id(0) // blocks * BLOCK_T + tl.arange(0, BLOCK_T)
+    start = tl.program_id(0) // blocks * rows
     first = tl.program_id(0) % blocks * BLOCK_F
     f = first + tl.arange(0, BLOCK_F)
-    mask = (t[:, None] < tokens) & (f[None, :] < columns)
-    x_TF = x + t[:, None].to(tl.int64) * x_t + f[None, :]
-    a = tl.load(x_TF, mask=mask, other=0.0).to(tl.float32)
-    b = tl.load(x_TF + columns, mask=mask, other=0.0).to(tl.float32)
-    active, _ = _activation(a, ACTIVATION, x.dtype.element_ty == tl.float32)
-    y = active * b
-    if DROPOUT:
-        y = dropped(y, seed, t, first, threshold, scale, BLOCK_F)
-    tl.store(out + t[:, None].to(tl.int64) * out_t + f[None, :], y.to(out.dtype.element_ty), mask=mask)
+    for row in tl.range(start, tl.minimum(start + rows, tokens), BLOCK_T, num_stages=2):
+        t = row + tl.arange(0, BLOCK_T)
+        mask = (t[:, None] < tokens) & (f[None, :] < columns)
+        x_TF = x + t[:, None].to(tl.int64) * x_t + f[None, :]
+        a = tl.load(x_TF, mask=mask, other=0.0).to(tl.float32)
+        b = tl.load(x_TF + columns, mask=mask, other=0.0).to(tl.float32)
+        active, _ = _activation(a, ACTIVATION, x.dtype.element_ty == tl.float32)
+        y = active * b
+        if DROPOUT:
+            y = dropped(y, seed, t, first, threshold, scale, BLOCK_F)
+        tl.store(out + t[:, None].to(tl.int64) * out_t + f[None, :], y.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=ANY_NUMBER)
 def backward_kernel(
-    x, dout, dx, seed, tokens, columns, x_t, dout_t, dx_t, threshold, scale,
+    x, dout, dx, seed, tokens, rows, columns, x_t, dout_t, dx_t, threshold, scale,
     ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
+    """Likewise."""
     blocks = tl.cdiv(columns, BLOCK_F)
-    t = tl.program_id(0) // blocks * BLOCK_T + tl.arange(0, BLOCK_T)
+    start = tl.program_id(0) // blocks * rows
     first = tl.program_id(0) % blocks * BLOCK_F
     f = first + tl.arange(0, BLOCK_F)
-    mask = (t[:, None] < tokens) & (f[None, :] < columns)
-    x_TF = x + t[:, None].to(tl.int64) * x_t + f[None, :]
-    a = tl.load(x_TF, mask=mask, other=0.0).to(tl.float32)
-    b = tl.load(x_TF + columns, mask=mask, other=0.0).to(tl.float32)
-    dy = tl.load(dout + t[:, None].to(tl.int64) * dout_t + f[None, :], mask=mask, other=0.0).to(tl.float32)
-    if DROPOUT:
-        dy = dropped(dy, seed, t, first, threshold, scale, BLOCK_F)
-    active, slope = _activation(a, ACTIVATION, x.dtype.element_ty == tl.float32)
-    dx_TF = dx + t[:, None].to(tl.int64) * dx_t + f[None, :]
-    tl.store(dx_TF, (dy * b * slope).to(dx.dtype.element_ty), mask=mask)
-    tl.store(dx_TF + columns, (dy * active).to(dx.dtype.element_ty), mask=mask)
+    for row in tl.range(start, tl.minimum(start + rows, tokens), BLOCK_T, num_stages=2):
+        t = row + tl.arange(0, BLOCK_T)
+        mask = (t[:, None] < tokens) & (f[None, :] < columns)
+        x_TF = x + t[:, None].to(tl.int64) * x_t + f[None, :]
+        a = tl.load(x_TF, mask=mask, other=0.0).to(tl.float32)
+        b = tl.load(x_TF + columns, mask=mask, other=0.0).to(tl.float32)
+        dy = tl.load(dout + t[:, None].to(tl.int64) * dout_t + f[None, :], mask=mask, other=0.0).to(tl.float32)
+        if DROPOUT:
+            dy = dropped(dy, seed, t, first, threshold, scale, BLOCK_F)
+        active, slope = _activation(a, ACTIVATION, x.dtype.element_ty == tl.float32)
+        dx_TF = dx + t[:, None].to(tl.int64) * dx_t + f[None, :]
+        tl.store(dx_TF, (dy * b * slope).to(dx.dtype.element_ty), mask=mask)
+        tl.store(dx_TF + columns, (dy * active).to(dx.dtype.element_ty), mask=mask)
 
 
 def forward(x: Tensor, activation: str, dropout_p: float, seed: Tensor | None) -> Tensor:
@@ -109,10 +120,10 @@ def forward(x: Tensor, activation: str, dropout_p: float, seed: Tensor | None) -
     tokens, columns = x.shape[0], x.shape[1] // 2
     out = torch.empty((tokens, columns), dtype=x.dtype, device=x.device)
     if out.numel():
-        constants = parameters(capability(x), columns)
+        programs, rows, constants = _divided(x, backward=False)
         with device_of(x):
-            forward_kernel[_grid(tokens, columns, constants)](
-                x, out, seed, tokens, columns, x.stride(0), columns, *threshold_and_scale(dropout_p),
+            forward_kernel[(programs,)](
+                x, out, seed, tokens, rows, columns, x.stride(0), columns, *threshold_and_scale(dropout_p),
                 ACTIVATION=activation, DROPOUT=seed is not None, **constants,
             )  # fmt: skip
     return out
@@ -123,14 +134,20 @@ def backward(dout: Tensor, x: Tensor, activation: str, dropout_p: float, seed: T
     tokens, columns = dout.shape
     dx = torch.empty((tokens, 2 * columns), dtype=x.dtype, device=x.device)
     if dx.numel():
-        constants = parameters(capability(x), columns)
+        programs, rows, constants = _divided(x, backward=True)
         with device_of(x):
-            backward_kernel[_grid(tokens, columns, constants)](
-                x, dout, dx, seed, tokens, columns, x.stride(0), dout.stride(0), 2 * columns,
+            backward_kernel[(programs,)](
+                x, dout, dx, seed, tokens, rows, columns, x.stride(0), dout.stride(0), 2 * columns,
                 *threshold_and_scale(dropout_p), ACTIVATION=activation, DROPOUT=seed is not None, **constants,
             )  # fmt: skip
     return dx
 
 
-def _grid(tokens: int, columns: int, constants: dict[str, Any]) -> tuple[int]:
-    return (triton.cdiv(tokens, constants["BLOCK_T"]) * triton.cdiv(columns, constants["BLOCK_F"]),)
+def _divided(x: Tensor, backward: bool) -> tuple[int, int, dict[str, Any]]:
+    """Programs, rows of each, and the constants, for x (T, 2 F)."""
+    tokens, columns = x.shape[0], x.shape[1] // 2
+    constants = parameters(columns)
+    blocks = triton.cdiv(columns, constants["BLOCK_F"])
+    most = max(1, programs_per_processor(backward) * processors(x) // blocks)
+    ranges, rows = divided(tokens, constants["BLOCK_T"], most)
+    return ranges * blocks, rows, constants

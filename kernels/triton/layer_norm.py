@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.triton.device import capability, device_of, processors
+from kernels.triton.device import capability, device_of, divided, processors
 from kernels.triton.dropout import dropped, threshold_and_scale
 
 LANE = 8  # neighbours in a row that a lane has of a piece: 128 bits of bfloat16, and one call of Philox
@@ -58,13 +58,10 @@ def programs_per_processor(capability: int, columns: int, backward: bool) -> int
     return max(1, warps // parameters(columns)["num_warps"])
 
 
-def divided(x: Tensor, backward: bool) -> tuple[int, int]:
-    """Programs for x (T, D), and the rows of each, a multiple of BLOCK_T."""
+def _divided(x: Tensor, backward: bool) -> tuple[int, int]:
     tokens, columns = x.shape
-    block_t = parameters(columns)["BLOCK_T"]
     most = programs_per_processor(capability(x), columns, backward) * processors(x)
-    rows = triton.cdiv(triton.cdiv(tokens, most), block_t) * block_t
-    return triton.cdiv(tokens, rows), rows
+    return divided(tokens, parameters(columns)["BLOCK_T"], most)
 
 
 @triton.jit
@@ -255,7 +252,7 @@ def forward(
     out = torch.empty((tokens, columns), dtype=x.dtype, device=x.device)
     statistics = torch.empty((2, tokens), dtype=torch.float32, device=x.device)
     if out.numel():
-        programs, rows = divided(x, backward=False)
+        programs, rows = _divided(x, backward=False)
         with device_of(x):
             forward_kernel[(programs,)](
                 x, residual, weight, bias, total, out, statistics, seed, tokens, rows,
@@ -282,7 +279,7 @@ def backward(
     dbias = weight.new_empty(0) if bias is None else torch.empty_like(bias)
     if not dx.numel():
         return dx, dresidual, dweight.zero_(), dbias.zero_()
-    programs, rows = divided(x, backward=True)
+    programs, rows = _divided(x, backward=True)
     partial = torch.empty((programs, 2, columns), dtype=torch.float32, device=x.device)
     with device_of(x):
         backward_kernel[(programs,)](

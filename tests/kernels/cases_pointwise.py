@@ -14,7 +14,10 @@ BYTES = 2  # of a bfloat16
 FEW = "a few short programs, bound by their launch"
 LOW, FULL, COUNT, BIG = "*bf16", "*fp32", "i32", "i64"
 
-_GLU_SCALARS = {"tokens": COUNT, "columns": COUNT, "x_t": COUNT, "threshold": COUNT, "scale": "fp32", "seed": "*i64"}
+_GLU_SCALARS = dict.fromkeys(("tokens", "rows", "columns", "x_t", "threshold"), COUNT) | {
+    "scale": "fp32",
+    "seed": "*i64",
+}
 
 
 def _glu(kernel: str, columns: int, activation: str, dropout: bool) -> Case:
@@ -22,14 +25,16 @@ def _glu(kernel: str, columns: int, activation: str, dropout: bool) -> Case:
 
     def constants(capability: int) -> dict:
         seed = {} if dropout else {"seed": None}
-        return {"ACTIVATION": activation, "DROPOUT": dropout, **seed, **glu.parameters(capability, columns)}
+        return {"ACTIVATION": activation, "DROPOUT": dropout, **seed, **glu.parameters(columns)}
 
     def work(chosen: dict) -> Work:
         tensors = 3 if kernel == "forward" else 5  # x is two of them, and so is dx
-        return Work(chosen["BLOCK_T"] * chosen["BLOCK_F"] * BYTES * tensors)
+        programs = PROCESSORS * glu.programs_per_processor(backward=kernel == "backward")
+        passes = TOKENS * columns // (programs * chosen["BLOCK_T"] * chosen["BLOCK_F"])
+        return Work(passes * chosen["BLOCK_T"] * chosen["BLOCK_F"] * BYTES * tensors, (passes,))
 
     name = f"glu_{kernel}_{columns}_{activation}" + ("_dropout" if dropout else "")
-    odd = ("tokens", "threshold")
+    odd = ("tokens", "rows", "threshold")
     return Case(name, "glu", f"{kernel}_kernel", signature | _GLU_SCALARS, constants, dot=False, odd=odd, work=work)
 
 
