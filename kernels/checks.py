@@ -49,6 +49,8 @@ def gpu_refusal() -> str | None:
     """Why no kernel can run on this machine's GPU, or None."""
     if not torch.cuda.is_available():
         return "torch finds no CUDA GPU here"
+    if torch.compiler.is_compiling():
+        return None  # the next question would be a node of the graph, for each kernel; `resolve` has asked it
     major, minor = torch.cuda.get_device_capability()
     return None if major >= 8 else f"this GPU is sm_{major}{minor}; Ampere (sm_80) or newer is needed"
 

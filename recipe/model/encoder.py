@@ -248,14 +248,15 @@ class Encoder(nn.Module):
             max_seqlen = max(max_seqlen, len(input_ids) - tokens)
         sequences = Sequences(cu_seqlens, max_seqlen, self.slopes, self._tables(cu_seqlens, len(input_ids)))
         x_TD = self.embeddings(input_ids, token_type_ids)
-        added_TD, wide = None, len(self.layers) - narrow_layers
-        for layer in self.layers[:wide]:
+        layers = list(self.layers)  # whose slices are lists, and no modules that each forward makes
+        added_TD, wide = None, len(layers) - narrow_layers
+        for layer in layers[:wide]:
             x_TD, added_TD = layer(x_TD, added_TD, sequences)
         if narrow_layers > 1:
             x_TD, added_TD = x_TD if added_TD is None else x_TD + added_TD, None
             still = Still(x_TD, _rows(keep, counted, len(input_ids)))
-        x_TD, added_TD = self.layers[wide](x_TD, added_TD, sequences, keep)
-        for layer in self.layers[wide + 1 :]:
+        x_TD, added_TD = layers[wide](x_TD, added_TD, sequences, keep)
+        for layer in layers[wide + 1 :]:
             x_TD, added_TD = layer(x_TD, added_TD, sequences, keep, still)
         if self.final_norm is not None:
             x_TD = self.final_norm(added_TD, x_TD)

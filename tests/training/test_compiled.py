@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import os
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from composer.distributed import dist_strategy
 from torch._dynamo.utils import counters
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.throughput_batches import drawn
 from kernels.backends import Resolved
+from recipe import train
+from recipe.config import TrainConfig, load
 from recipe.data.batch import pad_batch, split_batch
 from recipe.errors import UserError
 from recipe.model.config import EncoderConfig
@@ -21,9 +30,10 @@ from recipe.model.heads import MosaicBertForMaskedLM
 from recipe.model.hf_bert import HFBertForMaskedLM
 from recipe.model.modern import MODERN
 from recipe.records import read_record, write_record
+from recipe.training.callbacks import AfterBatch
 from recipe.training.compiled import compiled_step
 from tests.mistakes import refused
-from tests.processes import ROOT, start
+from tests.processes import on_two_ranks
 from tests.tiny.configs import train_yaml
 from tests.tiny.runs import losses, run, stop_at
 
@@ -31,6 +41,9 @@ SIZES = EncoderConfig(
     vocab_size=1088, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
     hidden_dropout_prob=0.0,
 )  # fmt: skip
+
+ONE_LAYER = ("model.num_hidden_layers=1", "model.hidden_dropout_prob=0")
+BUCKET = 2**13  # bytes of gradients that go together; a layer's are five times as many
 
 
 @pytest.fixture
@@ -132,28 +145,64 @@ def test_a_compiled_run_learns_what_a_plain_one_does_and_resumes_where_it_was(
     assert names[0] == names[1], "compiled or not, the parameters have their names"
 
 
-def test_two_ranks_train_what_one_trains(yaml, tmp_path):
-    """Gradients go through DDP's hooks, which compilation cuts its graph for; microbatches add theirs up first."""
-    words = (str(yaml), "duration=8ba", "model.hidden_dropout_prob=0", "log_every=4", "microbatch_size=2")
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import functools, sys, torch\n"
-        "torch.compile = functools.partial(torch.compile, backend='eager')\n"
-        "from recipe import train\n"
-        "from recipe.config import TrainConfig, run_main\n"
-        "sys.exit(run_main(TrainConfig, train.main, sys.argv[1:]))\n"
-    )
-    both = start(
-        "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), *words, f"out={tmp_path / 'two'}",
-        PYTHONPATH=str(ROOT),
-    )  # fmt: skip
+class ToldBuckets(DistributedDataParallel):
+    """Writes down when a part of the compiled backward begins, and when a bucket of gradients goes to the other rank."""
+
+    seen: list[str] = []
+
+    def __init__(self, module: torch.nn.Module, **settings: Any) -> None:
+        super().__init__(module, bucket_cap_mb=BUCKET / 2**20, **settings)
+        self.register_comm_hook(None, self.sent)
+
+    @staticmethod
+    def sent(state, bucket):  # torch reads annotations, and not as text
+        ToldBuckets.seen.append("bucket")
+        return allreduce_hook(state, bucket)
+
+    def forward(self, *batch: Any) -> dict[str, torch.Tensor]:
+        outputs = super().forward(*batch)
+        for node in compiled_parts(outputs["loss"].grad_fn):
+            node.register_prehook(lambda _: ToldBuckets.seen.append("part"))
+        return outputs
+
+
+def compiled_parts(last: torch.autograd.graph.Node | None) -> set[torch.autograd.graph.Node]:
+    """The nodes of an autograd graph that a compiler made."""
+    met, left = set(), [last] if last else []  # none in evaluation
+    while left:
+        node = left.pop()
+        if node not in met:
+            met.add(node)
+            left += [before for before, _ in node.next_functions if before]
+    return {node for node in met if "CompiledFunction" in node.name()}
+
+
+def on_each_of_two_ranks(*words: str) -> None:
+    torch.compile = functools.partial(torch.compile, backend="aot_eager")
+    torch.distributed._DEFAULT_FIRST_BUCKET_BYTES = BUCKET
+    dist_strategy.DistributedDataParallel = ToldBuckets
+    config = load(TrainConfig, *words[:1], list(words[1:]))
+    train.train(config, [AfterBatch(lambda state: ToldBuckets.seen.append("batch"))])
+    if os.environ["RANK"] == "0":
+        Path(config.out, "seen.json").write_text(json.dumps(ToldBuckets.seen))
+
+
+def test_two_ranks_train_what_one_trains_and_exchange_gradients_meanwhile(yaml, tmp_path):
+    """Torch cuts the step's graph where DDP's buckets end, so that a bucket goes while earlier layers' gradients are made.
+    Microbatches add theirs up first."""
+    words = (str(yaml), "duration=4ba", "log_every=2", "microbatch_size=2", *ONE_LAYER)
+    out = on_two_ranks("tests.training.test_compiled", *words, f"out={tmp_path / 'two'}")
     single = run(yaml, *words[1:], "model.compile=false")
-    out, err = both.communicate(timeout=300)
-    assert both.returncode == 0, err
     assert "compiled by torch.compile" in out
     two = read_record(tmp_path / "two")
     assert two["tokens"] == single["tokens"]
     assert losses(two) == pytest.approx(losses(single), abs=5e-3)
+    seen = json.loads((tmp_path / "two/seen.json").read_text())
+    batches = " ".join(seen).split("batch")[:-1]
+    assert len(batches) == 4
+    for batch in batches[1:]:  # DDP learns the order of its buckets in the first
+        groups = [between.count("bucket") for between in batch.split("part")]
+        assert sum(count > 0 for count in groups) >= 4, batch
 
 
 def test_what_cannot_be_compiled_is_refused_in_one_line(yaml, tmp_path):
@@ -174,3 +223,7 @@ def test_a_run_from_before_there_was_the_key_goes_on(yaml, tmp_path):
     assert run(yaml, *words, "model.compile=false")["status"] == "finished"
     with pytest.raises(UserError, match="resume with the same settings"):
         run(yaml, *words)
+
+
+if __name__ == "__main__":
+    on_each_of_two_ranks(*sys.argv[1:])
