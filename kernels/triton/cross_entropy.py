@@ -29,84 +29,108 @@ PER_ROW = ["labels", "losses", "right"]
 
 
 def parameters(capability: int, vocabulary: int) -> dict[str, Any]:
-    """A row's columns are taken 8 a thread at a time, as each of them keeps three numbers."""
-    return {"BLOCK_V": min(2048, max(8, triton.next_power_of_2(vocabulary))), "num_warps": 8, "num_stages": 1}
+    """A row's columns are taken AT_ONCE times 8 a thread: what a thread keeps of each place is rescaled once for all of them."""
+    block = min(1024, max(8, triton.next_power_of_2(vocabulary)))
+    return {"BLOCK_V": block, "AT_ONCE": 4, "STAGES": 2, "num_warps": 4, "num_stages": 1}
 
 
 @triton.jit
-def _with(x, v, greatest, guess, total):
-    """The greatest logit that each place has met, where that was, and the sum of exponentials below it, with x of column v."""
-    above = x > greatest
-    less = tl.exp2(-tl.abs(x - greatest) * LOG2_E)  # the smaller one's share of the greater
-    return tl.maximum(x, greatest), tl.where(above, v, guess), tl.where(above, total * less + 1.0, total + less)
+def _logits(x_V, bias, v, columns, MASKED: tl.constexpr, OTHER: tl.constexpr):
+    """With their bias, in float32; with MASKED, OTHER beyond the row."""
+    if MASKED:
+        x = tl.load(x_V + v, mask=v < columns, other=OTHER).to(tl.float32)
+        x += tl.load(bias + v, mask=v < columns, other=0.0).to(tl.float32)
+    else:
+        x = tl.load(x_V + v).to(tl.float32) + tl.load(bias + v).to(tl.float32)
+    return x
 
 
 @triton.jit
-def _gradient(x, v, label, lse, z_loss, smoothing, columns):
-    """Of the loss by the logits x of columns v."""
-    gradient = tl.exp2((x - lse) * LOG2_E) * (1.0 + 2.0 * z_loss * lse) - smoothing / columns
-    return gradient - tl.where(v == label, 1.0 - smoothing, 0.0)
+def _with(x, greatest_V, total_V):
+    """The greatest logit that each place has met, and its sum of exponentials below that, with x (AT_ONCE, BLOCK_V)."""
+    raised_V = tl.maximum(tl.max(x, 0), greatest_V)
+    less_V = tl.exp2((greatest_V - raised_V) * LOG2_E)
+    return raised_V, total_V * less_V + tl.sum(tl.exp2((x - raised_V[None, :]) * LOG2_E), 0)
 
 
 @triton.jit(do_not_specialize=PER_ROW)
 def rows_kernel(
     logits, bias, labels, losses, right, columns, logits_m, z_loss, smoothing,
-    GRADIENT: tl.constexpr, SMOOTHING: tl.constexpr, BLOCK_V: tl.constexpr,
+    GRADIENT: tl.constexpr, SMOOTHING: tl.constexpr, BLOCK_V: tl.constexpr, AT_ONCE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """One program a row: its loss, whether its label is the first of the greatest logits, and, in place, the logits' gradient."""
+    """One program a row: its loss, whether its label is the first of the greatest logits, and, in place, the logits' gradient.
+
+    Each place of the block keeps its own greatest logit and sum, so there is one reduction a row, not one a block. Whether an
+    earlier logit is as great as the label's is asked when those have been met, and whether a later one is greater at the end.
+    """
     row = tl.program_id(0)
     label = tl.load(labels + row)
     x_V = logits + row.to(tl.int64) * logits_m
-    columns_V = tl.arange(0, BLOCK_V)
+    WIDE: tl.constexpr = AT_ONCE * BLOCK_V
+    places = tl.arange(0, AT_ONCE)[:, None] * BLOCK_V + tl.arange(0, BLOCK_V)[None, :]
     if label == IGNORED_LABEL:
         tl.store(losses + row, 0.0)
         tl.store(right + row, 0.0)
         if GRADIENT:
-            for first in range(0, columns, BLOCK_V):
-                v = first + columns_V
-                tl.store(x_V + v, tl.zeros((BLOCK_V,), dtype=logits.dtype.element_ty), mask=v < columns)
+            for first in range(0, columns, WIDE):
+                v = first + places
+                tl.store(x_V + v, tl.zeros((AT_ONCE, BLOCK_V), dtype=logits.dtype.element_ty), mask=v < columns)
         return
     inside = (label >= 0) & (label < columns)  # no label may make a kernel read elsewhere
     of_label = tl.load(x_V + label, mask=inside, other=0.0).to(tl.float32)
     of_label += tl.load(bias + label, mask=inside, other=0.0).to(tl.float32)
-    # Each place of the block keeps its own greatest logit, where that is, and its sum: one reduction a row, not three a block.
     greatest_V = tl.full((BLOCK_V,), LEAST, tl.float32)
-    guess_V = tl.full((BLOCK_V,), 0, tl.int32) + columns
     total_V = tl.zeros((BLOCK_V,), tl.float32)
     sum_V = tl.zeros((BLOCK_V,), tl.float32)
-    whole = columns // BLOCK_V * BLOCK_V
-    for first in range(0, whole, BLOCK_V):
-        v = first + columns_V
-        x = tl.load(x_V + v).to(tl.float32) + tl.load(bias + v).to(tl.float32)
-        greatest_V, guess_V, total_V = _with(x, v, greatest_V, guess_V, total_V)
+    whole = columns // WIDE * WIDE
+    at = tl.where(inside, label // WIDE * WIDE, whole).to(tl.int32)
+    for first in tl.range(0, at, WIDE, num_stages=STAGES):
+        x = _logits(x_V, bias, first + places, columns, False, 0.0)
+        greatest_V, total_V = _with(x, greatest_V, total_V)
         if SMOOTHING:
-            sum_V += x
-    if whole < columns:
-        v = whole + columns_V
-        x = tl.load(x_V + v, mask=v < columns, other=-float("inf")).to(tl.float32)
-        x += tl.load(bias + v, mask=v < columns, other=0.0).to(tl.float32)
-        greatest_V, guess_V, total_V = _with(x, v, greatest_V, guess_V, total_V)
+            sum_V += tl.sum(x, 0)
+    if at < columns:  # the label's, which may be the last ones
+        v = at + places
+        x = _logits(x_V, bias, v, columns, True, -float("inf"))
+        before_V = tl.maximum(greatest_V, tl.max(tl.where(v < label, x, LEAST), 0))
+        greatest_V, total_V = _with(x, greatest_V, total_V)
         if SMOOTHING:
-            sum_V += tl.where(v < columns, x, 0.0)
-    greatest = tl.max(greatest_V, 0)
-    guess = tl.min(tl.where(greatest_V == greatest, guess_V, columns), 0)
+            sum_V += tl.sum(tl.where(v < columns, x, 0.0), 0)
+    else:
+        before_V = greatest_V
+    for first in tl.range(at + WIDE, whole, WIDE, num_stages=STAGES):
+        x = _logits(x_V, bias, first + places, columns, False, 0.0)
+        greatest_V, total_V = _with(x, greatest_V, total_V)
+        if SMOOTHING:
+            sum_V += tl.sum(x, 0)
+    if (at < whole) & (whole < columns):
+        v = whole + places
+        x = _logits(x_V, bias, v, columns, True, -float("inf"))
+        greatest_V, total_V = _with(x, greatest_V, total_V)
+        if SMOOTHING:
+            sum_V += tl.sum(tl.where(v < columns, x, 0.0), 0)
+    greatest, before = tl.max(greatest_V, 0), tl.max(before_V, 0)
     lse = greatest + tl.log(tl.sum(total_V * tl.exp2((greatest_V - greatest) * LOG2_E), 0))
     loss = lse - (1.0 - smoothing) * of_label + z_loss * lse * lse
     if SMOOTHING:
         loss -= smoothing / columns * tl.sum(sum_V, 0)
     tl.store(losses + row, loss)
-    tl.store(right + row, tl.where(guess == label, 1.0, 0.0))
+    tl.store(right + row, tl.where(inside & (of_label == greatest) & (before < of_label), 1.0, 0.0))
     if GRADIENT:
-        for first in range(0, whole, BLOCK_V):
-            v = first + columns_V
-            x = tl.load(x_V + v).to(tl.float32) + tl.load(bias + v).to(tl.float32)
-            tl.store(x_V + v, _gradient(x, v, label, lse, z_loss, smoothing, columns).to(logits.dtype.element_ty))
+        scale, share = 1.0 + 2.0 * z_loss * lse, smoothing / columns
+        for first in tl.range(0, whole, WIDE, num_stages=STAGES):
+            v = first + places
+            x = _logits(x_V, bias, v, columns, False, 0.0)
+            gradient = tl.exp2((x - lse) * LOG2_E) * scale - share
+            tl.store(x_V + v, gradient.to(logits.dtype.element_ty))
         if whole < columns:
-            v = whole + columns_V
-            x = tl.load(x_V + v, mask=v < columns, other=0.0).to(tl.float32)
-            x += tl.load(bias + v, mask=v < columns, other=0.0).to(tl.float32)
-            gradient = _gradient(x, v, label, lse, z_loss, smoothing, columns)
+            v = whole + places
+            x = _logits(x_V, bias, v, columns, True, 0.0)
+            gradient = tl.exp2((x - lse) * LOG2_E) * scale - share
             tl.store(x_V + v, gradient.to(logits.dtype.element_ty), mask=v < columns)
+        tl.debug_barrier()  # whichever thread wrote the label's, it is written again
+        gradient = tl.exp2((of_label - lse) * LOG2_E) * scale - share - (1.0 - smoothing)
+        tl.store(x_V + label, gradient.to(logits.dtype.element_ty), mask=inside)
 
 
 def forward(

@@ -107,9 +107,11 @@ def _loss(vocabulary: int, gradient: bool) -> Case:
         return {"GRADIENT": gradient, "SMOOTHING": gradient, **cross_entropy.parameters(capability, vocabulary)}
 
     def work(chosen: dict) -> Work:
-        passes = vocabulary // chosen["BLOCK_V"]  # beside the rest of a row, once
+        """Before the label's columns, behind them, and the row again; what is beside the loops, and the label's columns, once."""
+        passes = vocabulary // (chosen["BLOCK_V"] * chosen["AT_ONCE"])
+        twice = ((passes - 1) / 2,) * 2
         # A row that has a label is read, read again, half of it out of the cache, and written; the first loop is for one without.
-        return Work(vocabulary * BYTES * 2.5, (0, passes, passes)) if gradient else Work(vocabulary * BYTES, (passes,))
+        return Work(vocabulary * BYTES * 2.5, (0, *twice, passes)) if gradient else Work(vocabulary * BYTES, twice)
 
     name = f"cross_entropy_{vocabulary}" + ("_gradient_smoothing" if gradient else "")
     odd = ("labels", "losses", "right")

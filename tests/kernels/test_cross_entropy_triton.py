@@ -97,6 +97,28 @@ def test_accuracy(dtype):
 
 
 @needs_triton
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_label_anywhere_in_the_row_and_its_equals(smoothing):
+    """At every edge of what is taken at once; right is the first of the greatest, wherever an equal one stands."""
+    vocabulary, at_once = 9001, 4096
+    places = [0, 1023, at_once - 1, at_once, 2 * at_once, 9000]
+    labels, equals = torch.tensor([one for one in places for _ in places]), torch.tensor(places * len(places))
+    torch.manual_seed(0)
+    weight = torch.randn(vocabulary, len(labels)) / 8
+    rows = torch.arange(len(labels))
+    weight[labels, rows] = weight[equals, rows] = 3.0  # exactly, in the product with the identity too
+    given = (torch.eye(len(labels)), weight, torch.zeros(vocabulary))
+    given = [tensor.to(DEVICE) for tensor in given]
+    for kept in (labels <= equals, labels > equals):
+        masked = labels.masked_fill(~kept, -100).to(DEVICE)
+        results, accuracy = run(*given, masked, "triton", label_smoothing=smoothing)
+        expected, _ = run(*given, masked, "reference", label_smoothing=smoothing)
+        assert accuracy == float(kept[0])  # the first row's label equals its equal
+        for got, wanted in zip(results, expected, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+@needs_triton
 def test_mixed_precision():
     """Hidden states in bf16 and parameters in float32, as under autocast: the parameters' gradients are float32."""
     hidden, weight, bias, labels = inputs(9, 24, 301)
