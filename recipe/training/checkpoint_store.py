@@ -27,6 +27,7 @@ from recipe.system.files import set_aside
 from recipe.training.callbacks import say
 from recipe.training.checkpoint_files import FOLDER, LATEST, batch_of
 
+RECORD = "checkpoints.json"  # the run's record, under a name of its own: `run.json` is a run's folder
 NAMED = "checkpoints"  # of the record in the store: file, batch and sha256 of each, the newest last
 _TYPES = {"file": str, "batch": int, "sha256": str}
 Saved = list[dict[str, Any]]
@@ -49,14 +50,12 @@ def stored_record(save_folder: str) -> tuple[dict[str, Any], Saved] | None:
         UserError: the store fails or refuses, or what is there is not a run's record.
     """
     with tempfile.TemporaryDirectory() as folder:
-        if not Mirror(Path(folder), save_folder).pull(records.FILE_NAME):
+        if not Mirror(Path(folder), save_folder).pull(RECORD):
             return None
-        record = records.read_record(folder)
+        record = records.read_record(Path(folder) / RECORD)
     saved = record.pop(NAMED, None)
     if not isinstance(saved, list) or not all(isinstance(one, dict) and _types(one) == _TYPES for one in saved):
-        raise UserError(
-            f"save_folder={save_folder}: its {records.FILE_NAME} names no checkpoints; choose another folder"
-        )
+        raise UserError(f"save_folder={save_folder}: its {RECORD} names no checkpoints; choose another folder")
     return record, saved
 
 
@@ -110,9 +109,9 @@ class Storing(Callback):
         began, self._tried, file = time.perf_counter(), latest, self._to.local / latest
         new = {"file": latest, "batch": batch_of(file), "sha256": _sha256(file)}
         saved = [*(one for one in self._saved if one["batch"] < new["batch"]), new]
-        records.write_record(self._to.local, {**self._record, NAMED: saved})
+        records.write_record(self._to.local / RECORD, {**self._record, NAMED: saved})
         try:
-            self._to.push(latest, records.FILE_NAME)
+            self._to.push(latest, RECORD)
             self._saved = saved
         except Failing as error:
             say(f"  {error}; the run goes on, and tries again with the next checkpoint")

@@ -49,12 +49,14 @@ def vanished(yaml: Path, *callbacks: Callback) -> Path:
 
 def test_a_machine_that_has_nothing_goes_on_from_the_store(yaml, object_store: ObjectStore, whole):
     out = vanished(yaml)
-    names = ["runs/tiny/ba2-rank0.pt", "runs/tiny/ba4-rank0.pt", "runs/tiny/run.json"]
+    names = ["runs/tiny/ba2-rank0.pt", "runs/tiny/ba4-rank0.pt", "runs/tiny/checkpoints.json"]
     assert object_store.names() == names
     writes = [
         request.rpartition("/")[2] for request in object_store.requests if request.startswith(f"PUT /{BUCKET}/runs")
     ]
-    assert writes == ["ba2-rank0.pt", "run.json", "ba4-rank0.pt", "run.json"], "the record makes a checkpoint count"
+    assert writes == ["ba2-rank0.pt", "checkpoints.json", "ba4-rank0.pt", "checkpoints.json"], (
+        "the record makes a checkpoint count"
+    )
     assert losses(run(yaml, f"save_folder={SAVED}")) == whole
     assert len(read_record(out)["resumed"]) == 1 and "checkpoints" not in json.loads((out / "run.json").read_text())
     assert set(object_store.names()) - set(names) == {"runs/tiny/ba6-rank0.pt"}
@@ -83,15 +85,15 @@ def test_a_store_that_fails_does_not_end_the_run_and_what_is_half_there_does_not
 ):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr(storage, "_ATTEMPTS", 2)
-    object_store.fail(100, f"PUT /{BUCKET}/runs/tiny/run.json", status(503))
+    object_store.fail(100, f"PUT /{BUCKET}/runs/tiny/checkpoints.json", status(503))
     vanished(yaml, AfterBatch(lambda state: state.timestamp.batch == 3 and object_store.fail(0)))
     assert len(object_store.failures) > 1, "it was asked again"
     said = capsys.readouterr().out
     assert (
-        "run.json: cannot be uploaded: " in said
+        "checkpoints.json: cannot be uploaded: " in said
         and "; the run goes on, and tries again with the next checkpoint\n" in said
     )
-    stored = json.loads(object_store.read("runs/tiny/run.json"))["checkpoints"]
+    stored = json.loads(object_store.read("runs/tiny/checkpoints.json"))["checkpoints"]
     assert [one["batch"] for one in stored] == [4] and "runs/tiny/ba2-rank0.pt" in object_store.names()
     assert losses(run(yaml, f"save_folder={SAVED}")) == whole
 
@@ -110,5 +112,5 @@ def test_what_cannot_be_a_store_or_holds_another_run_is_one_line(yaml, object_st
         said.startswith(f"out={out}-b: different runs could go on: machine 0 has run-b of")
         and f"{remote} has run of" in said
     )
-    object_store.write("runs/tiny/run.json", b"{}")
-    assert "run.json: not the record of a run" in refused(run, yaml, remote)
+    object_store.write("runs/tiny/checkpoints.json", b"{}")
+    assert "checkpoints.json: not the record of a run" in refused(run, yaml, remote)
