@@ -46,6 +46,7 @@ class Whole:
 
     seconds: float
     first_s: float  # until it began to write
+    last_s: float  # until it had written all
     cpu_s: float
     result: dict[str, Any]
     commit: str | None  # of the code that made it
@@ -85,11 +86,13 @@ def soak(faults: int, minutes: float, subjects: Sequence[str], out: Path, work: 
     for name, why in refused.items():
         print(f"not tried: {name}, as {why}")
     usable = [fault for fault in FAULTS.values() if fault.name not in refused]
-    while struck(record) < faults and time.monotonic() < ends:
+    while sum(map(counts, record["rows"])) < faults and time.monotonic() < ends:
         number = len(record["rows"])
         subject, fault = drawn(number, seed, [SUBJECTS[name] for name in subjects], usable)
         whole = unbroken(subject, work)
-        record["unbroken"][subject.name] = {key: getattr(whole, key) for key in ("seconds", "first_s", "cpu_s")}
+        record["unbroken"][subject.name] = {
+            key: getattr(whole, key) for key in ("seconds", "first_s", "last_s", "cpu_s")
+        }
         row = {"number": number, **attempt(subject, fault, whole, work, number, random.Random(f"{seed} {number}"))}
         record["rows"].append(row)
         record = write(out, record)
@@ -111,8 +114,9 @@ def begun(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def struck(record: dict[str, Any]) -> int:
-    return sum(row["did"] is not None for row in record["rows"])
+def counts(row: dict[str, Any]) -> bool:
+    """Whether the command was struck."""
+    return row["did"] is not None and not (FAULTS[row["fault"]].breaks and row["status"] == 0)
 
 
 def drawn(number: int, seed: int, subjects: Sequence[Subject], faults: Sequence[Fault]) -> tuple[Subject, Fault]:
@@ -135,7 +139,7 @@ def unbroken(subject: Subject, work: Path) -> Whole:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     print(f"{subject.name}, unbroken", flush=True)
-    cpu_s = children_s()
+    cpu_s, began = children_s(), time.time()
     with started(subject, work, folder, folder.with_suffix(".log")) as run:
         while not run.over and not paths(folder):
             time.sleep(0.02)
@@ -144,7 +148,8 @@ def unbroken(subject: Subject, work: Path) -> Whole:
     seconds = time.monotonic() - run.started
     if status or left or (wrong := list(wrong_bills(folder, seconds))):
         raise UserError(f"{subject.name}, unbroken: ended with {status}, {left} processes left, {wrong or run.log}")
-    whole = Whole(seconds, first_s, children_s() - cpu_s, result_of(folder), commit)
+    last_s = max(Path(path).lstat().st_mtime for path in paths(folder)) - began
+    whole = Whole(seconds, first_s, last_s, children_s() - cpu_s, result_of(folder), commit)
     write_whole(kept, json.dumps(vars(whole)))
     return whole
 
@@ -183,7 +188,7 @@ def attempt(
         with own_disk(folder) if fault.disk else contextlib.nullcontext():
             row = broken(subject, fault, whole, work, case, chance)
         row["problems"] += differences(whole.result, result_of(folder))
-        if row["did"] is not None or row["problems"]:
+        if row["problems"] or counts(row):
             break
     row |= {"passed": not row["problems"], "seconds": time.monotonic() - begin, "cpu_s": children_s() - cpu_s}
     if row["problems"]:
@@ -198,7 +203,7 @@ def broken(
     """Start it, strike at a moment, start it again until it ends with 0; what happened, and what was wrong with it."""
     folder, log, problems = case / "files", case / "log", []
     early = chance.random() < EARLY
-    after_s = chance.uniform(0, whole.first_s if early else whole.seconds - whole.first_s)
+    after_s = chance.uniform(0, whole.first_s if early else max(0.0, whole.last_s - whole.first_s))
     environment = {}
     if fault.clock:
         (case / "clock").mkdir()
@@ -246,7 +251,7 @@ def without_folders(line: str, work: Path) -> str:
 
 def in_words(row: dict[str, Any]) -> str:
     how = "passed" if row["passed"] else "FAILED: " + "; ".join(row["problems"])
-    if row["did"] is None:
+    if not counts(row):
         how = "too late, not counted" if row["passed"] else how
     return (
         f"[{row['number']}] {row['subject']}, {row['fault']} ({row['did']}): {how} "
@@ -256,7 +261,7 @@ def in_words(row: dict[str, Any]) -> str:
 
 def table(record: dict[str, Any]) -> list[str]:
     """Subject by fault: passed of tried."""
-    rows = [row for row in record["rows"] if row["did"] is not None or not row["passed"]]
+    rows = [row for row in record["rows"] if counts(row) or not row["passed"]]
     subjects, lines = list(dict.fromkeys(row["subject"] for row in rows)), []
     lines.append("| fault | " + " | ".join(subjects) + " |")
     lines.append("|---|" + "---|" * len(subjects))

@@ -256,6 +256,7 @@ class Fault:
     prefix: tuple[str, ...] = ()  # of the command
     disk: bool = False  # the command's folder is a small file system of its own
     clock: bool = False
+    breaks: bool = True  # a command that ended with 0 all the same was not struck: it had no more to do
 
     def refused(self, work: Path) -> str | None:
         """Why it cannot be tried here."""
@@ -267,15 +268,15 @@ class Fault:
 FAULTS = {
     fault.name: fault
     for fault in (
-        Fault("kill -9", kill_one),
+        Fault("kill -9", kill_one, breaks=False),  # a child that only tidies up may be missed by nobody
         Fault("kill -9 while writing", kill_while_writing),
         Fault("SIGTERM", terminate, no_checkpoint),
         Fault("file size limit", limit_files),
         Fault("full disk", fill_disk, disk=True),
         Fault("read-only folder", forbid_writing, prefix=AS_ANYBODY),
         Fault("memory limit", limit_memory),
-        Fault("clock jump", jump_clock, disturbed, clock=True),
-        Fault("second command", second_command, disturbed),
+        Fault("clock jump", jump_clock, disturbed, clock=True, breaks=False),
+        Fault("second command", second_command, disturbed, breaks=False),
     )
 }
 

@@ -13,7 +13,7 @@ from statistics import fmean
 
 import pytest
 
-from benchmarks import data, demo
+from benchmarks import data, demo, soak
 from recipe.corpus import doc_pairs
 from recipe.cost import seeds
 from recipe.records import read_record
@@ -188,3 +188,15 @@ def test_the_page_on_experiments_has_the_recorded_starts_of_the_words():
     first, plateau, frequencies, counts = (f"{value:.2f}" for value in cosines)
     assert f"is {first} in the random initialisation, **{plateau}** after 400 batches" in page
     assert f"{frequencies} from frequencies and {counts} from counts" in page
+
+
+def test_the_page_of_results_has_the_recorded_faults():
+    record = json.loads((ROOT / "benchmarks/results/soak-prepare-train.json").read_text())
+    assert table_after("soak")[0] == [cell.strip() for cell in soak.table(record)[0].strip("|").split("|")]
+    *_, said = soak.table(record)
+    assert "\n".join(soak.table(record)[:-1]) in RESULTS and said.capitalize() in RESULTS
+    costs = {
+        name: fmean(row["cpu_s"] for row in record["rows"] if row["subject"] == name) for name in record["unbroken"]
+    }
+    page = " ".join(RESULTS.split())
+    assert " and ".join(f"{seconds:.0f} seconds of a core in {name}" for name, seconds in costs.items()) in page

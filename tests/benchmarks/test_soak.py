@@ -41,7 +41,7 @@ def test_what_was_killed_while_it_wrote_ends_as_the_unbroken_run(work, whole):
     assert not list((work / "faults").iterdir())
 
 
-def test_a_result_that_differs_is_a_failure_that_keeps_its_folder(work, whole):
+def test_a_result_that_differs_is_a_failure_that_keeps_its_folder(work, whole, monkeypatch):
     """The command is started again on what a fault has left; here that is a finished dataset with another byte in it."""
 
     def falsify(run: Command, chance: random.Random, limit_s: float) -> str:
@@ -53,12 +53,13 @@ def test_a_result_that_differs_is_a_failure_that_keeps_its_folder(work, whole):
         shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         return "another byte"
 
-    chance = random.Random(1)
-    row = soak.attempt(PREPARE, Fault("falsified", falsify), whole, work, 1, chance)
+    monkeypatch.setitem(FAULTS, "falsified", Fault("falsified", falsify))
+    row = soak.attempt(PREPARE, FAULTS["falsified"], whole, work, 1, random.Random(1))
     assert not row["passed"] and row["starts"] == 1
     assert row["problems"] == ["out/train/part-00000/shard.00000.mds.zstd differs"]
     assert Path(work, row["folder"], "files/out/dataset.json").is_file()
     assert "FAILED: out/train" in soak.in_words({"number": 1, **row})
+    assert 0 < whole.first_s < whole.last_s <= whole.seconds
 
 
 def test_every_fault_is_met_before_any_is_met_twice():
@@ -72,10 +73,11 @@ def test_every_fault_is_met_before_any_is_met_twice():
 def test_results_are_gone_on_with_and_those_of_other_settings_are_not(tmp_path, capsys):
     out = tmp_path / "soak.json"
     settings = {"seed": 17, "subjects": ["prepare"], "commit": soak.records.provenance()["commit"]}
-    row = {"number": 0, "subject": "prepare", "fault": "SIGTERM", "did": "TERM", "passed": True}
-    out.write_text(json.dumps({"settings": settings, "unbroken": {}, "rows": [row]}))
+    row = {"number": 0, "subject": "prepare", "fault": "SIGTERM", "did": "TERM", "status": 143, "passed": True}
+    rows = [row, {**row, "number": 1, "status": 0}, {**row, "number": 2, "did": None}]
+    out.write_text(json.dumps({"settings": settings, "unbroken": {}, "rows": rows}))
     record = soak.soak(1, 1, ["prepare"], out, tmp_path / "work", 17)
-    assert record["rows"] == [row] and "| SIGTERM | 1 of 1 |" in capsys.readouterr().out
+    assert record["rows"] == rows and "| SIGTERM | 1 of 1 |" in capsys.readouterr().out
     with pytest.raises(UserError, match="give another --out"):
         soak.soak(1, 1, ["prepare"], out, tmp_path / "work", 18)
     out.write_text(
