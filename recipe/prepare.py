@@ -70,7 +70,7 @@ def prepare(config: PrepareConfig) -> DatasetInfo | None:
                 _write_tasks(config)
             info = _make(config, existing_tokenizer, all_parts, origins, mirror)
         except OSError as error:
-            raise (parts.disk_full(error, mirror.local) or error) from None
+            raise (parts.not_written(error, mirror.local) or error) from None
     if info:
         _report(info, config.out, time.monotonic() - started)
     return info

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from recipe.corpus import sources
-from recipe.corpus.parts import STATE, Job, disk_full, run, save_array
+from recipe.corpus.parts import STATE, Job, not_written, run, save_array
 from recipe.corpus.progress import Tally
 from recipe.corpus.sources import Position, Rejected
 from recipe.system.files import locked, write_whole
@@ -54,7 +54,7 @@ def hash_part(job: Job) -> None:
                 write_whole(job.file("hash"), lambda draft: draft.write_bytes(hashes.data))
                 job.mirror.push(job.name("hash"))
     except OSError as error:
-        raise (disk_full(error, job.mirror.local) or error) from None
+        raise (not_written(error, job.mirror.local) or error) from None
 
 
 def _hashes(job: Job) -> Iterator[int]:

@@ -35,7 +35,7 @@ from recipe.data import shards, tokenizer
 from recipe.data.shards import Lengths, ShardWriter, Vocabulary
 from recipe.data.storage import Mirror
 from recipe.errors import UserError
-from recipe.system.files import DISK_FULL, locked, write_whole
+from recipe.system.files import DISK_FULL, READ_ONLY, locked, write_whole
 from recipe.system.private import private
 from recipe.system.processes import WorkerPool, end_if_stopped
 
@@ -134,16 +134,18 @@ def write_part(job: Job) -> None:
             if not are_whole([job])[0]:
                 _write(job)
     except OSError as error:
-        raise (disk_full(error, job.mirror.local) or error) from None
+        raise (not_written(error, job.mirror.local) or error) from None
 
 
-def disk_full(error: OSError, folder: Path) -> UserError | None:
-    """What to say where it is the disk that is full."""
-    if error.errno not in DISK_FULL:
+def not_written(error: OSError, folder: Path) -> UserError | None:
+    """What to say where the disk is full, or nothing may be written into the folder any more."""
+    if error.errno in DISK_FULL:
+        remedy = "free some space"
+    elif error.errno in READ_ONLY and str(error.filename).startswith(str(folder)):
+        remedy = "make it writable"
+    else:
         return None
-    return UserError(
-        f"{folder}: {error.strerror}; free some space and run the same command again, finished parts are kept"
-    )
+    return UserError(f"{folder}: {error.strerror}; {remedy} and run the same command again, finished parts are kept")
 
 
 def _write(job: Job) -> None:

@@ -23,6 +23,7 @@ DEEPEST = 100  # levels of a JSON file
 PATIENCE = 10.0  # seconds; a loader's workers see within five that nobody trains any more
 DRAFT = re.compile(r".+\.\d+\.\d+\.tmp")  # what the functions below write before it has its name
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextlib.contextmanager

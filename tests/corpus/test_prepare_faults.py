@@ -181,3 +181,19 @@ def test_a_full_disk_is_one_line_and_finished_parts_stay(tmp_path, corpus, limit
     assert run_main(PrepareConfig, prepare, words) == 0
     prepare(config_of(tmp_path, tokenizer=vocabulary, out=str(tmp_path / "unbroken")))
     same_bytes(tmp_path / "out", tmp_path / "unbroken")
+
+
+def test_a_folder_that_has_become_read_only_is_one_line_and_another_file_is_not_it(
+    tmp_path, corpus, monkeypatch, capsys
+):
+    def refuses(folder):
+        raise PermissionError(13, "Permission denied", str(folder / "part"))
+
+    monkeypatch.setattr(parts, "read_vocabulary", refuses)
+    words = words_of(tmp_path, tokenizer=write_vocabulary(tmp_path))
+    assert run_main(PrepareConfig, prepare, words) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(
+        f"error: {tmp_path / 'out.partial'}: Permission denied; make it writable and run the same command"
+    )
+    assert parts.not_written(PermissionError(13, "Permission denied", "elsewhere"), tmp_path) is None
