@@ -18,6 +18,7 @@ OVERRIDDEN = {
     "_use_closures": "f8e8d08988ae",
     "_train_batch": "787aff3a7f53",
     "_train_microbatches": "3ee43a3fb726",
+    "fit": "81e6396da9a2",
 }
 CALLED = {"_train_microbatch": "4b840744cb17", "_train_loop": "1dffbf6b9c51"}
 
