@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.soak_subjects import paragraphs
 from recipe.config import Tokenizer
 from recipe.data import storage
 from recipe.system.quiet import quiet_libraries
@@ -26,11 +27,8 @@ collect_ignore = [] if find_spec("wandb") and find_spec("mlflow") else ["loggers
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory) -> Path:
     """A prepared dataset of the language reference's paragraphs: some 3,000 documents, a vocabulary of 1,024."""
-    from pydoc_data.topics import topics
-
     folder = tmp_path_factory.mktemp("tiny")
-    paragraphs = dict.fromkeys(" ".join(p.split()) for topic in topics.values() for p in topic.split("\n\n"))
-    write_text(folder / "topics.jsonl", filter(None, paragraphs))
+    write_text(folder / "topics.jsonl", paragraphs())
     return write_dataset(folder, Tokenizer(vocab_size=1024))
 
 
