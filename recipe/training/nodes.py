@@ -17,7 +17,7 @@ import torch
 from composer.utils import dist
 
 from recipe.errors import UserError, one_line
-from recipe.system.files import digest, held, write_whole
+from recipe.system.files import digest, entries, held, write_whole
 
 Found = TypeVar("Found")
 # What gloo and NCCL say where another rank has ended, or has not answered in time.
@@ -85,7 +85,7 @@ def owned(out: Path, resumes: bool) -> Iterator[None]:
 
         def take() -> None:
             out.mkdir(parents=True, exist_ok=True)
-            if not stack.enter_context(held(out)) or (not resumes and any(out.iterdir())):
+            if not stack.enter_context(held(out)) or (not resumes and entries(out)):
                 raise UserError(f"out={out}: another command trains there; wait for its end, or choose another folder")
 
         decided(take)

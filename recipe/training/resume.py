@@ -20,7 +20,7 @@ from recipe import records
 from recipe.config import TrainConfig, to_dict
 from recipe.errors import UserError
 from recipe.settings import as_word, what_changed
-from recipe.system.files import leaving, set_aside
+from recipe.system.files import entries, leaving, set_aside
 from recipe.training import checkpoint_files, checkpoint_store, nodes
 from recipe.training.callbacks import say
 from recipe.training.checkpoint_files import FOLDER
@@ -154,7 +154,7 @@ def check_folder(out: Path, goes_on: bool) -> None:
     """Raise a `UserError` unless a run can be written at rank 0's `out`, or is there; `goes_on` if some machine has it."""
     if not out.exists() or (out / records.FILE_NAME).is_file():
         return
-    found = {file.name for file in out.iterdir()}
+    found = {file.name for file in entries(out)}
     if found - {FOLDER}:
         raise UserError(f"out={out} is not empty and holds no run; choose another folder")
     if found and not goes_on:  # it is what Composer and `nodes.bring` leave on machines that are not rank 0's

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from recipe.config import TrainConfig, load
+from recipe.errors import UserError
 from recipe.records import read_record, write_record
+from recipe.training.nodes import owned
 from recipe.training.resume import Held, check_folder, look, newest, others_aside
 from tests.mistakes import refused
 from tests.tiny.configs import train_yaml
@@ -89,3 +91,15 @@ def test_what_a_machine_has_of_later_batches_is_set_aside_and_named(machine, tmp
     ]
     assert not file.exists() and file.with_name("ba3-rank0.pt.torn").exists()
     assert others_aside(tmp_path / "1", 2) == []
+
+
+def test_a_folder_whose_run_was_killed_in_its_first_write_is_empty(tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".run.json.4711.140000.tmp").write_text("{")
+    check_folder(out, goes_on=False)
+    with owned(out, resumes=False):
+        pass
+    (out / "run.json.tmp").write_text("{")  # nobody's draft
+    with pytest.raises(UserError, match="is not empty and holds no run"):
+        check_folder(out, goes_on=False)
