@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.measurement import write
 from recipe.config.prepare import Source
 from recipe.corpus import sources
-from recipe.errors import end
+from recipe.errors import end, exit_status
 from recipe.finetune.minimal_pairs import read_pairs
 from recipe.finetune.tasks import choose_tasks, read_task
 
@@ -129,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    end(main)
+    end(lambda: exit_status(main))

@@ -23,7 +23,7 @@ from benchmarks import reach_tasks
 from benchmarks.reach_tasks import ReachTask
 from recipe.config import FinetuneConfig
 from recipe.data.batch import IGNORED_LABEL
-from recipe.errors import UserError, end
+from recipe.errors import UserError, end, exit_status
 from recipe.finetune.examples import WORD_BREAK, Examples
 from recipe.finetune.fit import BETAS, EPS
 from recipe.finetune.tasks import TaskData
@@ -181,4 +181,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    end(main)
+    end(lambda: exit_status(main))

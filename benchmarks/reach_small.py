@@ -25,7 +25,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from benchmarks import convert_tasks, reach_tasks
 from benchmarks.reach_tasks import ReachTask
-from recipe.errors import UserError, end
+from recipe.errors import UserError, end, exit_status
 from recipe.finetune.examples import WORD_BREAK, Examples
 from recipe.finetune.tasks import TaskData
 from recipe.records import read_record
@@ -165,4 +165,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    end(main)
+    end(lambda: exit_status(main))

@@ -29,7 +29,7 @@ from recipe.data.batch import count_tokens
 from recipe.data.sampler import BatchSampler, EpochSampler
 from recipe.data.shards import read_info
 from recipe.data.stream import open_loader
-from recipe.errors import UserError, end
+from recipe.errors import UserError, end, exit_status
 from recipe.records import read_record
 from recipe.system.files import write_whole
 
@@ -181,4 +181,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    end(main)
+    end(lambda: exit_status(main))

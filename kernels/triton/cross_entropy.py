@@ -53,6 +53,51 @@ def _with(x, greatest_V, total_V):
     return raised_V, total_V * less_V + tl.sum(tl.exp2((x - raised_V[None, :]) * LOG2_E), 0)
 
 
+@triton.jit
+def _met(
+    x_V, bias, first, end, columns, places, greatest_V, total_V, sum_V,
+    SMOOTHING: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """What each place has met, with the row's columns from `first` to `end`, a multiple of WIDE of them."""
+    for start in tl.range(first, end, WIDE, num_stages=STAGES):
+        x = _logits(x_V, bias, start + places, columns, False, 0.0)
+        greatest_V, total_V = _with(x, greatest_V, total_V)
+        if SMOOTHING:
+            sum_V += tl.sum(x, 0)
+    return greatest_V, total_V, sum_V
+
+
+@triton.jit
+def _write_gradient(
+    x_V,
+    bias,
+    columns,
+    places,
+    label,
+    inside,
+    of_label,
+    lse,
+    z_loss,
+    smoothing,
+    WIDE: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Of the loss by the row's logits, in their place; the label's own term behind all others."""
+    scale, share = 1.0 + 2.0 * z_loss * lse, smoothing / columns
+    whole = columns // WIDE * WIDE
+    for first in tl.range(0, whole, WIDE, num_stages=STAGES):
+        v = first + places
+        gradient = tl.exp2((_logits(x_V, bias, v, columns, False, 0.0) - lse) * LOG2_E) * scale - share
+        tl.store(x_V + v, gradient.to(x_V.dtype.element_ty))
+    if whole < columns:
+        v = whole + places
+        gradient = tl.exp2((_logits(x_V, bias, v, columns, True, 0.0) - lse) * LOG2_E) * scale - share
+        tl.store(x_V + v, gradient.to(x_V.dtype.element_ty), mask=v < columns)
+    tl.debug_barrier()  # whichever thread wrote the label's, it is written again
+    gradient = tl.exp2((of_label - lse) * LOG2_E) * scale - share - (1.0 - smoothing)
+    tl.store(x_V + label, gradient.to(x_V.dtype.element_ty), mask=inside)
+
+
 @triton.jit(do_not_specialize=PER_ROW)
 def rows_kernel(
     logits, bias, labels, losses, right, columns, logits_m, z_loss, smoothing,
@@ -84,11 +129,9 @@ def rows_kernel(
     sum_V = tl.zeros((BLOCK_V,), tl.float32)
     whole = columns // WIDE * WIDE
     at = tl.where(inside, label // WIDE * WIDE, whole).to(tl.int32)
-    for first in tl.range(0, at, WIDE, num_stages=STAGES):
-        x = _logits(x_V, bias, first + places, columns, False, 0.0)
-        greatest_V, total_V = _with(x, greatest_V, total_V)
-        if SMOOTHING:
-            sum_V += tl.sum(x, 0)
+    greatest_V, total_V, sum_V = _met(
+        x_V, bias, 0, at, columns, places, greatest_V, total_V, sum_V, SMOOTHING, WIDE, STAGES
+    )
     if at < columns:  # the label's, which may be the last ones
         v = at + places
         x = _logits(x_V, bias, v, columns, True, -float("inf"))
@@ -98,11 +141,9 @@ def rows_kernel(
             sum_V += tl.sum(tl.where(v < columns, x, 0.0), 0)
     else:
         before_V = greatest_V
-    for first in tl.range(at + WIDE, whole, WIDE, num_stages=STAGES):
-        x = _logits(x_V, bias, first + places, columns, False, 0.0)
-        greatest_V, total_V = _with(x, greatest_V, total_V)
-        if SMOOTHING:
-            sum_V += tl.sum(x, 0)
+    greatest_V, total_V, sum_V = _met(
+        x_V, bias, at + WIDE, whole, columns, places, greatest_V, total_V, sum_V, SMOOTHING, WIDE, STAGES
+    )
     if (at < whole) & (whole < columns):
         v = whole + places
         x = _logits(x_V, bias, v, columns, True, -float("inf"))
@@ -117,20 +158,9 @@ def rows_kernel(
     tl.store(losses + row, loss)
     tl.store(right + row, tl.where(inside & (of_label == greatest) & (before < of_label), 1.0, 0.0))
     if GRADIENT:
-        scale, share = 1.0 + 2.0 * z_loss * lse, smoothing / columns
-        for first in tl.range(0, whole, WIDE, num_stages=STAGES):
-            v = first + places
-            x = _logits(x_V, bias, v, columns, False, 0.0)
-            gradient = tl.exp2((x - lse) * LOG2_E) * scale - share
-            tl.store(x_V + v, gradient.to(logits.dtype.element_ty))
-        if whole < columns:
-            v = whole + places
-            x = _logits(x_V, bias, v, columns, True, 0.0)
-            gradient = tl.exp2((x - lse) * LOG2_E) * scale - share
-            tl.store(x_V + v, gradient.to(logits.dtype.element_ty), mask=v < columns)
-        tl.debug_barrier()  # whichever thread wrote the label's, it is written again
-        gradient = tl.exp2((of_label - lse) * LOG2_E) * scale - share - (1.0 - smoothing)
-        tl.store(x_V + label, gradient.to(logits.dtype.element_ty), mask=inside)
+        _write_gradient(
+            x_V, bias, columns, places, label, inside, of_label, lse, z_loss, smoothing, WIDE, STAGES
+        )  # fmt: skip
 
 
 def forward(

@@ -201,8 +201,7 @@ def backward_kernel(
             dnormeds = dnormeds + (dnormed,)
         dweights = own_dweights
         dbiases = own_dbiases
-        along_T = tl.sum(along, 1) / COLUMNS
-        shift_T = tl.sum(shift, 1) / COLUMNS
+        along_T, shift_T = tl.sum(along, 1) / COLUMNS, tl.sum(shift, 1) / COLUMNS
         for first in tl.static_range(0, COLUMNS, PIECE):
             d = first + tl.arange(0, PIECE)
             mask = _mask(t, d, tokens, COLUMNS, first + PIECE)

@@ -76,11 +76,11 @@ class Trainer(composer.Trainer):
         else:
             self.close()
 
-    def fit(self) -> None:
+    def fit(self, **given: Any) -> None:
         """As Composer's, to which it is an error that nothing is left to train: so it is in a run that was killed behind its last
         checkpoint, and whose encoder is still to be written."""
-        if float(self.state.get_elapsed_duration() or 0) < 1:
-            super().fit()
+        if given or float(self.state.get_elapsed_duration() or 0) < 1:
+            super().fit(**given)
         else:
             self.engine.run_event(Event.FIT_START)
             self.engine.run_event(Event.FIT_END)
