@@ -31,7 +31,7 @@ PER_ROW = ["labels", "losses", "right"]
 def parameters(capability: int, vocabulary: int) -> dict[str, Any]:
     """A row's columns are taken AT_ONCE times 8 a thread: what a thread keeps of each place is rescaled once for all of them."""
     block = min(1024, max(8, triton.next_power_of_2(vocabulary)))
-    return {"BLOCK_V": block, "AT_ONCE": 4, "STAGES": 2, "num_warps": 4, "num_stages": 1}
+    return {"BLOCK_V": block, "AT_ONCE": 2, "STAGES": 2, "num_warps": 4, "num_stages": 1}
 
 
 @triton.jit

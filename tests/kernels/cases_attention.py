@@ -85,6 +85,7 @@ def case(
 short = partial(case, "attention_short")
 tiled = partial(case, "attention_tiled", length=None)
 
+WHOLE = ((64, True), (32, True), (64, False)) if attention_short.takes_whole(90, 64, window=False) else ()
 OTHERS = tuple(gpu for gpu in CAPABILITIES if not attention_short.takes_whole(gpu, 64, window=False))
 # Heads of 64 for every GPU; for the others, and for variants, the GPUs where registers or shared memory are tightest.
 CASES = [
@@ -93,9 +94,7 @@ CASES = [
     short("backward", 128, 128),
     short("forward", 128, 128, capabilities=(80, 90, 100)),
     short("backward", 128, 32, capabilities=(80,)),
-    whole(128, 64),
-    whole(128, 32),
-    whole(128, 64, slopes=False),
+    *(whole(128, head, slopes) for head, slopes in WHOLE),
     short("backward", 128, 96, capabilities=(89, 100)),
     short("backward", 128, 64, window=True, capabilities=(80, 90, 120)),
     tiled("forward", head=64),
