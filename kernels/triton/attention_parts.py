@@ -18,14 +18,22 @@ ANY_SIZE = ["heads", "tokens", "tasks", "blocks", "window"]
 
 
 @triton.jit
+def real(r, h, count, HEAD: tl.constexpr, BLOCK_H: tl.constexpr):
+    """Which elements of a tile there are."""
+    mask = r < count
+    if HEAD < BLOCK_H:
+        mask = mask & (h < HEAD)
+    return mask
+
+
+@triton.jit
 def load_tile(pointer, row, stride, count, ROWS: tl.constexpr, HEAD: tl.constexpr, BLOCK_H: tl.constexpr):
     """(ROWS, BLOCK_H), zero beyond the sequence and beyond the head's size."""
     r = tl.arange(0, ROWS)[:, None]
     h = tl.arange(0, BLOCK_H)[None, :]
-    mask = r < count
-    if HEAD < BLOCK_H:
-        mask = mask & (h < HEAD)
-    return tl.load(pointer + row.to(tl.int64) * stride + r * stride + h, mask=mask, other=0.0)
+    return tl.load(
+        pointer + row.to(tl.int64) * stride + r * stride + h, mask=real(r, h, count, HEAD, BLOCK_H), other=0.0
+    )
 
 
 @triton.jit
@@ -33,10 +41,11 @@ def store_tile(pointer, row, stride, count, x, ROWS: tl.constexpr, HEAD: tl.cons
     """Rounds once, to the tensor's type."""
     r = tl.arange(0, ROWS)[:, None]
     h = tl.arange(0, BLOCK_H)[None, :]
-    mask = r < count
-    if HEAD < BLOCK_H:
-        mask = mask & (h < HEAD)
-    tl.store(pointer + row.to(tl.int64) * stride + r * stride + h, x.to(pointer.dtype.element_ty), mask=mask)
+    tl.store(
+        pointer + row.to(tl.int64) * stride + r * stride + h,
+        x.to(pointer.dtype.element_ty),
+        mask=real(r, h, count, HEAD, BLOCK_H),
+    )
 
 
 @triton.jit

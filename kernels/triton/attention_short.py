@@ -25,6 +25,7 @@ from kernels.triton.attention_parts import (
     nearest,
     padded_head,
     precision,
+    real,
     sequence_bounds,
     store_tile,
     strides,
@@ -68,10 +69,7 @@ def _load_whole(pointer, row, stride, count, ROWS: tl.constexpr, HEAD: tl.conste
     """`load_tile`, whose addresses each pass of a loop makes anew: kept from pass to pass, they would take registers."""
     r = tl.arange(0, ROWS)[:, None]
     h = tl.arange(0, BLOCK_H)[None, :]
-    mask = r < count
-    if HEAD < BLOCK_H:
-        mask = mask & (h < HEAD)
-    return tl.load(pointer + (row + r).to(tl.int64) * stride + h, mask=mask, other=0.0)
+    return tl.load(pointer + (row + r).to(tl.int64) * stride + h, mask=real(r, h, count, HEAD, BLOCK_H), other=0.0)
 
 
 @triton.jit
@@ -79,10 +77,8 @@ def _store_whole(pointer, row, stride, count, x, ROWS: tl.constexpr, HEAD: tl.co
     """`store_tile`, likewise."""
     r = tl.arange(0, ROWS)[:, None]
     h = tl.arange(0, BLOCK_H)[None, :]
-    mask = r < count
-    if HEAD < BLOCK_H:
-        mask = mask & (h < HEAD)
-    tl.store(pointer + (row + r).to(tl.int64) * stride + h, x.to(pointer.dtype.element_ty), mask=mask)
+    place = pointer + (row + r).to(tl.int64) * stride + h
+    tl.store(place, x.to(pointer.dtype.element_ty), mask=real(r, h, count, HEAD, BLOCK_H))
 
 
 @triton.jit(do_not_specialize=ANY_SIZE)
