@@ -45,6 +45,7 @@ ONLY_IN = {
         "recipe/model/huggingface.py",
         "recipe/model/hf_bert.py",
         "recipe/model/electra.py",
+        "recipe/model/unpadded.py",
         "recipe/export/",
         "benchmarks/",
     ],

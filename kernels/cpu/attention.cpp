@@ -146,19 +146,20 @@ static void forward(const T *qkv, T *out, float *lse, int64_t sequences, int64_t
         for (size_t p = 0; p < pieces.size(); p++)
             for (int64_t h = 0; h < stream.heads; h++) {
                 const Piece &piece = pieces[p];
-                int64_t seen = piece.seen(), all = padded(seen);
+                int64_t seen = piece.seen(), all = padded(seen), met = padded(seen, Engine::GRAIN);
                 Engine::columns_of_b(stream.part(qkv, piece.from, h, 1), stride, seen, size, k);
                 Engine::rows_of_b(stream.part(qkv, piece.from, h, 2), stride, seen, size, v);
                 float slope = bias.slopes ? bias.slopes[h] : 0.0f;
                 for (int64_t first = piece.begin; first < piece.end; first += block) {
                     int64_t here = std::min(block, piece.end - first), at = first - piece.from;
-                    const Span span(at, block, all, bias.window);
+                    int64_t rows = padded(here, Engine::GRAIN);
+                    const Span span(at, block, met, bias.window);
                     int64_t count = span.high - span.low;
                     float sums[BLOCK];
                     Engine::rows(stream.part(qkv, first, h, 0), stride, here, size, q);
-                    Engine::product(q, width, Engine::column(k, span.low), all, scores, count, block, count, width,
+                    Engine::product(q, width, Engine::column(k, span.low), all, scores, count, rows, count, width,
                                     false);
-                    for (int64_t r = 0; r < block; r++) {
+                    for (int64_t r = 0; r < rows; r++) {
                         float greatest;
                         if (r < here) {
                             softmax_row(scores + r * count, weights + r * count, int32_t(at - span.low + r),
@@ -169,7 +170,7 @@ static void forward(const T *qkv, T *out, float *lse, int64_t sequences, int64_t
                             std::fill(weights + r * count, weights + (r + 1) * count, E{});
                         }
                     }
-                    Engine::product(weights, count, v + span.low * width, width, mixed, width, block, width, count,
+                    Engine::product(weights, count, v + span.low * width, width, mixed, width, rows, width, count,
                                     false);
                     for (int64_t r = 0; r < here; r++) {
                         T *to = out + ((first + r) * stream.heads + h) * size;
@@ -250,7 +251,8 @@ static void backward(const T *dout, const int64_t *dstrides, const T *qkv, const
         for (size_t p = 0; p < pieces.size(); p++)
             for (int64_t h = 0; h < heads; h++) {
                 const Piece &piece = pieces[p];
-                int64_t start = piece.from, seen = piece.seen(), all = padded(seen);
+                int64_t start = piece.from, seen = piece.seen(), all = padded(seen),
+                        met = padded(seen, Engine::GRAIN);
                 const T *of_q = stream.part(qkv, start, h, 0), *of_k = stream.part(qkv, start, h, 1),
                         *of_v = stream.part(qkv, start, h, 2);
                 const T *of_do = dout + start * dstrides[0] + h * dstrides[1];
@@ -266,22 +268,23 @@ static void backward(const T *dout, const int64_t *dstrides, const T *qkv, const
                     std::fill(dq_columns, dq_columns + all * width, 0.0f);
                 for (int64_t first = 0; first < seen; first += block) {
                     bool own = low <= first && first < high;
-                    Span span(first, block, all, bias.window);
+                    Span span(first, block, met, bias.window);
                     if (!own) { // keys of which the queries that are the piece's own are all that matter
                         span.low = std::max(span.low, low);
                         span.high = std::min(span.high, padded(high, block));
                     }
                     int64_t here = std::min(block, seen - first), count = span.high - span.low;
+                    int64_t rows = padded(here, Engine::GRAIN);
                     if (count <= 0)
                         continue;
                     Engine::rows(of_k + first * stride, stride, here, size, k);
                     Engine::columns(of_k + first * stride, stride, here, size, k_columns);
                     Engine::rows(of_v + first * stride, stride, here, size, v);
-                    Engine::product(k, width, Engine::column(q_columns, span.low), all, scores, count, block, count,
+                    Engine::product(k, width, Engine::column(q_columns, span.low), all, scores, count, rows, count,
                                     width, false);
-                    Engine::product(v, width, Engine::column(do_columns, span.low), all, dweights, count, block, count,
+                    Engine::product(v, width, Engine::column(do_columns, span.low), all, dweights, count, rows, count,
                                     width, false);
-                    for (int64_t r = 0; r < block; r++) {
+                    for (int64_t r = 0; r < rows; r++) {
                         E *row = weights + r * count, *drow = dscores + r * count;
                         if (r < here) {
                             weights_of_key(scores + r * count, dweights + r * count, row, drow,
@@ -293,14 +296,14 @@ static void backward(const T *dout, const int64_t *dstrides, const T *qkv, const
                             std::fill(drow, drow + count, E{});
                         }
                     }
-                    Engine::rows_of_b(dscores, count, block, count, dscores_b);
+                    Engine::rows_of_b(dscores, count, rows, count, dscores_b);
                     Engine::product(k_columns, BLOCK, dscores_b, padded(count), dq_columns + span.low, all, width,
-                                    count, block, bias.window >= 0 || first > 0);
+                                    count, rows, bias.window >= 0 || first > 0);
                     if (!own)
                         continue;
-                    Engine::product(weights, count, do_rows + span.low * width, width, dv, width, block, width, count,
+                    Engine::product(weights, count, do_rows + span.low * width, width, dv, width, rows, width, count,
                                     false);
-                    Engine::product(dscores, count, q_rows + span.low * width, width, dk, width, block, width, count,
+                    Engine::product(dscores, count, q_rows + span.low * width, width, dk, width, rows, width, count,
                                     false);
                     for (int64_t r = 0; r < std::min(block, high - first); r++) {
                         T *row = to + (first + r) * 3 * part;

@@ -29,6 +29,7 @@ from recipe.finetune.tasks import TaskData
 from recipe.model.encoder import Backends
 from recipe.model.heads import FineTuned
 from recipe.model.huggingface import HFEncoder, HFFineTuned
+from recipe.model.unpadded import unpad_for_prediction
 from recipe.system.files import read_json, write_whole_folder
 from recipe.system.hardware import Hardware
 from recipe.training.checkpoint import Checkpoint, find_checkpoint
@@ -73,7 +74,9 @@ class FineTunedFolder:
         Raises:
             UserError: weights that do not fit, each counted and the first named.
         """
-        return self.build(self.checkpoint.resolve_backends(hardware)).to(hardware.device).eval()
+        model = self.build(self.checkpoint.resolve_backends(hardware)).to(hardware.device).eval()
+        unpad_for_prediction(model, hardware.device, hardware.activation_dtype)
+        return model
 
     def build(self, backends: Backends) -> nn.Module:
         """The same on the CPU, in training."""
