@@ -209,6 +209,8 @@ def build_trainer(
         progress_bar=False,
     )
     random_state.saved = trainer._rng_state  # Composer offers no public way to it
+    if dist.get_global_rank() == 0:  # which alone writes; those of earlier starts count among what is kept
+        trainer.saved_checkpoints.extend(map(str, reversed(checkpoint_files.later(plan.out, -1))))
     return trainer
 
 

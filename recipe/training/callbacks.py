@@ -33,7 +33,7 @@ class Sums:
     masked: int = 0
     measured: dict[str, float] = field(default_factory=dict)  # the objective's metrics, each times masked tokens
     batches: int = 0
-    seconds: float = 0.0  # of training: evaluation and checkpoints are not in it
+    seconds: float = 0.0  # of training, writing checkpoints included, evaluation not
     waiting: float = 0.0  # seconds of these in which the device was idle until its next batch came; a rank's mean
     network_seconds: float = 0.0  # of fetching from an object store, beside training or not, evaluation's too
     network_retries: int = 0

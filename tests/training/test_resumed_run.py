@@ -103,3 +103,10 @@ def test_a_folder_whose_run_was_killed_in_its_first_write_is_empty(tmp_path):
     (out / "run.json.tmp").write_text("{")  # nobody's draft
     with pytest.raises(UserError, match="is not empty and holds no run"):
         check_folder(out, goes_on=False)
+
+
+def test_a_run_that_goes_on_keeps_as_many_checkpoints_as_another(begun, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(begun[1], out, symlinks=True)
+    run(begun[0], f"out={out}", "autoresume=true")
+    assert sorted(file.name for file in (out / "checkpoints").glob("ba*")) == [f"ba{n}-rank0.pt" for n in (7, 8, 9)]
