@@ -68,7 +68,7 @@ test-transformers-latest: .venv/.installed-dev
 	@$(LATEST)/bin/python -c 'import transformers, sentence_transformers as sentence; \
 		print(f"transformers {transformers.__version__}, sentence-transformers {sentence.__version__}")'
 	$(LATEST)/bin/python -m pytest -q tests/test_packaging.py -k transformers
-	OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest -q tests/export
+	OMP_NUM_THREADS=1 $(LATEST)/bin/python -m pytest -q tests/export tests/model/test_unpadded.py
 
 # Weights & Biases and MLflow, through Composer's loggers.
 test-loggers: .venv/.installed-dev
