@@ -9,13 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.soak_subjects import paragraphs
-from recipe.config import Tokenizer
 from recipe.data import storage
 from recipe.system.quiet import quiet_libraries
 from tests.object_store import ObjectStore, object_store_for
 from tests.tiny.models import write_run
-from tests.tiny.texts import make_text, write_dataset, write_text
+from tests.tiny.texts import make_text, write_text, write_tiny_dataset
 
 torch.set_num_threads(1)  # the tensors of tests are small, and threads that wait for a busy core cost far more
 quiet_libraries()
@@ -26,10 +24,7 @@ collect_ignore = [] if find_spec("wandb") and find_spec("mlflow") else ["loggers
 
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory) -> Path:
-    """A prepared dataset of the language reference's paragraphs: some 3,000 documents, a vocabulary of 1,024."""
-    folder = tmp_path_factory.mktemp("tiny")
-    write_text(folder / "topics.jsonl", paragraphs())
-    return write_dataset(folder, Tokenizer(vocab_size=1024))
+    return write_tiny_dataset(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

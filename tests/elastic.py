@@ -2,7 +2,7 @@
 
 `python -m tests.elastic FOLDER HOLDS DIES YAML [key=value ...]` is what a launcher starts, again and again. FOLDER/seen-NUMBER
 gets a line for each training batch of a start, the hashes of its sequences. In the first start the process waits in batch HOLDS
-until it is told to end, or kills its launcher and itself in batch DIES (0: neither).
+until it is told to end or FOLDER/go is there, or kills its launcher and itself in batch DIES (0: neither).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,42 +22,66 @@ from torch.distributed import TCPStore
 
 from recipe import train
 from recipe.config import TrainConfig, run_main
+from tests.namespaces import HUB, INTERFACE, Network
 from tests.processes import ROOT
 from tests.seen_batches import telling
+from tests.tiny.configs import train_yaml
 
 PATIENCE_S = 400  # of whatever waits for another
 # A rendezvous is complete when two have come, or that many seconds after the first; who is silent for five beats is gone.
-RENDEZVOUS = "is_host=0,last_call_timeout=10,keep_alive_interval=2,keep_alive_max_attempt=5"
+RENDEZVOUS = "is_host=0,last_call_timeout=5,keep_alive_interval=2,keep_alive_max_attempt=5"
 
 
 @contextmanager
-def rendezvous() -> Iterator[int]:
-    """The port of one that survives every launcher, as it is in this process."""
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    yield store.port
+def rendezvous(network: Network | None = None) -> Iterator[str]:
+    """The address and port of one that survives every launcher, as it is in this process; in a network's hub or on loopback."""
+
+    def make(address: str) -> TCPStore:
+        return TCPStore(address, 0, is_master=True, wait_for_workers=False)
+
+    store = network.in_hub(lambda: make(HUB)) if network else make("127.0.0.1")
+    yield f"{store.host}:{store.port}"
 
 
 @contextmanager
 def node(
-    folder: Path, address: str, port: int, *words: str, holds: int = 0, dies: int = 0
+    folder: Path,
+    address: str,
+    endpoint: str,
+    *words: str,
+    holds: int = 0,
+    dies: int = 0,
+    inside: tuple[str, ...] = (),
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen]:
-    """A launcher with this address, by which torchrun orders the ranks; FOLDER/log has what all its processes print."""
+    """A launcher with this address, by which torchrun orders the ranks; FOLDER/log has what all its processes print. `inside` is
+    what enters its namespace, if it has one."""
     folder.mkdir()
     launcher = [
-        str(Path(sys.executable).parent / "torchrun"), "--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "3",
-        "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "run", "--rdzv-conf", RENDEZVOUS,
-        "--local-addr", address,
+        *inside, str(Path(sys.executable).parent / "torchrun"), "--nnodes", "1:2", "--nproc-per-node", "1",
+        "--max-restarts", "3", "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "run",
+        "--rdzv-conf", RENDEZVOUS, "--local-addr", address,
     ]  # fmt: skip
     command = [*launcher, "-m", "tests.elastic", str(folder), str(holds), str(dies), *words]
     # torchrun keeps the first group's store for all later groups, though it may end with its launcher
-    own = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    own = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1"}
+    own["GLOO_SOCKET_IFNAME"] = INTERFACE if inside else "lo"
     with (folder / "log").open("w") as log:
-        launched = subprocess.Popen(command, cwd=ROOT, env=os.environ | own, stdout=log, stderr=log)
+        environment = {**os.environ, **own, **(variables or {})}
+        launched = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         try:
             yield launched
         finally:
             launched.terminate()  # it ends its worker too
             launched.wait(60)
+
+
+def elastic_yaml(folder: Path, dataset: Path) -> Path:
+    """`folder`/train.yaml, a run of 29 batches."""
+    return train_yaml(
+        folder, dataset, "data.eval_documents=32", "model.hidden_size=16", "model.num_hidden_layers=1",
+        "model.intermediate_size=32", "batch_size=32", "duration=900sp", "checkpoint_every=5ba", "autoresume=true",
+    )  # fmt: skip
 
 
 def seen(folder: Path, start: int) -> list[list[str]]:
@@ -65,8 +90,18 @@ def seen(folder: Path, start: int) -> list[list[str]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+def starts(folder: Path) -> int:
+    """How often its process has started."""
+    return len(list(folder.glob("seen-*")))
+
+
 def main(folder: str, holds: int, dies: int, words: list[str]) -> int:
-    start, count, told = len(list(Path(folder).glob("seen-*"))), 0, threading.Event()
+    start, count, told = starts(Path(folder)), 0, threading.Event()
+
+    def wait() -> None:
+        ends = time.monotonic() + PATIENCE_S
+        while not told.wait(0.05) and not (Path(folder) / "go").exists():
+            assert time.monotonic() < ends, "nobody came"
 
     def listen() -> None:
         before = signal.getsignal(signal.SIGTERM)
@@ -82,7 +117,7 @@ def main(folder: str, holds: int, dies: int, words: list[str]) -> int:
                 listen()
             print(json.dumps(found), file=lines, flush=True)
             if waits:
-                assert told.wait(PATIENCE_S), "nobody came"
+                wait()
             if start == 0 and count == dies:
                 os.kill(os.getppid(), signal.SIGKILL)
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -12,7 +12,7 @@ from pathlib import Path
 import boto3
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from moto.s3.models import s3_backends
-from werkzeug.serving import make_server
+from werkzeug.serving import BaseWSGIServer, make_server
 from werkzeug.wrappers import Request, Response
 
 BUCKET = "texts"
@@ -60,9 +60,8 @@ class ObjectStore:
         s3_backends.reset()  # moto keeps its buckets in the process
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._lock = threading.Lock()
-        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._servers: list[BaseWSGIServer] = []
+        self.url = self.serve("127.0.0.1")
         self.environment = {
             "S3_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": self._known_key,
@@ -101,9 +100,17 @@ class ObjectStore:
     def write(self, name: str, content: bytes) -> None:
         self.client.put_object(Bucket=BUCKET, Key=name, Body=content)
 
+    def serve(self, address: str) -> str:
+        """Answer at this address too; returns its URL."""
+        server = make_server(address, 0, self._answer, threaded=True)
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        self._servers.append(server)
+        return f"http://{address}:{server.server_port}"
+
     def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        for server in self._servers:
+            server.shutdown()
+            server.server_close()
 
     def _answer(self, environ, start_response):
         request = Request(environ)

@@ -22,8 +22,8 @@ from recipe.system.files import digest, entries, held, write_whole
 Found = TypeVar("Found")
 # What gloo and NCCL say where another rank has ended, or has not answered in time.
 _LOST = re.compile(
-    r"Connection (closed|reset) by peer|Broken pipe|Timed out waiting|timeout caused pair closure|remote process exited|"
-    r"NCCL.*timeout"
+    r"Connection (closed|reset) by peer|Connection timed out|No route to host|Broken pipe|Timed out waiting|"
+    r"timeout caused pair closure|remote process exited|NCCL.*timeout"
 )
 PIECE = 64 << 20  # bytes of a file that travel at a time
 _PLACE = re.compile(r"^\[\S*\] ")  # in gloo's source

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from benchmarks.soak_subjects import paragraphs
 from recipe.config import Data, PrepareConfig, Source, Tokenizer
 from recipe.data.cache import open_dataset
 from recipe.data.sampler import Stage
@@ -61,6 +62,12 @@ def write_dataset(folder: Path, tokenizer: Tokenizer) -> Path:
     out = folder / "dataset"
     prepare(PrepareConfig(out=str(out), train=source, validation_fraction=0.1, tokenizer=tokenizer, processes=1))
     return out
+
+
+def write_tiny_dataset(folder: Path) -> Path:
+    """The same of the language reference's paragraphs: some 2,000 documents, a vocabulary of 1,024."""
+    write_text(folder / "topics.jsonl", paragraphs())
+    return write_dataset(folder, Tokenizer(vocab_size=1024))
 
 
 def write_shards(folder: Path, shards: int, documents: int) -> Path:
