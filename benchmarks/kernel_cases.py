@@ -171,14 +171,14 @@ def glu_implementations(problem: Problem) -> dict[str, Implementation | str]:
 # LayerNorm: (T, D), with residual.
 
 
-def norm_problem(device: str, tokens: int, columns: int, dropout_p: float) -> Problem:
+def norm_problem(device: str, tokens: int, columns: int, dropout_p: float, readers: int = 1) -> Problem:
     row = 2.0 * columns * tokens
     leaves = {name: randn(tokens, columns, device=device) for name in ("x", "residual")}
     full = torch.float32
     leaves["weight"] = (torch.rand(columns, device=device) + 0.5).requires_grad_()
     leaves["bias"] = randn(columns, device=device, dtype=full)
-    # forward: x, residual, out; backward: dout, x, residual, dx, and the residual's own gradient where x had dropout
-    return Problem(leaves, {"dropout_p": dropout_p}, 3 * row, (7 + (dropout_p > 0)) * row)
+    # forward: x, residual, out; backward: a dout per reader, x, residual, dx, and the residual's own gradient where x had dropout
+    return Problem(leaves, {"dropout_p": dropout_p}, 3 * row, (6 + readers + (dropout_p > 0)) * row)
 
 
 def eager_layer_norm(problem: Problem) -> Tensor:
@@ -202,6 +202,20 @@ def liger_layer_norm(problem: Problem) -> Tensor:
 
 def norm_implementations(problem: Problem) -> dict[str, Implementation | str]:
     return {**_common(problem, run_layer_norm, eager_layer_norm), "liger": _liger(liger_layer_norm)}
+
+
+def eager_norm_twice(problem: Problem) -> tuple[Tensor, Tensor]:
+    out = eager_layer_norm(problem)
+    return out, out
+
+
+def run_norm_twice(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:
+    x, residual, weight, bias = problem.leaves.values()
+    return kernels.layer_norm_twice(x, weight, bias, 1e-12, residual, problem.rest["dropout_p"], backend=backend)
+
+
+def norm_twice_implementations(problem: Problem) -> dict[str, Implementation | str]:
+    return _common(problem, run_norm_twice, eager_norm_twice)
 
 
 # The sum and its LayerNorm, as a pre-norm block wants them: (T, D) each, no bias.
@@ -336,7 +350,7 @@ def exact(case: Case, problem: Problem, name: str) -> Tensor | tuple[Tensor, ...
     if case.kernel == "attention":
         return run_attention(problem, "reference", alibi="no ALiBi" not in name)
     runs = {"glu": run_glu, "layer_norm": run_layer_norm, "cross_entropy": run_loss, "padding": run_padding}
-    runs |= {"add_layer_norm": run_prenorm, "rotary": run_rotary}
+    runs |= {"layer_norm_twice": run_norm_twice, "add_layer_norm": run_prenorm, "rotary": run_rotary}
     return runs[case.kernel](problem, "reference")
 
 
@@ -373,6 +387,8 @@ def all_cases(device: str = "cuda", small: bool = False) -> list[Case]:
     columns = 768 // narrow
     make = partial(padding_problem, longest=512, columns=columns)
     cases.append(Case("padding", f"512, C4-like, D {columns}", "GB/s", make, padding_implementations))
+    make = partial(norm_problem, columns=columns, dropout_p=0.1, readers=2)
+    cases.append(Case("layer_norm_twice", f"D {columns}, dropout 0.1", "GB/s", make, norm_twice_implementations))
     make = partial(prenorm_problem, columns=columns)
     cases.append(Case("add_layer_norm", f"D {columns}, no bias", "GB/s", make, prenorm_implementations))
     make = partial(rotary_problem, heads=12 // narrow, size=64)

@@ -27,6 +27,7 @@ _FUNCTIONS = {
     "rotary": "attention",
     "glu": "GLU",
     "layer_norm": "norms",
+    "layer_norm_twice": "norms",
     "add_layer_norm": "norms",
     "masked_cross_entropy": "head",
 }

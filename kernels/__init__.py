@@ -3,7 +3,7 @@
 from kernels.attention import attention, attention_packed
 from kernels.cross_entropy import masked_cross_entropy
 from kernels.glu import glu
-from kernels.layer_norm import add_layer_norm, layer_norm
+from kernels.layer_norm import add_layer_norm, layer_norm, layer_norm_twice
 from kernels.padding import pad, unpad
 from kernels.reference import alibi_slopes
 from kernels.rotary import rotary, rotary_table
@@ -15,6 +15,7 @@ __all__ = [
     "attention_packed",
     "glu",
     "layer_norm",
+    "layer_norm_twice",
     "masked_cross_entropy",
     "pad",
     "rotary",

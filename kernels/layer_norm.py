@@ -1,7 +1,7 @@
 """LayerNorm with the residual addition and dropout before it: the norm alone, or with the sum that it is of.
 
-A post-norm block goes on with the norm (`layer_norm`), a pre-norm block with the sum, whose norm its next part reads
-(`add_layer_norm`).
+A post-norm block goes on with the norm (`layer_norm`), which its next part reads and the next sum takes (`layer_norm_twice`); a
+pre-norm block goes on with the sum, whose norm its next part reads (`add_layer_norm`).
 """
 
 from __future__ import annotations
@@ -43,13 +43,33 @@ def layer_norm(
     _check(x, weight, bias, residual, dropout_p)
     if backend == "reference":
         return reference.layer_norm(x, weight, bias, eps, residual, dropout_p)
-    _check_backend(backend, x, weight, bias, residual)
-    seed = dropout_seed(x, dropout_p)
-    others = None if residual is None else _rows(residual)
-    out, _ = torch.ops.bert_kernels.layer_norm(
-        _rows(x), weight.contiguous(), _contiguous(bias), eps, others, dropout_p, seed, backend
-    )
+    out, _ = torch.ops.bert_kernels.layer_norm(*_arguments(x, weight, bias, eps, residual, dropout_p, backend))
     return out.view(x.shape)
+
+
+def layer_norm_twice(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float = 1e-12,
+    residual: Tensor | None = None,
+    dropout_p: float = 0.0,
+    backend: str = "reference",
+) -> tuple[Tensor, Tensor]:
+    """`layer_norm`'s output for two readers, whose gradients Triton's backward reads both: autograd would add them in a kernel of
+    its own, which reads both, writes their sum, and leaves it to be read.
+
+    Args and errors: as for `layer_norm`.
+
+    Returns:
+        the same (T, D) twice, in the same memory; neither may be written to.
+    """
+    if backend != "triton":
+        out = layer_norm(x, weight, bias, eps, residual, dropout_p, backend)
+        return out, out
+    _check(x, weight, bias, residual, dropout_p)
+    out, again = _Twice.apply(*_arguments(x, weight, bias, eps, residual, dropout_p, backend))
+    return out.view(x.shape), again.view(x.shape)
 
 
 def add_layer_norm(
@@ -111,6 +131,16 @@ def _check_backend(backend: str, x: Tensor, weight: Tensor, bias: Tensor | None,
             raise ValueError(f"x is on {x.device}, {name} on {parameter.device}; all must be on one")
 
 
+def _arguments(
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: Tensor | None, dropout_p: float, backend: str
+) -> tuple:
+    """What the op `layer_norm` is called with."""
+    _check_backend(backend, x, weight, bias, residual)
+    seed = dropout_seed(x, dropout_p)
+    others = None if residual is None else _rows(residual)
+    return _rows(x), weight.contiguous(), _contiguous(bias), eps, others, dropout_p, seed, backend
+
+
 def _contiguous(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.contiguous()
 
@@ -159,13 +189,17 @@ def _backward(
     dropout_p: float,
     seed: Tensor | None,
     backend: str = "triton",
+    dagain: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`dagain` is to be added to `dout`: Triton's alone takes it."""
     own = _has_own_gradient(x, residual, seed)
-    return _launcher(backend).backward(dout.contiguous(), x, weight, bias, residual, statistics, dropout_p, seed, own)
+    more = {} if dagain is None else {"dagain": dagain.contiguous()}
+    given = (dout.contiguous(), x, weight, bias, residual, statistics, dropout_p, seed, own)
+    return _launcher(backend).backward(*given, **more)
 
 
 @_backward.register_fake
-def _(dout, x, weight, bias, residual, statistics, dropout_p, seed, backend="triton"):
+def _(dout, x, weight, bias, residual, statistics, dropout_p, seed, backend="triton", dagain=None):
     dresidual = residual.new_empty(x.shape) if _has_own_gradient(x, residual, seed) else x.new_empty((0, x.shape[1]))
     return x.new_empty(x.shape), dresidual, torch.empty_like(weight), _like_bias(weight, bias)
 
@@ -187,15 +221,34 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _differentiate(ctx, dout: Tensor, *_) -> tuple:
+    return _gradients(ctx, dout, None)
+
+
+def _gradients(ctx, dout: Tensor, dagain: Tensor | None) -> tuple:
     x, weight, bias, residual, statistics, seed = ctx.saved_tensors
     dx, dresidual, dweight, dbias = torch.ops.bert_kernels.layer_norm_backward(
-        dout, x, weight, bias, residual, statistics, ctx.dropout_p, seed, ctx.backend
+        dout, x, weight, bias, residual, statistics, ctx.dropout_p, seed, ctx.backend, dagain
     )
     if residual is None:
         dresidual = None
     elif not _has_own_gradient(x, residual, seed):
         dresidual = dx
     return dx, dweight, None if bias is None else dbias, None, dresidual, None, None, None
+
+
+class _Twice(torch.autograd.Function):
+    """Around the ops, because a custom op may not return one tensor twice."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps, residual, dropout_p, seed, backend):
+        out, statistics = torch.ops.bert_kernels.layer_norm(x, weight, bias, eps, residual, dropout_p, seed, backend)
+        ctx.dropout_p, ctx.backend = dropout_p, backend
+        ctx.save_for_backward(x, weight, bias, residual, statistics, seed)
+        return out, out.detach()
+
+    @staticmethod
+    def backward(ctx, dout, dagain):
+        return _gradients(ctx, dout, dagain)
 
 
 @torch.library.custom_op("bert_kernels::add_layer_norm", mutates_args=())

@@ -25,6 +25,8 @@ from kernels.triton.dropout import dropped, threshold_and_scale
 
 LANE = 8  # neighbours in a row that a lane has of a piece: 128 bits of bfloat16, and one call of Philox
 LITTLE_SHARED = (86, 89, 120)  # GPUs with 100 KB of it a multiprocessor; the others have 164 KB and more
+# Warps of the backward for two readers that fit on a multiprocessor, of up to 768 columns and of more; elsewhere 8.
+AGAIN_WARPS = {True: {80: 12, 90: 16, 100: 16}, False: {80: 12, 90: 12}}
 # Numbers that follow from the batch, or from dropout: a kernel compiled for one serves all.
 ANY_NUMBER = ["tokens", "rows", "programs", "threshold"]
 REDUCTION = {"BLOCK_P": 64, "BLOCK_D": 32, "num_warps": 4, "num_stages": 1}
@@ -48,19 +50,21 @@ def parameters(columns: int) -> dict[str, Any]:
     }
 
 
-def programs_per_processor(capability: int, columns: int, backward: bool) -> int:
-    """What registers, 128 or 168 a thread, and shared memory let run at once."""
+def programs_per_processor(capability: int, columns: int, backward: bool, again: bool = False) -> int:
+    """What registers, 128 to 174 a thread, and shared memory let run at once; `again`: of the backward for two readers."""
     warps = 16
     if backward:
         warps = 16 if columns <= 768 else 12
         if capability in LITTLE_SHARED:
             warps -= 4
+    if again:
+        warps = min(warps, AGAIN_WARPS[columns <= 768].get(capability, 8))
     return max(1, warps // parameters(columns)["num_warps"])
 
 
-def _divided(x: Tensor, backward: bool) -> tuple[int, int]:
+def _divided(x: Tensor, backward: bool, again: bool = False) -> tuple[int, int]:
     tokens, columns = x.shape
-    most = programs_per_processor(capability(x), columns, backward) * processors(x)
+    most = programs_per_processor(capability(x), columns, backward, again) * processors(x)
     return divided(tokens, parameters(columns)["BLOCK_T"], most)
 
 
@@ -157,13 +161,13 @@ def forward_kernel(
 
 @triton.jit(do_not_specialize=ANY_NUMBER)
 def backward_kernel(
-    dout, x, residual, dstream, weight, statistics, seed, dx, dresidual, partial,
+    dout, dagain, x, residual, dstream, weight, statistics, seed, dx, dresidual, partial,
     tokens, rows, x_t, residual_t, threshold, scale,
     RESIDUAL: tl.constexpr, DROPOUT: tl.constexpr, OWN_DRESIDUAL: tl.constexpr, BIAS: tl.constexpr, STREAM: tl.constexpr,
-    COLUMNS: tl.constexpr, BLOCK_T: tl.constexpr, PIECE: tl.constexpr, STAGES: tl.constexpr,
+    AGAIN: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_T: tl.constexpr, PIECE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """`rows`, a multiple of BLOCK_T, are one program's; partial is (P, 2, D), whose second row counts with BIAS. With STREAM, x
-    is the sum itself, and dstream (T, D) its own gradient."""
+    is the sum itself, and dstream (T, D) its own gradient. With AGAIN, dagain (T, D) is added to dout."""
     dweights = ()
     dbiases = ()
     for _ in tl.static_range(0, COLUMNS, PIECE):
@@ -185,6 +189,8 @@ def backward_kernel(
             d = first + tl.arange(0, PIECE)
             mask = _mask(t, d, tokens, COLUMNS, first + PIECE)
             dy = _load(dout, t, d, COLUMNS, mask)
+            if AGAIN:
+                dy += _load(dagain, t, d, COLUMNS, mask)
             total = _total(
                 x, residual, seed, t, d, x_t, residual_t, mask, threshold, scale,
                 first, RESIDUAL, DROPOUT and not STREAM, PIECE,
@@ -265,10 +271,11 @@ def forward(
 def backward(
     dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, statistics: Tensor,
     dropout_p: float, seed: Tensor | None, own_dresidual: bool, dtotal: Tensor | None = None,
+    dagain: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of x, residual, weight, bias. Without `own_dresidual` the second is empty: it is the first.
 
-    With `dtotal`, the gradient of the sum, x is the sum itself, and residual None.
+    With `dtotal`, the gradient of the sum, x is the sum itself, and residual None. `dagain` is a second part of dout.
     """
     tokens, columns = x.shape
     dx = torch.empty((tokens, columns), dtype=dout.dtype, device=x.device)
@@ -278,14 +285,14 @@ def backward(
     dbias = weight.new_empty(0) if bias is None else torch.empty_like(bias)
     if not dx.numel():
         return dx, dresidual, dweight.zero_(), dbias.zero_()
-    programs, rows = _divided(x, backward=True)
+    programs, rows = _divided(x, backward=True, again=dagain is not None)
     partial = torch.empty((programs, 2, columns), dtype=torch.float32, device=x.device)
     with device_of(x):
         backward_kernel[(programs,)](
-            dout, x, residual, dtotal, weight, statistics, seed, dx, dresidual, partial,
+            dout, dagain, x, residual, dtotal, weight, statistics, seed, dx, dresidual, partial,
             tokens, rows, x.stride(0), _row_stride(residual), *threshold_and_scale(dropout_p),
             RESIDUAL=residual is not None, DROPOUT=seed is not None, OWN_DRESIDUAL=own_dresidual,
-            BIAS=bias is not None, STREAM=dtotal is not None, **parameters(columns),
+            BIAS=bias is not None, STREAM=dtotal is not None, AGAIN=dagain is not None, **parameters(columns),
         )  # fmt: skip
         reduction_kernel[(triton.cdiv(columns, REDUCTION["BLOCK_D"]),)](
             partial, dweight, dbias, programs, columns, BIAS=bias is not None, **REDUCTION

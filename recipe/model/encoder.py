@@ -65,6 +65,12 @@ class LayerNorm(nn.Module):
             x_TD, self.weight, self.bias, self.eps, residual_TD, self._dropout_p, backend=self.backend
         )
 
+    def twice(self, x_TD: Tensor, residual_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """For two readers; the kernel adds their gradients."""
+        return kernels.layer_norm_twice(
+            x_TD, self.weight, self.bias, self.eps, residual_TD, self._dropout_p, backend=self.backend
+        )
+
     def add(self, x_TD: Tensor, residual_TD: Tensor) -> tuple[Tensor, Tensor]:
         """The sum too, and its norm."""
         return kernels.add_layer_norm(
@@ -155,52 +161,64 @@ class FeedForward(nn.Module):
 
 class Layer(nn.Module):
     """Attention and feed-forward, post-norm or pre-norm. A norm takes the last sum with it, as one operation; so the sum behind a
-    pre-norm layer is left to the next one's norm."""
+    pre-norm layer is left to the next one's norm.
+
+    What goes from layer to layer is the residual stream and something beside it, None for nothing: pre-norm, what is still to be
+    added to the stream; post-norm, the stream once more, for attention to read, as the norm that made it adds both gradients.
+    """
 
     def __init__(self, config: EncoderConfig, backends: Backends, index: int) -> None:
         super().__init__()
         self.attention = Attention(config, backends, index)
         self.feed_forward = FeedForward(config, backends)
         self.post_norm = config.norm == "post"
+        self.is_last = index == config.num_hidden_layers - 1
 
     def forward(
         self,
         x_TD: Tensor,
-        added_TD: Tensor | None,
+        beside_TD: Tensor | None,
         sequences: Sequences,
         keep_M: Tensor | None = None,
         still: Still | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """The residual stream, and what is still to be added to it; the same two are given, None for nothing. With `still` they
-        are given of the tokens `keep_M` alone, (M, D), which see the others as they stand still."""
+        """The residual stream, and what is beside it, behind this layer. With `still` both are given of the tokens `keep_M`
+        alone, (M, D), which see the others as they stand still."""
         if still is not None:
-            return self._narrow(x_TD, added_TD, sequences, keep_M, still)
-        x_TD, y_TD = self._before_attention(x_TD, added_TD)
+            return self._narrow(x_TD, beside_TD, sequences, keep_M, still)
+        x_TD, y_TD = self._before_attention(x_TD, beside_TD)
         added_TD = self.attention(y_TD, sequences, keep_M)
         return self._after_attention(x_TD if keep_M is None else x_TD[keep_M], added_TD)
 
     def _narrow(
-        self, x_MD: Tensor, added_MD: Tensor | None, sequences: Sequences, keep_M: Tensor, still: Still
+        self, x_MD: Tensor, beside_MD: Tensor | None, sequences: Sequences, keep_M: Tensor, still: Still
     ) -> tuple[Tensor, Tensor | None]:
-        x_MD, y_MD = self._before_attention(x_MD, added_MD)
+        x_MD, y_MD = self._before_attention(x_MD, beside_MD)
         _, y_TD = self._before_attention(still.x_TD, None)
         added_MD = self.attention(torch.cat([y_TD, y_MD])[still.rows_T], sequences, keep_M)
         return self._after_attention(x_MD, added_MD)
 
-    def _before_attention(self, x_TD: Tensor, added_TD: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _before_attention(self, x_TD: Tensor, beside_TD: Tensor | None) -> tuple[Tensor, Tensor]:
         """The residual stream with all added to it, and what attention takes."""
         norm = self.attention.norm
-        if self.post_norm or norm is None:
+        if self.post_norm:
+            return x_TD, x_TD if beside_TD is None else beside_TD
+        if norm is None:
             return x_TD, x_TD
-        return (x_TD, norm(x_TD)) if added_TD is None else norm.add(added_TD, x_TD)
+        return (x_TD, norm(x_TD)) if beside_TD is None else norm.add(beside_TD, x_TD)
 
     def _after_attention(self, x_TD: Tensor, added_TD: Tensor) -> tuple[Tensor, Tensor | None]:
         feed_forward = self.feed_forward
         if self.post_norm:
-            x_TD = self.attention.norm(added_TD, x_TD)
-            return feed_forward.norm(feed_forward(x_TD), x_TD), None
+            x_TD, y_TD = self.attention.norm.twice(added_TD, x_TD)
+            given = (feed_forward(y_TD), x_TD)
+            return (feed_forward.norm(*given), None) if self.is_last else feed_forward.norm.twice(*given)
         x_TD, y_TD = feed_forward.norm.add(added_TD, x_TD)
         return x_TD, feed_forward(y_TD)
+
+    def summed(self, x_TD: Tensor, beside_TD: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The same, with nothing left to be added."""
+        return (x_TD, beside_TD) if self.post_norm or beside_TD is None else (x_TD + beside_TD, None)
 
 
 class Encoder(nn.Module):
@@ -249,17 +267,17 @@ class Encoder(nn.Module):
         sequences = Sequences(cu_seqlens, max_seqlen, self.slopes, self._tables(cu_seqlens, len(input_ids)))
         x_TD = self.embeddings(input_ids, token_type_ids)
         layers = list(self.layers)  # whose slices are lists, and no modules that each forward makes
-        added_TD, wide = None, len(layers) - narrow_layers
+        beside_TD, wide = None, len(layers) - narrow_layers
         for layer in layers[:wide]:
-            x_TD, added_TD = layer(x_TD, added_TD, sequences)
+            x_TD, beside_TD = layer(x_TD, beside_TD, sequences)
         if narrow_layers > 1:
-            x_TD, added_TD = x_TD if added_TD is None else x_TD + added_TD, None
+            x_TD, beside_TD = layers[wide].summed(x_TD, beside_TD)
             still = Still(x_TD, _rows(keep, counted, len(input_ids)))
-        x_TD, added_TD = layers[wide](x_TD, added_TD, sequences, keep)
+        x_TD, beside_TD = layers[wide](x_TD, beside_TD, sequences, keep)
         for layer in layers[wide + 1 :]:
-            x_TD, added_TD = layer(x_TD, added_TD, sequences, keep, still)
+            x_TD, beside_TD = layer(x_TD, beside_TD, sequences, keep, still)
         if self.final_norm is not None:
-            x_TD = self.final_norm(added_TD, x_TD)
+            x_TD = self.final_norm(beside_TD, x_TD)
         return x_TD if keep is not None else x_TD[:tokens]
 
     def _tables(self, cu_seqlens: Tensor, tokens: int) -> dict[float, Tensor]:

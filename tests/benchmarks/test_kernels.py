@@ -121,6 +121,7 @@ def test_every_kernel_is_measured():
         "attention",
         "glu",
         "layer_norm",
+        "layer_norm_twice",
         "add_layer_norm",
         "cross_entropy",
         "padding",

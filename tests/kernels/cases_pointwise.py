@@ -47,6 +47,7 @@ _NORM = {
     "bias": FULL,
     "out": LOW,
     "dout": LOW,
+    "dagain": LOW,
     "dx": LOW,
     "dresidual": LOW,
 }
@@ -62,13 +63,14 @@ _NORM |= {
 _NORM |= dict.fromkeys(("tokens", "columns", "rows", "x_t", "residual_t", "threshold", "programs"), COUNT)
 
 
-def _norm(kernel: str, columns: int, fused: bool, prenorm: bool = False, **more) -> Case:
+def _norm(kernel: str, columns: int, fused: bool, prenorm: bool = False, twice: bool = False, **more) -> Case:
     """`fused`: with residual and dropout, as after attention; without dropout, as after the feed-forward. `prenorm`: without a
-    bias, and with the sum."""
+    bias, and with the sum. `twice`: of the backward, with the gradients of two readers."""
 
     def constants(capability: int) -> dict:
-        own = {"OWN_DRESIDUAL": fused} if kernel == "backward" else {}
+        own = {"OWN_DRESIDUAL": fused, "AGAIN": twice} if kernel == "backward" else {}
         absent = [] if fused else ["seed"]
+        absent += ["dagain"] if kernel == "backward" and not twice else []
         if prenorm:
             absent += ["bias"] if kernel == "forward" else ["residual"]
         else:
@@ -79,13 +81,14 @@ def _norm(kernel: str, columns: int, fused: bool, prenorm: bool = False, **more)
 
     def work(chosen: dict) -> Work:
         forward = kernel == "forward"
-        tensors = (3 + prenorm) if forward else (4 + fused)
-        programs = PROCESSORS * layer_norm.programs_per_processor(90, columns, backward=not forward)
+        tensors = (3 + prenorm) if forward else (4 + fused + twice)
+        programs = PROCESSORS * layer_norm.programs_per_processor(90, columns, not forward, twice)
         passes = -(-TOKENS // programs // chosen["BLOCK_T"])
         moved = passes * chosen["BLOCK_T"] * (columns * BYTES * tensors + 8)  # with mean and reciprocal deviation
         return Work(moved, (passes,))
 
     name = f"layer_norm_{kernel}_{columns}" + ("_dropout" if fused else "") + ("_prenorm" if prenorm else "")
+    name += "_twice" if twice else ""
     odd = ("tokens", "threshold", "rows")
     return Case(name, "layer_norm", f"{kernel}_kernel", _NORM, constants, dot=False, odd=odd, work=work, **more)
 
@@ -160,6 +163,8 @@ CASES = [
         for columns, dropout in ((3072, True), (4096, False))
     ),
     *(_norm(k, columns, fused) for k in ("forward", "backward") for columns, fused in ((768, True), (1024, False))),
+    _norm("backward", 768, True, twice=True),
+    _norm("backward", 1024, False, twice=True, capabilities=(80, 90, 100)),
     *(_norm(k, 768, False, True) for k in ("forward", "backward")),
     *(_norm(k, 1024, True, True, capabilities=(80, 90)) for k in ("forward", "backward")),
     Case(

@@ -122,6 +122,58 @@ def test_nothing_changes_from_call_to_call():
     assert all(map(torch.equal, run(*given, "triton"), run(*given, "triton")))
 
 
+def run_twice(x, residual, weight, bias, douts, backend, dropout_p=0.0):
+    """The output and every gradient, for two readers."""
+    leaves = [tensor.detach().requires_grad_() for tensor in (x, residual, weight, bias)]
+    x, residual, weight, bias = leaves
+    both = kernels.layer_norm_twice(x, weight, bias, 1e-5, residual, dropout_p, backend=backend)
+    assert torch.equal(*both) and both[0].data_ptr() == both[1].data_ptr()
+    return both[0], *torch.autograd.grad(both, leaves, douts)
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(0, 48), (1, 3), (70, 129), (5, 768)], ids=str)
+def test_two_readers_as_float64(shape, dtype):
+    *given, dout = inputs(*shape, dtype)
+    given[1] = given[1].float()  # a residual whose gradient is not that of x
+    douts = (dout, 3 * dout.flip(0) + 1)
+    exact = run_twice(*(x.double() for x in given), [x.double() for x in douts], "reference")
+    assert_as_exact(run_twice(*given, douts, "triton"), run_twice(*given, douts, "reference"), exact, NAMES)
+
+
+@needs_triton
+@pytest.mark.parametrize("dropout_p", [0.0, 0.25])
+def test_two_readers_are_as_one_that_is_given_the_sum(dropout_p):
+    """To the last digit, and whatever the strides; one of them alone, as the other given zeros."""
+    *given, dout = inputs(9, 72)
+    other = 2 * dout.flip(0) - 1
+    results = []
+    for call, gradients in (
+        (run_twice, (dout.t().contiguous().t(), other)),
+        (run, dout + other),
+        (run_twice, (torch.zeros_like(dout), other)),
+        (run, other),
+    ):
+        torch.manual_seed(3)
+        more = {"eps": 1e-5} if call is run else {}
+        results.append(call(*given, gradients, "triton", dropout_p, **more))
+    assert all(map(torch.equal, *results[:2])) and all(map(torch.equal, *results[2:]))
+    x, residual, weight, bias = given
+    x.requires_grad_()
+    for i in (0, 1):
+        torch.manual_seed(3)
+        alone = kernels.layer_norm_twice(x, weight, bias, 1e-5, residual, dropout_p, backend="triton")[i]
+        assert torch.equal(torch.autograd.grad(alone, x, other)[0], results[3][1])
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_elsewhere_two_readers_get_one_tensor(backend):
+    x, weight = torch.ones(3, 8), torch.ones(8)
+    out, again = kernels.layer_norm_twice(x, weight, None, backend=backend)
+    assert out is again and torch.equal(out, kernels.layer_norm(x, weight, None, backend=backend))
+
+
 @needs_triton
 @pytest.mark.parametrize(("with_residual", "dropout_p"), itertools.product([True, False], [0.0, 0.3]))
 def test_opcheck(with_residual, dropout_p):
@@ -133,7 +185,8 @@ def test_opcheck(with_residual, dropout_p):
     _, statistics = torch.ops.bert_kernels.layer_norm(x, weight, bias, 1e-5, other, dropout_p, seed)
     other = residual if with_residual else None
     arguments = (dout, x, weight, bias, other, statistics, dropout_p, seed)
-    torch.library.opcheck(torch.ops.bert_kernels.layer_norm_backward, arguments)
+    for more in ({}, {"dagain": dout.flip(0)}):
+        torch.library.opcheck(torch.ops.bert_kernels.layer_norm_backward, arguments, more)
 
 
 def test_bad_input():
@@ -145,8 +198,9 @@ def test_bad_input():
         ((x, weight, weight, 1e-5, None, 0.0, "cuda"), "backend='cuda'.*triton, cpu, reference"),
         ((x.long(), weight, weight, 1e-5, None, 0.0, "triton"), "cannot take x: torch.int64"),
     ):
-        with pytest.raises(ValueError, match=words):
-            kernels.layer_norm(*arguments)
+        for function in (kernels.layer_norm, kernels.layer_norm_twice):
+            with pytest.raises(ValueError, match=words):
+                function(*arguments)
 
 
 @needs_triton

@@ -40,8 +40,7 @@ def by_hand(encoder: Encoder, batch: dict, keep: torch.Tensor, narrow_layers: in
     taken = torch.zeros(len(x_TD), 1, dtype=torch.bool)
     taken[keep] = True
     for number, layer in enumerate(encoder.layers):
-        new_TD, added_TD = layer(x_TD, None, sequences)
-        new_TD = new_TD if added_TD is None else new_TD + added_TD
+        new_TD, _ = layer.summed(*layer(x_TD, None, sequences))
         narrow = number >= len(encoder.layers) - narrow_layers
         x_TD = torch.where(taken, new_TD, x_TD) if narrow else new_TD
     return (x_TD if encoder.final_norm is None else encoder.final_norm(x_TD))[keep]

@@ -50,6 +50,11 @@ def test_each_kernel_is_one_node_and_no_node_is_for_nothing(reports, model):
     assert kernels_of(report["backward"]["calls"]) == back
 
 
+def test_gradients_of_two_readers_are_added_by_the_norm(reports):
+    """What is left to autograd: what the embeddings' dropout gives to a post-norm layer's two, and the tied matrix."""
+    assert reports["mosaic_bert"]["backward"]["calls"]["aten.add.Tensor"] == 2
+
+
 @pytest.mark.parametrize("model", KERNELS)
 def test_sizes_are_bounded_and_never_fixed(reports, model):
     """Numbers of the model's, which torch calls zf, are fixed; of the batch's, none is, nor what it is a multiple of."""

@@ -13,6 +13,7 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,8 +64,9 @@ class Recorder:
         self.graphs["traced"] = traced.graph
         examples = [node.meta["example_value"] for node in traced.graph.find_nodes(op="placeholder")]
         mode = next(x.fake_mode for x in examples if isinstance(x, Tensor))
-        copy = fx.GraphModule(traced, fx.Graph())
-        copy.graph.output(copy.graph.graph_copy(traced.graph, {}))
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(traced.graph, {}))
+        copy = fx.GraphModule(traced, graph)
         for node in copy.graph.nodes:
             if node.kwargs.get("device") == GPU:
                 node.kwargs = {**node.kwargs, "device": torch.device("cpu")}
@@ -107,11 +109,12 @@ def stream(lengths: Sequence[int], predictions: int) -> dict[str, Any]:
 
 
 def account(graph: fx.Graph) -> dict[str, Any]:
-    """Calls of a graph, and those of them whose result nobody uses."""
-    calls = [node for node in graph.nodes if node.op in ("call_function", "call_method")]
+    """Calls of a graph, with those of autograd.Functions' forwards in it, and of its own those whose result nobody uses."""
+    inside = [module.graph for name, module in graph.owning_module.named_children() if name.startswith("fwd_body")]
+    own, *others = ([node for node in one.nodes if node.op.startswith("call_")] for one in (graph, *inside))
     return {
-        "calls": Counter(str(node.target) for node in calls),
-        "dead": [str(node.target) for node in calls if not node.users],
+        "calls": Counter(str(node.target) for node in (*own, *chain(*others))),
+        "dead": [str(node.target) for node in own if not node.users],
     }
 
 
