@@ -183,8 +183,7 @@ def backward_kernel(
         dnormeds = ()
         own_dweights = ()
         own_dbiases = ()
-        along = tl.zeros((BLOCK_T, PIECE), dtype=tl.float32)
-        shift = tl.zeros((BLOCK_T, PIECE), dtype=tl.float32)
+        along, shift = tl.zeros((BLOCK_T, PIECE), dtype=tl.float32), tl.zeros((BLOCK_T, PIECE), dtype=tl.float32)
         for first in tl.static_range(0, COLUMNS, PIECE):
             d = first + tl.arange(0, PIECE)
             mask = _mask(t, d, tokens, COLUMNS, first + PIECE)
@@ -205,8 +204,7 @@ def backward_kernel(
             shift += dnormed
             normeds = normeds + (normed,)
             dnormeds = dnormeds + (dnormed,)
-        dweights = own_dweights
-        dbiases = own_dbiases
+        dweights, dbiases = own_dweights, own_dbiases
         along_T, shift_T = tl.sum(along, 1) / COLUMNS, tl.sum(shift, 1) / COLUMNS
         for first in tl.static_range(0, COLUMNS, PIECE):
             d = first + tl.arange(0, PIECE)
