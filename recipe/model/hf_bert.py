@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedModel
 
@@ -95,10 +96,12 @@ def _masked_lm(sizes: EncoderConfig, length: int, backends: Backends) -> nn.Modu
 
 
 def _largest_batch(sequences: int, length: int, mask_rate: float) -> dict[str, Any]:
-    """Of a mask (S, L) the library would look up the values, which do not exist where memory is traced; (S, 1, L) it takes as it
-    is."""
+    """Of a mask (S, L) the library's version 4 would look up the values, which do not exist where memory is traced; (S, 1, L) it
+    takes as it is. Version 5 knows where it is traced, and takes no other mask."""
     batch = full_rows(sequences, length, mask_rate)
-    return {**batch, "attention_mask": batch["attention_mask"].unsqueeze(1)}
+    if transformers.__version__.startswith("4."):
+        batch["attention_mask"] = batch["attention_mask"].unsqueeze(1)
+    return batch
 
 
 def _native(model: nn.Module) -> PreTrainedModel:
