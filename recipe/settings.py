@@ -17,6 +17,7 @@ from typing import Any, get_args, get_type_hints
 
 from recipe.errors import UserError
 
+COPY = "give a local path, and copy what is there to the store afterwards"
 MISSING = "???"  # OmegaConf's own: a key that every config must give
 _KEY = "setting"
 
@@ -24,7 +25,8 @@ _KEY = "setting"
 @dataclass(frozen=True)
 class Setting:
     """`result`: whether another value gives another result. Bounds and choices hold for each item of a list. Numbers must be
-    finite; None is always let through, as the field's type says whether it may stand there."""
+    finite; None is always let through, as the field's type says whether it may stand there. `local`: a path on this machine, and
+    what is said where somebody gives a URL."""
 
     help: str
     result: bool = True
@@ -34,6 +36,7 @@ class Setting:
     above: float | None = None
     below: float | None = None
     special: str = ""  # what a value at the edge stands for, such as "0 for all"
+    local: str = ""
 
     @property
     def range(self) -> str:
@@ -107,6 +110,8 @@ def check_values(config: Any, prefix: str = "") -> None:
             check_values(value, f"{key}.")
         elif value is not None and not all(facts.takes(one) for one in (value if isinstance(value, list) else [value])):
             raise UserError(f"{key}={as_word(value)}: must be {facts.range or 'a finite number'}")
+        elif facts.local and value and "://" in value:
+            raise UserError(f"{key}={value}: no path on this machine; {facts.local}")
 
 
 def as_word(value: Any) -> str:

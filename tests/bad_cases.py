@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow
+import pyarrow.parquet
 from tokenizers import Tokenizer, models
 
 Files = dict[str, Any]  # name -> None: gone; text, bytes, a link's Path; or what makes the new bytes of the old
@@ -51,6 +52,16 @@ def to(*path_and_value: Any) -> Callable[[bytes], bytes]:
 
 def swap(old: str, new: str) -> Callable[[bytes], bytes]:
     return lambda content: content.replace(old.encode(), new.encode(), 1)
+
+
+def repeated(_: bytes) -> bytes:
+    """Parquet in which a column `text` has a megabyte a million times."""
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array(np.zeros(1_000_000, np.int32)), ["a" * (1 << 20)])
+    out = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": column}), out, dictionary_pagesize_limit=1 << 30, store_schema=False
+    )
+    return out.getvalue().to_pybytes()
 
 
 def packed(content: bytes, kind: str) -> bytes:
@@ -105,6 +116,8 @@ CONFIG: list[Case] = [
     ("an unknown optimizer", f"{TRAIN} optimizer.name=sdg", {}),
     ("an unknown schedule", f"{TRAIN} schedule.shape=round", {}),
     ("no patience at all", f"{TRAIN} rank_timeout=0", {}),
+    ("a run in an object store", f"{TRAIN} out=s3://bucket/run", {}),
+    ("results in an object store", f"{FINETUNE} out=gs://bucket/results", {}),
     ("an unknown order", f"{TRAIN} data.order=random", {}),
     ("a part of nothing", f"{TRAIN} data.order=canonical data.canonical_parts=1", {}),
     ("a batch that does not hold every part", f"{TRAIN} data.order=canonical data.canonical_parts=3", {}),
@@ -173,6 +186,7 @@ TEXT: list[Case] = [
         {"a.txt.zst": lambda _: packed((b"a" * 8191 + b"\n\n") * 9000, "zstd")},
     ),
     ("a Parquet file cut off", f"{PREPARE} train.files=[text.parquet]", {"text.parquet": cut(0.5)}),
+    ("a Parquet file of a text, a million times", f"{PREPARE} train.files=[text.parquet]", {"text.parquet": repeated}),
     ("a quotation mark without an end", f"{PREPARE} train.files=[text.csv]", {"text.csv": 'text\n"never closed\n'}),
     ("a vocabulary without special tokens", PREPARE, {"vocab.txt": "the\ncat\n"}),
     ("a vocabulary with an entry twice", PREPARE, {"vocab.txt": lambda c: c + b"the\n"}),
@@ -287,6 +301,8 @@ OWN: list[Case] = [
     ("a line of CoNLL with a cell too few", f"{FINETUNE} train=[train.txt] format=conll kind=entities columns=[text,label,rest]",
      {"own/train.txt": lambda c: c + b"\nword O\n\n"}),
     ("a Parquet file cut off", f"{FINETUNE} data=. train=[text.parquet]", {"text.parquet": cut(0.5)}),
+    ("a Parquet file of a text, a million times", f"{FINETUNE} data=. train=[text.parquet] label=text",
+     {"text.parquet": repeated}),
     ("a word for a number", f"{FINETUNE} train=[train.tsv] text=[one,two] kind=regression",
      {"own/train.tsv": lambda c: c + b"a\tb\thigh\n"}),
     ("no model", "predict own own/test.csv", {}),

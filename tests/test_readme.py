@@ -190,6 +190,17 @@ def test_the_page_on_experiments_has_the_recorded_starts_of_the_words():
     assert f"{frequencies} from frequencies and {counts} from counts" in page
 
 
+def test_the_page_on_scale_has_the_recorded_times_of_a_cut_link():
+    record = json.loads((ROOT / "benchmarks/results/cut-link.json").read_text())
+    page = " ".join((ROOT / "docs/scale.md").read_text("utf-8").split())
+    settings = record["settings"]
+    line, end, first = (f"{record[key]:.0f} s" for key in ("line_s", "end_s", "first_batch_s"))
+    with_timeout = f"With `rank_timeout={settings['rank_timeout_s']}` the other rank"
+    assert f"{with_timeout} said who is gone after {line}, its process had ended after {end}" in page
+    assert f"the first batch of the next start, from the store's checkpoint, after {first}" in page
+    assert f"(load {settings['load_before']:.1f})" in page
+
+
 def test_the_page_of_results_has_the_recorded_faults():
     record = json.loads((ROOT / "benchmarks/results/soak-prepare-train.json").read_text())
     assert table_after("soak")[0] == [cell.strip() for cell in soak.table(record)[0].strip("|").split("|")]

@@ -29,7 +29,7 @@ from recipe.finetune import minimal_pairs, scores
 from recipe.finetune.files import read_rows
 from recipe.finetune.results import find_record
 from recipe.pareto import draw
-from recipe.system import inert
+from recipe.system import expansion, inert
 from recipe.system.files import leaving
 from recipe.training.checkpoint import find_checkpoint
 from recipe.training.resume import find_run
@@ -213,7 +213,7 @@ def texts(file: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.zst", "a.csv.gz", "a.json.zst"])
 def test_a_text_that_expands_without_bound(tmp_path, name, monkeypatch):
-    monkeypatch.setattr(sources, "FREE_EXPANSION", 1 << 20)
+    monkeypatch.setattr(expansion, "FREE_EXPANSION", 1 << 20)
     line = b"text\n" + b"b" * 8191 + b"\n\n"
     said = refused(texts, bomb(tmp_path / name, line, 1200))
     assert said.startswith(f"{tmp_path / name}: unpacks to more than 250 times its size"), said
@@ -232,13 +232,13 @@ def test_a_line_without_end(tmp_path, name, monkeypatch):
 
 
 def test_pairs_that_expand_without_bound(tmp_path, monkeypatch):
-    monkeypatch.setattr(minimal_pairs, "FREE_EXPANSION", 1 << 16)
+    monkeypatch.setattr(expansion, "FREE_EXPANSION", 1 << 16)
     file = tmp_path / "a.jsonl.gz"
     file.write_bytes(gzip.compress(b"\n" * (1 << 22)))
     assert "more than 250 times its own size, which no pairs have" in refused(
         minimal_pairs.read_pairs, str(file), "tuning"
     )
-    monkeypatch.setattr(minimal_pairs, "FREE_EXPANSION", 1 << 26)
+    monkeypatch.setattr(expansion, "FREE_EXPANSION", 1 << 26)
     file.write_bytes(gzip.compress(b" " * (1 << 21)))
     assert f"{file}:1: a line of 1,048,576 bytes" in refused(minimal_pairs.read_pairs, str(file), "tuning")
 

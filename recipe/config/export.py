@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
-from recipe.settings import MISSING, setting
+from recipe.settings import COPY, MISSING, setting
 
 # OmegaConf reads these annotations at run time, hence Optional[...] where the linter would write `... | None`.
 # ruff: noqa: UP045
@@ -19,7 +19,7 @@ class ExportConfig:
         MISSING,
         "a run's folder, one of its checkpoints, an encoder's folder, or what recipe.finetune wrote; the command's first word",
     )
-    out: str = setting(MISSING, "the folder to write, which is not there yet or is empty", result=False)
+    out: str = setting(MISSING, "the folder to write, which is not there yet or is empty", result=False, local=COPY)
     format: str = setting(
         "huggingface",
         "huggingface: for transformers' Auto classes; sentence: for sentence-transformers; onnx: for ONNX Runtime",

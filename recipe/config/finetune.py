@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from recipe.config.score import Jobs
-from recipe.settings import MISSING, setting
+from recipe.settings import COPY, MISSING, setting
 
 # OmegaConf reads these annotations at run time, hence Optional[...] where the linter would write `... | None`.
 # ruff: noqa: UP045
@@ -109,7 +109,7 @@ class FinetuneConfig(Jobs, Files):
         special="-1 for the complete encoder",
     )
     out: Optional[str] = setting(
-        None, "the results' folder; none: `finetune-NAME` inside the checkpoint's run", result=False
+        None, "the results' folder; none: `finetune-NAME` inside the checkpoint's run", result=False, local=COPY
     )
 
 
@@ -120,7 +120,10 @@ class PredictConfig(Files):
     model: str = setting(MISSING, "the folder that recipe.finetune wrote, or the `model` inside it")
     file: str = setting(MISSING, "csv, tsv, jsonl, parquet or conll")
     out: Optional[str] = setting(
-        None, "the predictions, .jsonl, .csv or .tsv; none: FILE.predictions.jsonl, beside the file", result=False
+        None,
+        "the predictions, .jsonl, .csv or .tsv; none: FILE.predictions.jsonl, beside the file",
+        result=False,
+        local=COPY,
     )
     text: list[str] = setting([], "the column of the text, or the two of a pair; none: as in training")
     all_labels: bool = setting(False, "write the probability of every label, not only of the predicted one")
@@ -153,7 +156,7 @@ class RetrieveConfig(Files):
     document: str = setting("document", "that with the document's")
     grade: str = setting("grade", "that with the grade; above 0 is relevant, and more is better")
     out: Optional[str] = setting(
-        None, "the results' folder; none: `retrieval` inside the checkpoint's run or folder", result=False
+        None, "the results' folder; none: `retrieval` inside the checkpoint's run or folder", result=False, local=COPY
     )
     max_length: int = setting(256, "tokens of a text, beyond which it is cut", least=8)
     max_tokens: int = setting(16_384, "tokens that run at a time", least=8, result=False)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from recipe.config.cost import Cost
-from recipe.settings import MISSING, setting
+from recipe.settings import COPY, MISSING, setting
 
 # OmegaConf reads these annotations at run time, hence Optional[...] where the linter would write `... | None`.
 # ruff: noqa: UP045
@@ -41,7 +41,10 @@ class GlueConfig(Jobs):
         choices=("dev", "tuning"),
     )
     out: Optional[str] = setting(
-        None, "the scores' folder; none: `glue`, or `glue-tuning`, inside the checkpoint's run", result=False
+        None,
+        "the scores' folder; none: `glue`, or `glue-tuning`, inside the checkpoint's run",
+        result=False,
+        local=COPY,
     )
     seeds: int = setting(0, "seeds per task", least=0, special="0 for the table's own list")
     epochs: Optional[float] = setting(None, "epochs of every task; none: the table's", above=0)
@@ -70,7 +73,10 @@ class PairsConfig:
     )
     max_pairs: int = setting(0, "pairs per paradigm, the first of that part", least=0, special="0 for all")
     out: Optional[str] = setting(
-        None, "the scores' folder; none: `pairs`, or `pairs-tuning`, inside the checkpoint's run", result=False
+        None,
+        "the scores' folder; none: `pairs`, or `pairs-tuning`, inside the checkpoint's run",
+        result=False,
+        local=COPY,
     )
     max_tokens: int = setting(8192, "tokens that run at a time", least=8, result=False)
     precision: str = setting(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
-from recipe.settings import MISSING, setting
+from recipe.settings import COPY, MISSING, setting
 
 # OmegaConf reads these annotations at run time, hence Optional[...] where the linter would write `... | None`.
 # ruff: noqa: UP045
@@ -15,7 +15,7 @@ from recipe.settings import MISSING, setting
 class SweepConfig:
     """`python -m recipe.pareto sweep` and `trunk`: models x budgets x seeds, each pretrained and scored."""
 
-    out: str = setting(MISSING, "the folder of all runs")
+    out: str = setting(MISSING, "the folder of all runs", local=COPY)
     models: list[str] = setting(MISSING, "training YAMLs, each with its key=value words behind it")
     budgets: list[str] = setting(MISSING, "300ba, 2000000tok, 100000sp, 1ep, 0.5h (device-hours) or 20usd")
     glue: Optional[str] = setting(None, "the YAML of the fine-tuning, with its key=value words behind it")

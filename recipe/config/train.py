@@ -192,7 +192,13 @@ class Generator:
 class TrainConfig:
     """`python -m recipe.train`: shards to an encoder and its bill."""
 
-    out: str = setting(MISSING, "the run's folder: encoder/, checkpoints/, run.json", result=False)
+    out: str = setting(
+        MISSING,
+        "the run's folder: encoder/, checkpoints/, run.json",
+        result=False,
+        local="give a local folder; with save_folder=URL the checkpoints go to an object store too, and any machine continues "
+        "from there",
+    )
     init_from: Optional[str] = setting(
         None,
         "start from this encoder: a run, one of its checkpoints, a folder or hub name of BERT or MosaicBERT; `model` then "

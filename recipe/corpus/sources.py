@@ -26,12 +26,12 @@ import pyarrow.parquet
 from recipe.config import Source
 from recipe.corpus import docstrings, hub
 from recipe.errors import UserError, one_line
+from recipe.system import expansion, parquet
 
 _COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 _FORMATS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 _EMBEDDED_PARTS = 8  # constant, so that shards do not depend on the number of processes
 LONGEST = 1 << 26  # characters of a line, a cell or a document
-MOST_EXPANSION, FREE_EXPANSION = 250, 1 << 26  # times the bytes of a compressed file, and bytes beside them
 _EXAMPLES = 5  # rejected records kept of each kind
 
 # why a record was rejected
@@ -237,6 +237,8 @@ def _records(part: Part, position: Position) -> Iterator[Record]:
                 yield record
         except (OSError, EOFError, pyarrow.ArrowException, csv.Error) as error:
             raise Unreadable(f"{path}: cannot be read to its end: {one_line(error)}; repair or remove it") from None
+        except parquet.Expands as error:
+            raise Unreadable(str(error)) from None
         if empty:
             yield 1, "", EMPTY
 
@@ -272,9 +274,9 @@ class _Unpacked(io.RawIOBase):
         piece = self._stream.read(len(buffer))
         buffer[: len(piece)] = piece
         self._bytes += len(piece)
-        if self._bytes > MOST_EXPANSION * self._file.tell() + FREE_EXPANSION:
+        if self._bytes > expansion.most(self._file.tell()):
             raise Unreadable(
-                f"{self._path}: unpacks to more than {MOST_EXPANSION} times its size, which no text does; unpack it "
+                f"{self._path}: unpacks to more than {expansion.MOST_EXPANSION} times its size, which no text does; unpack it "
                 "yourself, if it is one"
             )
         return len(piece)
@@ -370,20 +372,19 @@ def _read_csv(path: Path, key: str, position: Position) -> Iterator[Record]:
 
 
 def _read_parquet(path: Path, key: str, position: Position) -> Iterator[Record]:
-    row = 0
-    with pyarrow.parquet.ParquetFile(path) as table:
-        rows = max(table.metadata.num_rows, 1)
-        position.share = lambda: row / rows
-        for batch in table.iter_batches(batch_size=1024, columns=[key]):
-            # as bytes, because one value that is not UTF-8 would fail the whole column
-            for value in batch.column(0).cast(pyarrow.large_binary()):
-                row += 1
-                raw = value.as_py()
-                yield (
-                    row,
-                    None if raw is None else raw.decode(errors="surrogateescape"),
-                    MISSING if raw is None else None,
-                )
+    row, rows = 0, max(pyarrow.parquet.read_metadata(path).num_rows, 1)
+    position.share = lambda: row / rows
+    for table in parquet.tables(path, [key]):
+        # as bytes, because one value that is not UTF-8 would fail the whole column
+        for value in table.column(0).cast(pyarrow.large_binary()):
+            row += 1
+            raw = value.as_py()
+            if raw is None:
+                yield row, None, MISSING
+                continue
+            if len(raw) >= LONGEST:
+                raise Unreadable(f"{path}:{row}: a text of more than {LONGEST:,} bytes; divide it, or remove the file")
+            yield row, raw.decode(errors="surrogateescape"), None
 
 
 _READERS = {

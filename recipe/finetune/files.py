@@ -20,14 +20,13 @@ import pyarrow.parquet
 
 from recipe.config.finetune import FORMATS, Files
 from recipe.errors import UserError, one_line
-from recipe.system import inert
+from recipe.system import inert, parquet
 
 SUFFIXES = {**{f".{name}": name for name in FORMATS}, ".ndjson": "jsonl", ".bio": "conll"}
 LONGEST_CELL = 1 << 24  # characters of one cell: an opening quote without an end would take in the rest of the file
 WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 PREDICTIONS = ("row", "prediction", "probability", "problem")  # how the header of what recipe.predict wrote begins
 _OURS = (("label", "prediction"), ("index", "prediction"))  # headers of a job's own predictions
-PARQUET_ROWS = 1024  # that are read at a time
 
 
 class Row(NamedTuple):
@@ -235,11 +234,11 @@ def _parquet(file: Path, kind: str, how: Files, wanted: Sequence[str], position:
     with pyarrow.parquet.ParquetFile(file) as table:
         _places(file, table.schema_arrow.names, wanted)
         number, rows = 0, max(table.metadata.num_rows, 1)
-        position.share = lambda: number / rows
-        for batch in table.iter_batches(batch_size=PARQUET_ROWS, columns=list(wanted)):
-            for values in batch.to_pylist():
-                number += 1
-                yield _of_values(number, values, wanted)
+    position.share = lambda: number / rows
+    for table in parquet.tables(file, wanted):
+        for values in table.to_pylist():
+            number += 1
+            yield _of_values(number, values, wanted)
 
 
 def _conll(file: Path, lines: IO[str], how: Files, wanted: Sequence[str]) -> Iterator[Row]:

@@ -17,11 +17,11 @@ from tokenizers import Tokenizer
 
 from recipe.errors import UserError, one_line
 from recipe.finetune.batches import EncodedExamples
+from recipe.system import expansion
 
 TUNING, REPORTED = "tuning", "reported"
 TUNING_PAIRS = 40  # the first of each paradigm
 LONGEST = 1 << 20  # bytes of a pair's line
-MOST_EXPANSION, FREE_EXPANSION = 250, 1 << 26  # times the bytes of a compressed file, and bytes beside them
 KEYS = ("sentence_good", "sentence_bad", "UID", "linguistics_term", "field")
 NAMES = ("*.jsonl", "*.jsonl.gz")
 
@@ -74,7 +74,7 @@ def files_of(place: Path) -> list[Path]:
 
 
 def _rows(file: Path) -> Iterator[dict[str, str]]:
-    number, any_row, left = 0, False, MOST_EXPANSION * file.stat().st_size + FREE_EXPANSION
+    number, any_row, left = 0, False, expansion.most(file.stat().st_size)
     try:
         with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as stream:
             for number, line in enumerate(iter(lambda: stream.readline(LONGEST), b""), 1):
@@ -83,7 +83,7 @@ def _rows(file: Path) -> Iterator[dict[str, str]]:
                     what = (
                         f"a line of {LONGEST:,} bytes"
                         if left >= 0
-                        else f"more than {MOST_EXPANSION} times its own size"
+                        else f"more than {expansion.MOST_EXPANSION} times its own size"
                     )
                     raise UserError(f"{file}:{number}: {what}, which no pairs have; remove the file")
                 if line.strip():
