@@ -214,10 +214,6 @@ def run_norm_twice(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:
     return kernels.layer_norm_twice(x, weight, bias, 1e-12, residual, problem.rest["dropout_p"], backend=backend)
 
 
-def norm_twice_implementations(problem: Problem) -> dict[str, Implementation | str]:
-    return _common(problem, run_norm_twice, eager_norm_twice)
-
-
 # The sum and its LayerNorm, as a pre-norm block wants them: (T, D) each, no bias.
 
 
@@ -239,8 +235,23 @@ def run_prenorm(problem: Problem, backend: str) -> tuple[Tensor, Tensor]:
     return kernels.add_layer_norm(*problem.leaves.values(), None, 1e-5, backend=backend)
 
 
-def prenorm_implementations(problem: Problem) -> dict[str, Implementation | str]:
-    return _common(problem, run_prenorm, eager_prenorm)
+# Rows of a stream by their numbers, as of predicted tokens: of (T, D).
+
+
+def rows_problem(device: str, tokens: int, columns: int) -> Problem:
+    taken = max(1, int(tokens * MASKED_SHARE))
+    rows = torch.randperm(tokens, device=device)[:taken].sort().values
+    row, leaves = 2.0 * columns, {"x": randn(tokens, columns, device=device)}
+    # each way those rows are read; the forward writes as many, the backward all
+    return Problem(leaves, {"rows": rows}, 2 * taken * row, (3 * taken + tokens) * row)
+
+
+def eager_rows(problem: Problem) -> Tensor:
+    return problem.leaves["x"][problem.rest["rows"]]
+
+
+def run_rows(problem: Problem, backend: str) -> Tensor:
+    return kernels.take_rows(problem.leaves["x"], problem.rest["rows"], backend=backend)
 
 
 # Rotary embedding: (T, 3, N, H) of a projection, by a table that a batch makes once.
@@ -264,10 +275,6 @@ def eager_rotary(problem: Problem) -> Tensor:
 
 def run_rotary(problem: Problem, backend: str) -> Tensor:
     return kernels.rotary(problem.leaves["qkv"], problem.rest["table"], backend)
-
-
-def rotary_implementations(problem: Problem) -> dict[str, Implementation | str]:
-    return _common(problem, run_rotary, eager_rotary)
 
 
 # The masked-language-model loss: (M, D) against (V, D).
@@ -350,7 +357,8 @@ def exact(case: Case, problem: Problem, name: str) -> Tensor | tuple[Tensor, ...
     if case.kernel == "attention":
         return run_attention(problem, "reference", alibi="no ALiBi" not in name)
     runs = {"glu": run_glu, "layer_norm": run_layer_norm, "cross_entropy": run_loss, "padding": run_padding}
-    runs |= {"layer_norm_twice": run_norm_twice, "add_layer_norm": run_prenorm, "rotary": run_rotary}
+    runs |= {"layer_norm_twice": run_norm_twice, "add_layer_norm": run_prenorm}
+    runs |= {"rotary": run_rotary, "take_rows": run_rows}
     return runs[case.kernel](problem, "reference")
 
 
@@ -387,12 +395,16 @@ def all_cases(device: str = "cuda", small: bool = False) -> list[Case]:
     columns = 768 // narrow
     make = partial(padding_problem, longest=512, columns=columns)
     cases.append(Case("padding", f"512, C4-like, D {columns}", "GB/s", make, padding_implementations))
-    make = partial(norm_problem, columns=columns, dropout_p=0.1, readers=2)
-    cases.append(Case("layer_norm_twice", f"D {columns}, dropout 0.1", "GB/s", make, norm_twice_implementations))
-    make = partial(prenorm_problem, columns=columns)
-    cases.append(Case("add_layer_norm", f"D {columns}, no bias", "GB/s", make, prenorm_implementations))
-    make = partial(rotary_problem, heads=12 // narrow, size=64)
-    cases.append(Case("rotary", f"{12 // narrow} x 64", "GB/s", make, rotary_implementations))
+    two_readers = partial(norm_problem, columns=columns, dropout_p=0.1, readers=2)
+    prenorm, taken = partial(prenorm_problem, columns=columns), partial(rows_problem, columns=columns)
+    turned = partial(rotary_problem, heads=12 // narrow, size=64)
+    for kernel, name, make, run, eager in (
+        ("layer_norm_twice", f"D {columns}, dropout 0.1", two_readers, run_norm_twice, eager_norm_twice),
+        ("add_layer_norm", f"D {columns}, no bias", prenorm, run_prenorm, eager_prenorm),
+        ("rotary", f"{12 // narrow} x 64", turned, run_rotary, eager_rotary),
+        ("take_rows", f"{MASKED_SHARE:.0%} of rows, D {columns}", taken, run_rows, eager_rows),
+    ):
+        cases.append(Case(kernel, name, "GB/s", make, partial(_common, run=run, eager=eager)))
     cases += [_attention(length, True, 12, 64, 64) for length in lengths if length >= 1024]
     cases += [_attention(length, True, 12, 64) for length in lengths]
     return cases

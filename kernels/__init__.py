@@ -7,6 +7,7 @@ from kernels.layer_norm import add_layer_norm, layer_norm, layer_norm_twice
 from kernels.padding import pad, unpad
 from kernels.reference import alibi_slopes
 from kernels.rotary import rotary, rotary_table
+from kernels.rows import take_rows
 
 __all__ = [
     "add_layer_norm",
@@ -20,5 +21,6 @@ __all__ = [
     "pad",
     "rotary",
     "rotary_table",
+    "take_rows",
     "unpad",
 ]

@@ -133,6 +133,11 @@ def masked_cross_entropy(
     return loss / counted, accuracy.float()
 
 
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """x[rows], (M, D) of (T, D)."""
+    return x[rows]
+
+
 def unpad(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
     """The rows of x (S, length, ...) where mask (S, length) is not 0.
 

@@ -137,7 +137,9 @@ class Attention(nn.Module):
             backend=self.backends.attention.name,
         )
         mixed_TD = mixed_TNH.flatten(1)
-        return self.out(mixed_TD if keep_M is None else mixed_TD[keep_M])
+        if keep_M is not None:
+            mixed_TD = kernels.take_rows(mixed_TD, keep_M, backend=self.backends.kernels.name)
+        return self.out(mixed_TD)
 
 
 class FeedForward(nn.Module):
@@ -173,6 +175,7 @@ class Layer(nn.Module):
         self.feed_forward = FeedForward(config, backends)
         self.post_norm = config.norm == "post"
         self.is_last = index == config.num_hidden_layers - 1
+        self.backend = backends.kernels.name
 
     def forward(
         self,
@@ -188,14 +191,17 @@ class Layer(nn.Module):
             return self._narrow(x_TD, beside_TD, sequences, keep_M, still)
         x_TD, y_TD = self._before_attention(x_TD, beside_TD)
         added_TD = self.attention(y_TD, sequences, keep_M)
-        return self._after_attention(x_TD if keep_M is None else x_TD[keep_M], added_TD)
+        if keep_M is not None:
+            x_TD = kernels.take_rows(x_TD, keep_M, backend=self.backend)
+        return self._after_attention(x_TD, added_TD)
 
     def _narrow(
         self, x_MD: Tensor, beside_MD: Tensor | None, sequences: Sequences, keep_M: Tensor, still: Still
     ) -> tuple[Tensor, Tensor | None]:
         x_MD, y_MD = self._before_attention(x_MD, beside_MD)
         _, y_TD = self._before_attention(still.x_TD, None)
-        added_MD = self.attention(torch.cat([y_TD, y_MD])[still.rows_T], sequences, keep_M)
+        newest_TD = kernels.take_rows(torch.cat([y_TD, y_MD]), still.rows_T, backend=self.backend)
+        added_MD = self.attention(newest_TD, sequences, keep_M)
         return self._after_attention(x_MD, added_MD)
 
     def _before_attention(self, x_TD: Tensor, beside_TD: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -126,6 +126,7 @@ def test_every_kernel_is_measured():
         "cross_entropy",
         "padding",
         "rotary",
+        "take_rows",
     }
     lengths = {case.name.split(",")[0] for case in kernel_cases.all_cases() if case.kernel == "attention"}
     assert lengths == {"128", "512", "1024", "8192"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kernels.triton import cross_entropy, glu, layer_norm, padding, rotary
+from kernels.triton import cross_entropy, glu, layer_norm, padding, rotary, rows
 from tests.kernels.aot import Case
 from tests.kernels.budget import Work
 
@@ -138,6 +138,17 @@ def _gathered(chosen: dict) -> Work:
     return Work(chosen["BLOCK_T"] * chosen["BLOCK_E"] * 2 * BYTES)
 
 
+_ROWS = {"rows": "*i64", "places": "*i32", "dout": LOW, "dx": LOW}
+_ROWS |= dict.fromkeys(("taken", "tokens", "columns"), COUNT)
+TAKEN = 0.3  # of a stream's tokens, those that are predicted
+
+
+def _taken(chosen: dict) -> Work:
+    """Of each row, where it was taken first and last; of each that was, its number and its gradient, by one turn of the loop."""
+    row = chosen["BLOCK_E"] * BYTES
+    return Work(chosen["BLOCK_T"] * (row + 2 * 4 + TAKEN * (row + 8)), (1,))
+
+
 _ROTARY = {"qkv": LOW, "table": FULL, "out": LOW} | dict.fromkeys(("tokens", "heads", "qkv_t", "qkv_p", "qkv_n"), COUNT)
 
 
@@ -185,6 +196,26 @@ CASES = [
     _padding("count", "count", lambda _: dict(padding.PLAN)),
     _padding("index", "index", lambda _: dict(padding.PLAN)),
     _padding("inversion", "inversion", lambda _: dict(padding.INVERSION)),
+    Case(
+        "rows_backward_768",
+        "rows",
+        "backward_kernel",
+        _ROWS,
+        lambda capability: rows.parameters(capability, 768),
+        dot=False,
+        odd=("taken", "tokens"),
+        work=_taken,
+    ),
+    Case(
+        "rows_places",
+        "rows",
+        "places_kernel",
+        _ROWS,
+        lambda _: dict(rows.PLACES),
+        dot=False,
+        odd=("taken", "tokens"),
+        unbudgeted=FEW,
+    ),
     _rotary(64, False),
     _rotary(64, True, capabilities=(80, 100)),
     _rotary(96, False, capabilities=(90,)),
