@@ -123,18 +123,17 @@ def test_a_checkpoint_on_the_way(export, model, tmp_path):
     assert f"checkpoint at batch {batch}" in (folder / "README.md").read_text()
 
 
-@pytest.mark.parametrize(
-    ("family", "types", "attentions"),
-    [("roberta", False, {"sdpa", "eager"}), ("distilbert", False, {"sdpa", "eager"}), ("electra", True, {"eager"})],
-)
-def test_any_encoder_of_hugging_face_s_can_be_handed_on(export, tmp_path, family, types, attentions):
+@pytest.mark.parametrize(("family", "types"), [("roberta", False), ("distilbert", False), ("electra", True)])
+def test_any_encoder_of_hugging_face_s_can_be_handed_on(export, tmp_path, family, types):
     """By the ways of attention that it has, and with a tokenizer that makes what it takes."""
+    has_sdpa = family != "electra" or transformers.ElectraModel._supports_sdpa  # from version 5 on
     folder = export(write_family(tmp_path / family, family), tmp_path / "out")
     assert "No record of its training" in (folder / "README.md").read_text()
     assert not (folder / CODE).exists()
     verified = json.loads((folder / verify.FILE_NAME).read_text())["verified"]
+    attentions = {"eager", "sdpa"} if has_sdpa else {"eager"}
     assert {what.split(", ")[-1] for what in verified if what.startswith("logits, one alone")} >= attentions
-    assert any("sdpa" in what for what in verified) == ("sdpa" in attentions)
+    assert any("sdpa" in what for what in verified) == has_sdpa
     assert ("token_type_ids" in transformers.AutoTokenizer.from_pretrained(folder)("red house")) == types
 
 
