@@ -9,7 +9,7 @@ import math
 import re
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 import pytest
 
@@ -162,6 +162,37 @@ def test_the_page_on_fine_tuning_has_the_recorded_comparison():
         assert metric in task["metrics"] and len(task["recipe"]) == len(task["transformers"]) == 3
         assert figures == [f"{figure:.2f}" for figure in (*means, task["difference"], task["standard_error"])]
         assert abs(task["difference"]) <= 1
+
+
+def test_the_page_on_fine_tuning_has_our_encoder_beside_none():
+    found = json.loads((ROOT / "benchmarks/results/reach/small.json").read_text())
+    page = PAGES[ROOT / "docs/finetune.md"]
+    _, rows = table_after("reach-small", page)
+    assert [name for name, *_ in rows] == list(found["tasks"])
+    for name, metric, *shown, tfidf, constant in rows:
+        task = found["tasks"][name]
+        assert metric in task["metrics"] and tfidf == f"{task['tfidf']:.2f}"
+        assert constant == (f"{task['constant']:.2f}" if "constant" in task else "none")
+        for cell, scores in zip(shown, (task["pretrained"], task["floor"]), strict=True):
+            spread = f" ± {stdev(scores):.2f}" if len(scores) == 3 else ""
+            assert cell == f"{fmean(scores):.2f}{spread}"
+    encoder = found["encoder"]
+    assert f"{encoder['tokens'] / 1e6:.2f} million tokens" in page and f"{encoder['seconds'] / 60:.0f} minutes" in page
+
+
+def test_the_page_on_fine_tuning_has_the_recorded_speed_of_prediction():
+    page = PAGES[ROOT / "docs/finetune.md"]
+    _, rows = table_after("predict", page)
+    files = sorted((ROOT / "benchmarks/results/predict").glob("*.json"))
+    assert len(rows) == len(files)
+    for (name, texts, ours, theirs, sorted_, unsorted), file in zip(rows, files, strict=True):
+        found = json.loads(file.read_text())
+        by_speed = sorted(found["rows"], key=lambda row: -row["rows_per_s"])
+        best = {side: next(row for row in by_speed if row["name"] == side) for side in ("recipe.predict", "pipeline")}
+        assert name.strip("`") == file.stem and texts == f"{found['texts']:,}"
+        assert [ours, theirs] == [f"{best[side]['rows_per_s']:,.0f}" for side in ("recipe.predict", "pipeline")]
+        ratios = (found["times_the_fastest_pipeline"], found["times_the_fastest_pipeline_unsorted"])
+        assert [sorted_, unsorted] == [f"{ratio:.2f}" for ratio in ratios]
 
 
 def test_the_page_of_results_has_the_recorded_overlap():
