@@ -142,8 +142,14 @@ def encoder_of(run: Path) -> dict[str, Any]:
     record = read_record(run)
     keys = ("model", "tokens", "batches", "parameters")
     loss = record["eval_curve"][-1]["loss"] if record["eval_curve"] else None
-    return {**{key: record[key] for key in keys}, "seconds": record["cost"]["seconds"], "eval_loss": loss,
-            "config": {**record["config"], "out": None}}  # fmt: skip
+    config = record["config"]
+    config |= {"out": None, "cost": None, "data": {**config["data"], "path": Path(config["data"]["path"]).name}}
+    return {
+        **{key: record[key] for key in keys},
+        "seconds": record["cost"]["seconds"],
+        "eval_loss": loss,
+        "config": config,
+    }
 
 
 def main() -> None:
