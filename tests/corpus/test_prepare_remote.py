@@ -138,7 +138,7 @@ def test_a_store_that_fails_twice_then_works(tmp_path, corpus, object_store):
             object_store.fail(1, what)
         return really(environ, start_response)
 
-    object_store._server.app = answer
+    object_store._servers[0].app = answer
     prepare(remote(tmp_path))
     assert len([what for what in object_store.failures if what.startswith("PUT")]) >= 2 * 7
     same_as_local(object_store, tmp_path)
