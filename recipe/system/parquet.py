@@ -125,7 +125,8 @@ def _bytes(array: pyarrow.Table | pyarrow.ChunkedArray | pyarrow.Array) -> int:
         return (pyarrow.compute.sum(lengths.take(array.indices)).as_py() or 0) + array.indices.nbytes
     if pyarrow.types.is_struct(kind):
         return sum(map(_bytes, array.flatten()))
-    if isinstance(array, (pyarrow.ListArray, pyarrow.LargeListArray, pyarrow.FixedSizeListArray)):
+    lists = (pyarrow.ListArray, pyarrow.LargeListArray, pyarrow.FixedSizeListArray)
+    if isinstance(array, lists) and not pyarrow.types.is_map(kind):  # whose arrays are lists to Python
         return _bytes(array.flatten()) + 8 * len(array)
     if pyarrow.types.is_nested(kind):
         raise pyarrow.ArrowNotImplementedError(f"columns of {kind} are not read")

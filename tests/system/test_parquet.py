@@ -122,3 +122,10 @@ def test_a_file_that_expands_without_bound_is_a_line_and_takes_no_memory(tmp_pat
         f"{file}: unpacks to more than 250 times its size, which no text does; write it as .jsonl, if it is one"
     )
     assert bytes_more < 2 * expansion.FREE_EXPANSION, bytes_more >> 20
+
+
+def test_a_column_of_maps_is_a_line(tmp_path):
+    pairs = pyarrow.map_(pyarrow.string(), pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([[("a", "b")]], pairs)}), tmp_path / "x.parquet")
+    with pytest.raises(pyarrow.ArrowException, match=r"columns of map<.*> are not read"):
+        list(parquet.tables(tmp_path / "x.parquet", ["text"]))
