@@ -25,6 +25,7 @@ from recipe.records import FILE_NAME
 
 MARK = "SOAK_COMMAND"
 SECOND = ".second"  # the log of a second command
+RUN_PLACES = ("out", "node-0/out")  # of a training run's record
 LOOK_S = 0.2
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path("/dev/shm")
@@ -153,8 +154,8 @@ def kill_while_writing(run: Command, chance: random.Random, limit_s: float) -> s
 def terminate(run: Command, chance: random.Random, limit_s: float) -> str | None:
     if run.over:
         return None
-    file = run.folder / "out" / FILE_NAME
-    trains = file.is_file() and bool(json.loads(file.read_text("utf-8"))["loss_curve"])
+    found = [file for place in RUN_PLACES if (file := run.folder / place / FILE_NAME).is_file()]
+    trains = any(json.loads(file.read_text("utf-8"))["loss_curve"] for file in found)
     _signal(run.leader, signal.SIGTERM)
     return TRAINING if trains else "before or after training"
 

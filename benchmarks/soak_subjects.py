@@ -36,14 +36,17 @@ class Subject:
 
     name: str
     words: tuple[str, ...]
-    ranks: int = 1
+    ranks: int = 1  # of a node
+    nodes: int = 1
     needs: tuple[str, ...] = ()  # whose unbroken runs it reads
 
     def command(self, work: Path) -> list[str]:
         places = {"inputs": work / INPUTS, UNBROKEN: work / UNBROKEN}
-        launcher = (
-            ("torch.distributed.run", "--standalone", f"--nproc-per-node={self.ranks}", "-m") if self.ranks > 1 else ()
-        )
+        launcher: tuple[str, ...] = ()
+        if self.nodes > 1:
+            launcher = ("benchmarks.soak_nodes",)
+        elif self.ranks > 1:
+            launcher = ("torch.distributed.run", "--standalone", f"--nproc-per-node={self.ranks}", "-m")
         words = (word.format(**places) for word in self.words)
         return [sys.executable, "-m", *launcher, *words, "out=out"]
 
@@ -62,6 +65,7 @@ SUBJECTS = {
         Subject("prepare-2", (*PREPARE, "processes=2")),
         Subject("train", TRAINED, needs=("prepare",)),
         Subject("train-2", TRAINED, ranks=2, needs=("prepare",)),
+        Subject("nodes-2", TRAINED, nodes=2, needs=("prepare",)),
         Subject(
             "finetune",
             ("recipe.finetune", "yamls/finetune/own.yaml", "checkpoint={unbroken}/train/out", "data={inputs}",
