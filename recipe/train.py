@@ -333,7 +333,7 @@ def keep(plan: Plan, record: dict[str, Any]):
 
     def on_line(progress: Progress) -> None:
         total = progress.total
-        record["cost"] = prices.bill(total.seconds, plan.hardware.count, plan.price, plan.hardware.kind)
+        record["cost"] = prices.bill(total.seconds, total.devices, plan.price, plan.hardware.kind)
         record.update({name: getattr(total, name) for name in ("tokens", "sequences", "batches")})
         record["waiting_for_data"] = limit_of(total)
         if storage.is_remote(plan.config.data.path):

@@ -61,6 +61,9 @@ def test_one_machine_becomes_two_and_one_again(yaml, tmp_path, object_store):
         assert ends[key] == whole[key]
     assert len(ends["resumed"]) == 2 and ends["provenance"]["started"] == moved["provenance"]["started"]
     assert moved["status"] == "running", "what was there stays as it was"
+    cores = whole["device"]["count"]
+    devices = 3600 * ends["cost"]["device_hours"] / ends["cost"]["seconds"]
+    assert cores < devices < 2 * cores, "while there were two machines, the cores of both are billed"
 
 
 def test_a_machine_whose_link_is_cut(yaml, tmp_path, tiny_dataset, object_store):

@@ -74,8 +74,9 @@ def keep_freed_memory(keep: bool = True) -> None:
             mallopt(parameter, value)
 
 
-def find_hardware(device: str, precision: str, ranks: int) -> Hardware:
-    """Resolve `device` (auto, gpu, cpu) and `precision` (auto, amp_bf16, fp32) on this machine.
+def find_hardware(device: str, precision: str, ranks: int, nodes: int = 1) -> Hardware:
+    """Resolve `device` (auto, gpu, cpu) and `precision` (auto, amp_bf16, fp32) on this machine, which is one of equal `nodes`
+    with `ranks` processes in all. A GPU is counted for each rank, and on CPUs each core that a node may use.
 
     Raises:
         UserError: no such value, no GPU, or bf16 where it cannot run.
@@ -94,7 +95,7 @@ def find_hardware(device: str, precision: str, ranks: int) -> Hardware:
         name = torch.cuda.get_device_name()
         peak = data_sheet_flops(name) if autocast else None
         return Hardware(kind, name, ranks, peak and peak * ranks, autocast)
-    return Hardware(kind, cpu_name(), len(os.sched_getaffinity(0)), None, autocast)
+    return Hardware(kind, cpu_name(), nodes * len(os.sched_getaffinity(0)), None, autocast)
 
 
 def data_sheet_flops(name: str) -> float | None:

@@ -34,10 +34,16 @@ class Sums:
     measured: dict[str, float] = field(default_factory=dict)  # the objective's metrics, each times masked tokens
     batches: int = 0
     seconds: float = 0.0  # of training, writing checkpoints included, evaluation not
+    device_seconds: float = 0.0  # these, each on as many devices as there were: a run may go on with fewer or more
     waiting: float = 0.0  # seconds of these in which the device was idle until its next batch came; a rank's mean
     network_seconds: float = 0.0  # of fetching from an object store, beside training or not, evaluation's too
     network_retries: int = 0
     network_bytes: int = 0
+
+    @property
+    def devices(self) -> float:
+        """How many there were, the mean over time."""
+        return self.device_seconds / self.seconds if self.seconds else 0.0
 
     def add(self, other: Sums) -> None:
         for name in (one.name for one in dataclasses.fields(self) if one.name != "measured"):
@@ -160,10 +166,14 @@ class Meter(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         progress = state["progress"]
         self.progress = Progress(
-            Sums.read(progress["total"]), list(progress["loss_curve"]), list(progress["eval_curve"])
+            self._read(progress["total"]), list(progress["loss_curve"]), list(progress["eval_curve"])
         )
-        self._line = Sums.read(state["line"])
+        self._line = self._read(state["line"])
         self._lr = state.get("lr", 0.0)  # earlier checkpoints have none
+
+    def _read(self, saved: Mapping[str, Any]) -> Sums:
+        """Earlier checkpoints do not have the devices' seconds: they are taken for today's devices'."""
+        return Sums.read({"device_seconds": saved["seconds"] * self.hardware.count, **saved})
 
     def leave_out(self, seconds: float) -> None:
         """Time that has just passed and is not training's."""
@@ -182,7 +192,8 @@ class Meter(Callback):
         dist.all_reduce(everything)
         sequences, tokens, squared, masked, waited, seconds, retries, size, *sums = everything.tolist()
         named = dict(zip(self.metrics, sums, strict=True))
-        gathered = Sums(int(sequences), int(tokens), squared, int(masked), named, self._batches, passed, waited)
+        times = {"seconds": passed, "device_seconds": passed * self.hardware.count, "waiting": waited}
+        gathered = Sums(int(sequences), int(tokens), squared, int(masked), named, self._batches, **times)
         gathered.add(_of_network(seconds, retries, size))
         self._line.add(gathered)
         self.progress.total.add(gathered)
@@ -205,7 +216,7 @@ class Meter(Callback):
         }
         self.progress.loss_curve.append(row)
         done = elapsed(state)
-        usd = bill(total.seconds, self.hardware.count, self.price, self.hardware.kind)["usd"]
+        usd = bill(total.seconds, total.devices, self.price, self.hardware.kind)["usd"]
         logged = {**row, "usd": usd}
         logger.log_metrics({f"train/{name}": value for name, value in logged.items() if value is not None})
         eta = clock(time_left(total.seconds, done))

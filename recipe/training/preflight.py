@@ -86,7 +86,7 @@ def make_plan(config: TrainConfig) -> Plan:
     ranks = dist.get_world_size()
     if torch.cuda.is_available():
         torch.cuda.set_device(dist.get_local_rank())  # whose memory is looked at, and not the first GPU's by every rank
-    hardware = find_hardware(config.device, config.precision, ranks)
+    hardware = find_hardware(config.device, config.precision, ranks, ranks // dist.get_local_world_size())
     splits = (config.data.train_split, config.data.eval_split)
     info, folder = open_dataset(config.data, splits), local_folder(config.data)
     for split in splits:
