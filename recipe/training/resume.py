@@ -47,6 +47,11 @@ class Found:
     record: dict[str, Any]
     held: Held  # the newest of it
     saved: Saved  # what the store has of it
+    beside: Held | None = None  # the newest that a machine has, where the store names a newer one
+
+    def after_fetching(self, batch: int) -> Found:
+        """The run, once the store's newest whole checkpoint is known: a machine may have a newer one than that."""
+        return replace(self, held=self.beside) if self.beside and self.beside.batch > batch else self
 
     @property
     def where(self) -> str:
@@ -67,7 +72,7 @@ def find_run(config: TrainConfig) -> Found | None:
     if chosen is None:
         return None
     if chosen.stored:
-        return stored
+        return replace(stored, beside=newest(held, config.out))
     record = nodes.decided(lambda: records.read_record(config.out), chosen.rank)
     return Found(record, chosen, stored.saved if stored else [])
 
@@ -172,10 +177,13 @@ def last_checkpoint(config: TrainConfig, run: Found | None) -> Path | None:
     """
     if run is None:
         return None
-    out, rank = Path(config.out), run.held.rank
+    out = Path(config.out)
     if run.held.stored:
         for said in nodes.decided(lambda: checkpoint_store.fetch_newest(config.save_folder, run.saved, out)):
             say(f"  {said}")
+        fetched = nodes.decided(lambda: checkpoint_files.newest_whole(out))[0]
+        run = run.after_fetching(checkpoint_files.batch_of(fetched) if fetched else -1)
+    rank = run.held.rank
     file, torn = nodes.decided(lambda: checkpoint_files.newest_whole(out), rank)
     if run.held.stored and file is None:
         raise UserError(

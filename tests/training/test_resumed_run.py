@@ -12,7 +12,7 @@ from recipe.config import TrainConfig, load
 from recipe.errors import UserError
 from recipe.records import read_record, write_record
 from recipe.training.nodes import owned
-from recipe.training.resume import Held, check_folder, look, newest, others_aside
+from recipe.training.resume import Found, Held, check_folder, look, newest, others_aside
 from tests.mistakes import refused
 from tests.tiny.configs import train_yaml
 from tests.tiny.runs import run, stop_at
@@ -56,6 +56,14 @@ def test_the_newest_complete_checkpoint_goes_on_wherever_it_is(machine):
     assert newest([held[1], replace(held[0], finished=True)], "run").rank == 0
     assert newest([replace(held[1], stored=True), held[2]], "run") is held[2], "nothing need be fetched"
     assert newest([], "run") is None
+
+
+def test_a_torn_one_in_the_store_does_not_hide_a_whole_one_of_a_machine(machine):
+    held = machine(1)
+    stored = Found({}, replace(held, rank=0, batch=8, stored=True), [], beside=held)
+    assert stored.after_fetching(8) is stored, "it was whole"
+    assert stored.after_fetching(2).held is held and "machine 1" in stored.after_fetching(2).where
+    assert stored.after_fetching(held.batch) is stored, "nothing need move"
 
 
 def test_of_equal_ones_rank_0_keeps_its_own(machine):
