@@ -111,9 +111,14 @@ class Command:
         return len(members)
 
     def shared_memory(self) -> list[str]:
-        """What is left in memory of the processes that were seen, where its name says whose it is, as torch's does."""
-        names = os.listdir(SHARED) if SHARED.is_dir() else []
-        return [name for name in names if {int(number) for number in re.findall(r"_(\d+)_", name)} & self.seen]
+        """What is left in memory of the processes that were seen, where its name says whose it is, as torch's does. A name of no
+        bytes is none: torch leaves one where a limit on the size of files keeps it from making it larger."""
+        names = []
+        for file in SHARED.glob("*"):
+            with contextlib.suppress(FileNotFoundError):  # another's, that ended meanwhile
+                if file.stat().st_size and {int(number) for number in re.findall(r"_(\d+)_", file.name)} & self.seen:
+                    names.append(file.name)
+        return names
 
 
 def _signal(pid: int, number: int) -> None:

@@ -49,7 +49,7 @@ from recipe.training.optimizers import build_optimizer
 from recipe.training.parallel import PARALLEL
 from recipe.training.preflight import Plan, make_plan
 from recipe.training.rates import Rate
-from recipe.training.resume import last_checkpoint
+from recipe.training.resume import drop_brought, last_checkpoint
 from recipe.training.schedules import fallen
 from recipe.training.start_lines import say_start
 from recipe.training.stopping import Stopping
@@ -100,6 +100,8 @@ def fit(plan: Plan, model: nn.Module, callbacks: Sequence[Callback]) -> dict[str
     store = store_of(plan, record, meter)
     logs = build_loggers(config.loggers, plan.out, record)
     trainer = build_trainer(plan, model, checkpoint, [meter, *filter(None, [averaging, store]), *callbacks], logs)
+    if checkpoint:
+        drop_brought(plan.out)
     for log in logs:
         say(f"  log: {log.where}")
     try:
@@ -148,7 +150,8 @@ def begin_words(plan: Plan, model: nn.Module, total: Sums) -> dict[str, Any]:
     documents = open_documents(config.data, plan.info, config.data.train_split)
     words = nodes.decided(lambda: initial_words.learn(config, documents, plan.encoder, plan.info.vocabulary.size))
     initial_words.put(kept, plan.architecture.vocabulary_rows, words)
-    total.seconds += time.perf_counter() - started
+    took = time.perf_counter() - started
+    total.add(Sums(seconds=took, device_seconds=took * plan.hardware.count))
     say(f"  words begin at {config.model.initial_words} of {words.tokens:,} tokens, made in {clock(total.seconds)}")
     return {"tokens": words.tokens, "seconds": total.seconds}
 

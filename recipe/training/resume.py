@@ -206,6 +206,14 @@ def last_checkpoint(config: TrainConfig, run: Found | None) -> Path | None:
     return nodes.bring(out / FOLDER / file.name, rank)
 
 
+def drop_brought(out: Path) -> None:
+    """A checkpoint that was brought to a machine which has no record of the run is of no use there once it is loaded."""
+    dist.barrier()  # all ranks have loaded it
+    if dist.get_local_rank() == 0 and not (out / records.FILE_NAME).is_file():
+        for file in checkpoint_files.later(out, -1):
+            file.unlink()
+
+
 def others_aside(out: Path, batch: int) -> list[str]:
     """Set aside what this machine has of later batches, which the run writes anew; what to say of it. The machine that the run
     continues from has no such file any more."""

@@ -71,7 +71,9 @@ def test_a_run_resumes_to_the_last_digit_and_its_bill_has_the_counting(yaml, tmp
     assert losses(resumed) == losses(whole)
     begun = resumed["initial_words"]
     assert begun["tokens"] == whole["initial_words"]["tokens"] > 1000
-    assert 0 < begun["seconds"] < resumed["loss_curve"][0]["seconds"] <= resumed["cost"]["seconds"]
+    cost = resumed["cost"]
+    assert 0 < begun["seconds"] < resumed["loss_curve"][0]["seconds"] <= cost["seconds"]
+    assert cost["device_hours"] == pytest.approx(cost["seconds"] * resumed["device"]["count"] / 3600)
     kept = json.loads((tmp_path / "run/run.json").read_text())["initial_words"]
     assert kept == begun
     one, other = (load_file(tmp_path / name / "encoder/model.safetensors") for name in ("whole", "run"))

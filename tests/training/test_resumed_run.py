@@ -11,8 +11,9 @@ import pytest
 from recipe.config import TrainConfig, load
 from recipe.errors import UserError
 from recipe.records import read_record, write_record
+from recipe.training.checkpoint_files import later
 from recipe.training.nodes import owned
-from recipe.training.resume import Found, Held, check_folder, look, newest, others_aside
+from recipe.training.resume import Found, Held, check_folder, drop_brought, look, newest, others_aside
 from tests.mistakes import refused
 from tests.tiny.configs import train_yaml
 from tests.tiny.runs import run, stop_at
@@ -99,6 +100,14 @@ def test_what_a_machine_has_of_later_batches_is_set_aside_and_named(machine, tmp
     ]
     assert not file.exists() and file.with_name("ba3-rank0.pt.torn").exists()
     assert others_aside(tmp_path / "1", 2) == []
+
+
+def test_a_checkpoint_stays_where_the_run_is_and_nowhere_else(machine, tmp_path):
+    machine(0), machine(1)
+    (tmp_path / "1/run.json").unlink()
+    for number in (0, 1):
+        drop_brought(tmp_path / str(number))
+    assert len(later(tmp_path / "0", -1)) == 3 and not later(tmp_path / "1", -1)
 
 
 def test_a_folder_whose_run_was_killed_in_its_first_write_is_empty(tmp_path):
