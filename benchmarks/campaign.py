@@ -7,7 +7,7 @@
 idle machine. A budget of minutes is as many steps as fit into it on that processor, and a run's dollars are those of its steps
 and of what came before them at these times, wherever it ran; what it took there stands beside them.
 `run` makes what has no record in `results` yet, the cheapest budgets first and one seed of everything before the second. Stopped
-at any time, the same command goes on.
+at any time, the same command goes on; on another core at the same time, it takes the points that nobody makes yet.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from recipe.config import TrainConfig, load, to_dict
 from recipe.cost import prices
 from recipe.errors import UserError, end, exit_status
 from recipe.settings import MISSING, result_settings, setting
-from recipe.system.files import write_whole
+from recipe.system.files import held, write_whole
 from recipe.system.private import private
 from recipe.training.initial_words import RANDOM
 
@@ -138,7 +138,7 @@ def points_of(config: CampaignConfig) -> Iterator[Point]:
 
 
 def run(config: CampaignConfig) -> list[Path]:
-    """Make every point that has no record yet; returns the records' folders.
+    """Make every point that has no record yet and that no other command makes; returns the records' folders.
 
     Raises:
         UserError: no reference, or one of other models; a command that failed.
@@ -148,14 +148,28 @@ def run(config: CampaignConfig) -> list[Path]:
     results, points = Path(config.results), list(points_of(config))
     reference = read_reference(config)
     check_commit(config, reference)
+    elsewhere = []
     for number, point in enumerate(points, 1):
-        if (results / point.place / records.FILE_NAME).is_file():
-            continue
-        print(f"\n[{number}/{len(points)}] {point.name}", flush=True)
-        pace = pace_of(reference, point.model.name)
-        record = (make_branch if point.way == TRUNK else make)(point, config, pace)
-        records.write_record(results / point.place, at_reference(record, reference))
-    return [results / point.place for point in points]
+        with held(claim(config, point)) as free:
+            if (results / point.place / records.FILE_NAME).is_file():
+                continue
+            if not free:
+                elsewhere.append(point)
+                continue
+            print(f"\n[{number}/{len(points)}] {point.name}", flush=True)
+            pace = pace_of(reference, point.model.name)
+            record = (make_branch if point.way == TRUNK else make)(point, config, pace)
+            records.write_record(results / point.place, at_reference(record, reference))
+    if elsewhere:
+        print(f"\nother commands make {', '.join(point.name for point in elsewhere)}", flush=True)
+    return [results / point.place for point in points if point not in elsewhere]
+
+
+def claim(config: CampaignConfig, point: Point) -> Path:
+    """The folder that who makes the point holds; a trunk's points are made at once."""
+    folder = Path(config.out) / "claims" / (TRUNK if point.way == TRUNK else point.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def make(point: Point, config: CampaignConfig, pace: Pace) -> dict[str, Any]:

@@ -6,7 +6,8 @@
 #     bash benchmarks/frontier.sh GLUE_FOLDER CORPUS_FOLDER [BLIMP_FOLDER]
 #
 # CORPUS_FOLDER holds books-train*.json.gz and books-validation*.json.gz. The first start measures the models' steps on this processor,
-# which must be idle then, unless benchmarks/results/frontier/campaign/reference.json is there. CORE=1 takes another core than the first.
+# which must be idle then, unless benchmarks/results/frontier/campaign/reference.json is there. Once it is, the same command with CORE=1
+# works on the second core at the same time.
 set -euo pipefail
 if [ $# -lt 2 ] || [ $# -gt 3 ]; then
     echo "error: usage: bash benchmarks/frontier.sh GLUE_FOLDER CORPUS_FOLDER [BLIMP_FOLDER]" >&2

@@ -12,6 +12,8 @@ from recipe import glue, records, train
 from recipe.config import GlueConfig, SweepConfig, TrainConfig
 from recipe.errors import UserError
 from recipe.report import sweep
+from recipe.system import files
+from recipe.system.files import held
 from tests.tiny.configs import PRICES, train_yaml
 from tests.tiny.tasks import write_sst2
 
@@ -95,6 +97,10 @@ def test_a_campaign_is_stopped_goes_on_and_bills_by_the_reference(config, said, 
         "hf_bert-floor-s17", "mosaic_bert-0.01min-s17", "mosaic_bert-floor-s17",
     ]  # fmt: skip
     said.clear()
+    *_, last = campaign.points_of(config)
+    with monkeypatch.context() as patched, held(campaign.claim(config, last)):  # as a command on another core does
+        patched.setattr(files, "PATIENCE", 0.0)
+        assert len(campaign.run(config)) == 5
     folders = campaign.run(config)
     trained = [line for line in said if line.startswith("recipe.train")]
     assert [line.split("out=")[1].split()[0].rsplit("/", 1)[1] for line in trained] == [
