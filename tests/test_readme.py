@@ -203,6 +203,14 @@ def test_the_page_of_results_has_the_recorded_overlap():
     assert f"The books' {found['words_of_text']:,} words" in RESULTS
 
 
+def test_the_page_on_experiments_has_every_trial_of_the_campaign_s_settings():
+    trials = json.loads((ROOT / "benchmarks/results/frontier/tuning.json").read_text())["trials"]
+    _, rows = table_after("tuning", PAGES[ROOT / "docs/experiments.md"])
+    shown = [[cell.strip("`").replace(",", "") for cell in row] for row in rows]
+    keys = ("model", "batch_size", "lr", "batches", "tokens")
+    assert shown == [[*(f"{one[key]}" for key in keys), f"{one['loss_15']:.3f}"] for one in trials]
+
+
 def test_the_page_on_experiments_has_the_recorded_starts_of_the_words():
     found = json.loads((ROOT / "benchmarks/results/frontier/initial-words.json").read_text())
     _, (none, *rows) = table_after("initial-words", PAGES[ROOT / "docs/experiments.md"])
