@@ -25,8 +25,11 @@ def export(config: ExportConfig) -> Path:
     """
     check_values(config)
     form, out = FORMATS[config.format], Path(config.out)
-    check_out(out)
     form.check(config)
+    if (out / verify.FILE_NAME).is_file() and verify.holds(out, find_subject(config.checkpoint), config):
+        print(f"{out} holds this export already; nothing to do", flush=True)
+        return out
+    check_out(out)
     if missing := [package for package in form.packages if find_spec(package) is None]:
         raise UserError(
             f"format={config.format} is verified with {missing[0]}, which is not installed; "

@@ -21,7 +21,7 @@ from recipe.config import ExportConfig
 from recipe.errors import UserError
 from recipe.export.formats import FORMATS
 from recipe.export.subject import Subject
-from recipe.system.files import digest, write_whole
+from recipe.system.files import digest, read_json, write_whole
 
 FILE_NAME = "export.json"
 FORMAT = 1
@@ -38,15 +38,9 @@ def verify(subject: Subject, config: ExportConfig, draft: Path) -> dict[str, Any
     found = compared(config, draft)
     if found["different"]:
         raise UserError(f"the export is not {subject.what}, so nothing was written: {found['different']}")
-    checkpoint = subject.checkpoint
     record = {
         "format": FORMAT,
-        "kind": config.format,
-        "model": checkpoint.model,
-        "name": subject.called,
-        "batch": checkpoint.batch,
-        "task": subject.task and {key: subject.task[key] for key in ("name", "kind", "labels")},
-        "weights_sha256": digest(checkpoint.files),
+        **identity(subject, config),
         "provenance": records.provenance(),
         "packages": {name: metadata.version(name) for name in FORMATS[config.format].packages},
         "verified": found["verified"],
@@ -54,6 +48,30 @@ def verify(subject: Subject, config: ExportConfig, draft: Path) -> dict[str, Any
     }
     write_whole(draft / FILE_NAME, json.dumps(record, indent=1) + "\n")
     return record
+
+
+def identity(subject: Subject, config: ExportConfig) -> dict[str, Any]:
+    """What an export is of, and in which form: another of the same would be the same."""
+    checkpoint = subject.checkpoint
+    return {
+        "kind": config.format,
+        "settings": {"pooling": config.pooling, "int8": config.int8 is not None},
+        "model": checkpoint.model,
+        "name": subject.called,
+        "batch": checkpoint.batch,
+        "task": subject.task and {key: subject.task[key] for key in ("name", "kind", "labels")},
+        "weights_sha256": digest(checkpoint.files),
+    }
+
+
+def holds(out: Path, subject: Subject, config: ExportConfig) -> bool:
+    """Whether the folder is this very export."""
+    try:
+        found = read_json(out / FILE_NAME)
+    except (OSError, ValueError):
+        return False
+    wanted = json.loads(json.dumps(identity(subject, config)))
+    return isinstance(found, dict) and all(found.get(key) == value for key, value in wanted.items())
 
 
 def compared(config: ExportConfig, draft: Path) -> dict[str, Any]:

@@ -182,6 +182,18 @@ def test_the_verifying_process_has_no_network():
         verifier.no_network(("127.0.0.1", 80))
 
 
+def test_the_same_export_again_finds_it_done_and_another_one_is_refused(runs, exported, capsys):
+    run, out = str(runs["hf_bert"]), exported["hf_bert"]
+    before = (out / verify.FILE_NAME).read_bytes()
+    assert entry.export(ExportConfig(run, str(out))) == out and (out / verify.FILE_NAME).read_bytes() == before
+    assert capsys.readouterr().out == f"{out} holds this export already; nothing to do\n"
+    for other in (ExportConfig(run, str(out), format="sentence"), ExportConfig(str(runs["modern"]), str(out))):
+        assert f"out={out} is not empty" in refused(entry.export, other)
+    (out / verify.FILE_NAME).write_text("[")
+    assert f"out={out} is not empty" in refused(entry.export, ExportConfig(run, str(out)))
+    (out / verify.FILE_NAME).write_bytes(before)
+
+
 def test_where_it_may_write(runs, tmp_path, monkeypatch):
     run = str(runs["hf_bert"])
     (tmp_path / "file").touch()
