@@ -222,6 +222,8 @@ def broken(
         problems.append(f"{left} processes had to be killed {whole.limit_s:.0f} s after the fault")
     if did is not None and (wrong := fault.wrong(run, did, status)):
         problems.append(wrong)
+    if fault.in_a_line and subject.ranks == subject.nodes == 1 and "Traceback" in run.said:
+        problems.append("ended in a traceback")
     said = run.said.strip().splitlines()
     row = {"subject": subject.name, "fault": fault.name, "did": did, "early": early, "after_s": after_s, "status": status,
            "said": without_folders(said[-1], work) if said else "", "traceback": "Traceback" in run.said}  # fmt: skip

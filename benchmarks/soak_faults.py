@@ -262,6 +262,7 @@ class Fault:
     prefix: tuple[str, ...] = ()  # of the command
     disk: bool = False  # the command's folder is a small file system of its own
     clock: bool = False
+    in_a_line: bool = False  # what is wrong is said in a line; a launcher has words of its own
     breaks: bool = True  # a command that ended with 0 all the same was not struck: it had no more to do
 
     def refused(self, work: Path) -> str | None:
@@ -277,9 +278,9 @@ FAULTS = {
         Fault("kill -9", kill_one, breaks=False),  # a child that only tidies up may be missed by nobody
         Fault("kill -9 while writing", kill_while_writing),
         Fault("SIGTERM", terminate, no_checkpoint),
-        Fault("file size limit", limit_files),
-        Fault("full disk", fill_disk, disk=True),
-        Fault("read-only folder", forbid_writing, prefix=AS_ANYBODY),
+        Fault("file size limit", limit_files, in_a_line=True),
+        Fault("full disk", fill_disk, disk=True, in_a_line=True),
+        Fault("read-only folder", forbid_writing, prefix=AS_ANYBODY, in_a_line=True),
         Fault("memory limit", limit_memory),
         Fault("clock jump", jump_clock, disturbed, clock=True, breaks=False),
         Fault("second command", second_command, disturbed, breaks=False),

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from torch.distributed import TCPStore
 
+from recipe.errors import end
+
 NODES = 2
 # In seconds: a launcher whose other never comes ends after a minute, and who is silent for five beats is gone.
 RENDEZVOUS = "is_host=0,join_timeout=60,last_call_timeout=2,keep_alive_interval=2,keep_alive_max_attempt=5"
@@ -37,4 +39,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    end(lambda: main(sys.argv[1:]))

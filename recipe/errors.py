@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import select
@@ -16,6 +17,10 @@ MOST = 400  # characters of another library's words: a YAML error with two place
 
 LONGEST = 2000  # characters of one line
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+|[\ud800-\udfff]")  # and what no terminal can encode
+# What the system says where nothing can be written: the disk or a quota is full, a file may not grow, a folder is closed.
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
+_IN_WORDS = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")  # of libraries with exceptions of their own
+_NO_MEMORY = re.compile(r"can't allocate memory|Cannot allocate memory|CUDA out of memory")
 READER_GONE = 141  # what a shell says of a program that wrote into a closed pipe
 
 
@@ -50,8 +55,21 @@ def say_error(text: object) -> None:
     print(f"error: {without_credentials(str(text))}", file=sys.stderr, flush=True)
 
 
+def of_the_machine(error: Exception) -> str | None:
+    """A disk or memory that gave out, in words with the remedy, whichever library says so; None for any other exception."""
+    numbers = [int(number) for found in _IN_WORDS.findall(str(error)) for number in found if number]
+    number = getattr(error, "errno", None) or next(iter(numbers), None)
+    if number in UNWRITABLE:
+        file = f"{error.filename}: " if getattr(error, "filename", None) else ""
+        return f"{file}{os.strerror(number)}; make room or let it be written to, and the same command goes on"
+    if number == errno.ENOMEM or isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+        return f"out of memory ({one_line(error)}); end what else uses it, or work with less at a time"
+    return None
+
+
 def exit_status(action: Callable[[], object]) -> int:
-    """Run `action`; 0, 2 for a user's mistake, said in one line, 130 for Ctrl-C, 143 for an end that was asked for."""
+    """Run `action`; 0, 2 for a user's mistake or a machine that gave out, said in one line, 130 for Ctrl-C, 143 for an end that
+    was asked for."""
     try:
         action()
     except UserError as error:
@@ -63,6 +81,11 @@ def exit_status(action: Callable[[], object]) -> int:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 143  # what a shell says of SIGTERM
+    except Exception as error:
+        if (line := of_the_machine(error)) is None:
+            raise
+        say_error(UserError(line))
+        return 2
     return 0
 
 

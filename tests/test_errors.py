@@ -1,5 +1,6 @@
 """One line for whatever ends a command, and one place that makes it."""
 
+import errno
 import os
 import re
 import subprocess
@@ -32,6 +33,33 @@ def test_the_status_says_how_it_ended(capsys):
     assert capsys.readouterr() == ("", "error: out=x holds a run already\ninterrupted\n")
     with pytest.raises(ZeroDivisionError):
         exit_status(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "out/run.json"), "out/run.json: No space left on device; make room or"),
+        (PermissionError(errno.EACCES, "Permission denied", "out/jobs"), "out/jobs: Permission denied; make room or"),
+        (OSError(errno.EFBIG, "File too large"), "File too large; make room or"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "No space left on device; make room or"),
+        (MemoryError(), "out of memory (MemoryError); end what"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "out of memory (DefaultCPUAllocator: can't"),
+        (OSError(errno.ENOENT, "No such file or directory", "x"), None),
+        (RuntimeError("[Errno 2] No such file or directory"), None),
+        (RuntimeError("shapes differ"), None),
+    ],
+)  # fmt: skip
+def test_a_disk_or_a_memory_that_gives_out_is_a_line_whoever_says_it(error, line, capsys):
+    def fail():
+        raise error
+
+    if line is None:
+        with pytest.raises(type(error)):
+            exit_status(fail)
+        return
+    assert exit_status(fail) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {line}") and said.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def identity(subject: Subject, config: ExportConfig) -> dict[str, Any]:
     checkpoint = subject.checkpoint
     return {
         "kind": config.format,
-        "settings": {"pooling": config.pooling, "int8": config.int8 is not None},
+        "pooling": config.pooling,
         "model": checkpoint.model,
         "name": subject.called,
         "batch": checkpoint.batch,
@@ -65,7 +65,9 @@ def identity(subject: Subject, config: ExportConfig) -> dict[str, Any]:
 
 
 def holds(out: Path, subject: Subject, config: ExportConfig) -> bool:
-    """Whether the folder is this very export."""
+    """Whether the folder is this very export; never said of one that was scored on pairs, which may be others now."""
+    if config.int8:
+        return False
     try:
         found = read_json(out / FILE_NAME)
     except (OSError, ValueError):
