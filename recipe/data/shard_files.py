@@ -82,8 +82,9 @@ def _check_shard(index: Path, shard: dict[str, Any], dtype: str) -> None:
             not isinstance(file["bytes"], int)
             or not 0 < file["bytes"] < MOST_BYTES
             or not isinstance(file["hashes"][HASH], str)
+            or "\0" in file["basename"]
         ):
-            raise ValueError(f"`bytes` or `hashes` of {path}")
+            raise ValueError(f"`basename`, `bytes` or `hashes` of {path}")
     if shard["zip_data"] and str(shard["compression"]).partition(":")[0] != COMPRESSION:
         raise ValueError(f"compression {shard['compression']}")
     samples = shard["samples"]

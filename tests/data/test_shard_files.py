@@ -152,6 +152,9 @@ def test_an_index_that_points_elsewhere(copy):
         content["shards"][0]["raw_data"]["basename"] = other
         index.write_text(json.dumps(content))
         assert f"{index}: names {other}, which is outside the dataset's folder" in refused(check_files, copy, "train")
+    content["shards"][0]["raw_data"]["basename"] = "\0"  # no name at all, which opening it would say as a ValueError
+    index.write_text(json.dumps(content))
+    assert f"{index}: not an index of shards" in refused(check_files, copy, "train")
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", '{"shards": 3}', '{"shards": [{}]}'])

@@ -53,7 +53,11 @@ def where(error: BaseException) -> str:
 
 
 def damage_in(valid: bytes, content: bytes) -> str:
-    """Where a damaged copy begins to differ."""
+    """Where a damaged copy begins to differ; of JSON, from what it would have been written as."""
+    with contextlib.suppress(ValueError):
+        valid = max(
+            valid, json.dumps(json.loads(valid)).encode(), key=lambda one: len(os.path.commonprefix([one, content]))
+        )
     start = max(len(os.path.commonprefix([valid, content])) - 60, 0)
     return f"{valid[start : start + 160]!r} became {content[start : start + 160]!r}"
 
@@ -100,7 +104,7 @@ def report(name: str, folder: Path, examples: int) -> dict:
             failed = "\n".join(f"{place}\n{how}" for place, how in failures.items()) or None
             return {"reader": name, **counts, "failed": failed, "cpu_s": round(time.process_time(), 2)}
     except BaseException:  # the valid file is not read, or the memory is full between two inputs
-        return {"reader": name, "failed": traceback.format_exc()[-6000:] + said.getvalue()[-2000:]}
+        return {"reader": name, "failed": traceback.format_exc()[:6000] + said.getvalue()[-2000:]}
 
 
 def in_a_fork(action: Callable[[], object]) -> int:
