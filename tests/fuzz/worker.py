@@ -24,6 +24,7 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, settings
 
+from recipe import records
 from recipe.errors import LONGEST, UserError
 from recipe.system.quiet import quiet_libraries
 from tests.fuzz.readers import TABLE, Reader, write_valid
@@ -32,6 +33,7 @@ MEMORY = 1 << 30  # bytes of addresses beyond what a process has when it begins
 CPU_S = 10  # of one input
 NO_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 SLACK = 16  # a line's own " ... "
+CODE = {key: records.provenance()[key] for key in ("commit", "dirty")}  # that is fuzzed
 
 
 class Hang(BaseException):
@@ -127,7 +129,7 @@ def of_a_copy(name: str, valid: Path, examples: int, out: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(shutil.copytree(valid, Path(scratch) / "files"))
         os.chdir(folder)
-        line = json.dumps(report(name, folder, examples))
+        line = json.dumps({**report(name, folder, examples), "examples": examples, **CODE})
     with out.open("a") as stream:
         stream.write(line + "\n")
 
