@@ -31,6 +31,7 @@ from recipe.system.private import private
 FORMAT = 2  # of dataset.json; 1: every vocabulary is a vocab.txt and every id uint16
 DTYPE, DTYPES = "uint16", ("uint16", "uint32")  # of ids: where nothing else is said, and all
 LENGTHS = "lengths.npy"
+VOCABULARIES = ("vocab.txt", "tokenizer.json")  # what may be the vocabulary's file, the second where there is no first
 HASH = "xxh64"  # of every shard, checked when it is opened
 _QUANTILES = (5, 25, 50, 75, 95, 99)
 
@@ -230,6 +231,8 @@ def read_info(path: str | Path) -> DatasetInfo:
         if raw.get("dtype", DTYPE) not in DTYPES:
             raise ValueError(f"dtype {raw['dtype']}")
         raw["vocabulary"] = _made(Vocabulary, raw["vocabulary"])
+        if raw["vocabulary"].file not in VOCABULARIES:
+            raise ValueError(f"vocabulary file {raw['vocabulary'].file}")
         raw["splits"] = {name: _made(SplitInfo, split) for name, split in raw["splits"].items()}
         raw["sources"] = {name: _made(SourceInfo, source) for name, source in raw["sources"].items()}
         return _made(DatasetInfo, raw)

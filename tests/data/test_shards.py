@@ -140,6 +140,7 @@ def test_unreadable_info(tmp_path):
         (json.dumps(good | {"vocabulary": good["vocabulary"] | {"file": []}}), r"`file` is \[\]"),
         (json.dumps(good | {"vocabulary": good["vocabulary"] | {"unk_id": "x"}}), "`unk_id` is 'x'"),
         (json.dumps(good | {"vocabulary": good["vocabulary"] | {"other_special_ids": [None]}}), r"is \[None\]"),
+        (json.dumps(good | {"vocabulary": good["vocabulary"] | {"file": "../../x"}}), "vocabulary file ../../x"),
         (json.dumps(good | {"max_tokens": True}), "`max_tokens` is True"),
     ):
         (tmp_path / "dataset.json").write_text(content)
