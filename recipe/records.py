@@ -76,11 +76,31 @@ REQUIRED_DEVICE = {
     "price_source": str,
     "price_row": (str, type(None)),
 }
-REQUIRED_COST = dict.fromkeys(("seconds", "gpu_hours", "device_hours", "usd"), (int, float))
+NUMBER = (int, float)
+REQUIRED_COST = dict.fromkeys(("seconds", "gpu_hours", "device_hours", "usd"), NUMBER)
 REQUIRED_GLUE = {"benchmark": str, "protocol": dict, "tasks": dict, "absent": list, "of": int}
 # Where recipe.pairs has scored; records from before it have no such key.
 REQUIRED_PAIRS = {"score": (int, float), "method": str, "part": str, "max_pairs": int, "tuning_pairs": int, "inputs": dict,
                   "fields": dict, "paradigms": dict}  # fmt: skip
+NOTHING = type(None)
+# What a pretraining run's record need not have, and is of these types where it has it.
+OPTIONAL: dict[str, type | tuple[type, ...]] = {
+    "config.model": dict,
+    "config.model.num_hidden_layers": (int, NOTHING),
+    "config.model.hidden_size": (int, NOTHING),
+    "config.data": dict,
+    "config.data.path": (str, NOTHING),
+    "config.objective": str,
+    "encoder": (dict, NOTHING),
+    "sequences": (int, NOTHING),
+    "batches": (int, NOTHING),
+    "eval.loss": (*NUMBER, NOTHING),
+    "eval.masked_accuracy": (*NUMBER, NOTHING),
+    "eval.batch": int,
+    "glue.cost": (dict, NOTHING),
+    "glue.cost.usd": (*NUMBER, NOTHING),
+    "glue.constant": dict,
+}
 
 
 def new_record(
@@ -236,10 +256,16 @@ def _problem(record: Any) -> str | None:
     problem = _missing(record, REQUIRED, "")
     problem = problem or _missing(record["device"], REQUIRED_DEVICE, "device.")
     problem = problem or _missing(record["cost"], REQUIRED_COST, "cost.")
+    if not problem and record["kind"] == "pretrain":
+        problem = _foreign(record)
+    if not problem and record["trunk"] is not None:
+        problem = _missing(record["trunk"], {"cost": dict}, "trunk.")
+        problem = problem or _missing(record["trunk"]["cost"], {"usd": NUMBER}, "trunk.cost.")
     if not problem and record["glue"] is not None:
         problem = _missing(record["glue"], REQUIRED_GLUE, "glue.") or _task_problem(record["glue"]["tasks"])
     if not problem and record.get("pairs"):
-        problem = _missing(record["pairs"], REQUIRED_PAIRS, "pairs.") or _paradigm_problem(record["pairs"]["paradigms"])
+        problem = _missing(record, {"pairs": dict}, "") or _missing(record["pairs"], REQUIRED_PAIRS, "pairs.")
+        problem = problem or _paradigm_problem(record["pairs"]["paradigms"])
     return problem
 
 
@@ -256,7 +282,7 @@ def _task_problem(tasks: dict[str, Any]) -> str | None:
     for name, task in tasks.items():
         if not isinstance(task, dict) or not isinstance(task.get("score"), (int, float, type(None))):
             return f"`glue.tasks.{name}` must hold a `score`, a number or null"
-        if "score" not in task or "init" not in task:
+        if "score" not in task or not isinstance(task.get("init"), str):
             return f"`glue.tasks.{name}` lacks `score` or `init`"
     return None
 
@@ -265,6 +291,20 @@ def _paradigm_problem(paradigms: dict[str, Any]) -> str | None:
     for name, one in paradigms.items():
         if not isinstance(one, dict) or not isinstance(one.get("score"), (int, float)) or "pairs" not in one:
             return f"`pairs.paradigms.{name}` must hold `score` and `pairs`, numbers"
+    return None
+
+
+def _foreign(record: dict[str, Any]) -> str | None:
+    """What of `OPTIONAL` is of another type, in words."""
+    for path, types in OPTIONAL.items():
+        *above, last = path.split(".")
+        tree: Any = record
+        for key in above:
+            tree = tree.get(key) if isinstance(tree, dict) else None
+        if isinstance(tree, dict) and last in tree:
+            problem = _missing(tree, {last: types}, path.removesuffix(last))
+            if problem:
+                return problem
     return None
 
 

@@ -139,6 +139,12 @@ PAIRS = {
             lambda r: r.update(pairs=PAIRS | {"paradigms": {"DocWord": {"pairs": 9}}}),
             "`pairs.paradigms.DocWord` must hold",
         ),
+        (lambda r: r.update(pairs=1), "`pairs` is a int"),
+        (lambda r: r["config"].update(model=2**31), "`config.model` is a int"),
+        (lambda r: r["config"].update(model={"hidden_size": []}), "`config.model.hidden_size` is a list"),
+        (lambda r: r.update(eval={"loss": "x"}), "`eval.loss` is a str"),
+        (lambda r: r.update(batches=float("nan"), eval={"loss": 1.0}), "`batches` is a float"),
+        (lambda r: r.update(trunk={"": 0}), "`trunk.cost` is missing"),
     ],
 )
 def test_the_keys_that_readers_need_are_checked(tmp_path, record, change, says):

@@ -14,6 +14,7 @@ from recipe.errors import UserError, one_line
 from recipe.system.files import DISK_FULL, leaving, read_json
 
 COMPRESSION = "zstd"  # the only one that recipe.prepare writes
+LONGEST_NAME = 255  # bytes, of a shard's with its folder: no file system has longer ones
 MOST_BYTES = 1 << 32  # of a shard, whose places are numbers of 32 bits
 REMEDY = "copy the file again, or prepare the dataset again"
 CHANGED = "{file}: its hash or its size is not the one in the index, so its bytes have changed; remove it, it is unpacked again"
@@ -82,8 +83,10 @@ def _check_shard(index: Path, shard: dict[str, Any], dtype: str) -> None:
             not isinstance(file["bytes"], int)
             or not 0 < file["bytes"] < MOST_BYTES
             or not isinstance(file["hashes"][HASH], str)
+            or "\0" in file["basename"]
+            or len(file["basename"].encode()) > LONGEST_NAME
         ):
-            raise ValueError(f"`bytes` or `hashes` of {path}")
+            raise ValueError(f"`basename`, `bytes` or `hashes` of {path}")
     if shard["zip_data"] and str(shard["compression"]).partition(":")[0] != COMPRESSION:
         raise ValueError(f"compression {shard['compression']}")
     samples = shard["samples"]

@@ -20,7 +20,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from recipe.system.private import private
 FORMAT = 2  # of dataset.json; 1: every vocabulary is a vocab.txt and every id uint16
 DTYPE, DTYPES = "uint16", ("uint16", "uint32")  # of ids: where nothing else is said, and all
 LENGTHS = "lengths.npy"
+VOCABULARIES = ("vocab.txt", "tokenizer.json")  # what may be the vocabulary's file, the second where there is no first
 HASH = "xxh64"  # of every shard, checked when it is opened
 _QUANTILES = (5, 25, 50, 75, 95, 99)
 
@@ -229,9 +230,36 @@ def read_info(path: str | Path) -> DatasetInfo:
             )
         if raw.get("dtype", DTYPE) not in DTYPES:
             raise ValueError(f"dtype {raw['dtype']}")
-        raw["vocabulary"] = Vocabulary(**raw["vocabulary"])
-        raw["splits"] = {name: SplitInfo(**split) for name, split in raw["splits"].items()}
-        raw["sources"] = {name: SourceInfo(**source) for name, source in raw["sources"].items()}
-        return DatasetInfo(**raw)
+        raw["vocabulary"] = _made(Vocabulary, raw["vocabulary"])
+        if raw["vocabulary"].file not in VOCABULARIES:
+            raise ValueError(f"vocabulary file {raw['vocabulary'].file}")
+        raw["splits"] = {name: _made(SplitInfo, split) for name, split in raw["splits"].items()}
+        raw["sources"] = {name: _made(SourceInfo, source) for name, source in raw["sources"].items()}
+        return _made(DatasetInfo, raw)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: not written by recipe.prepare, or damaged ({error}); prepare it again") from None
+
+
+_Kind = TypeVar("_Kind")
+
+
+def _made(kind: type[_Kind], values: dict[str, Any]) -> _Kind:
+    """A dataclass of what JSON has; a `ValueError` for a value that is not of its field's type."""
+    found = kind(**values)
+    for name, hint in get_type_hints(kind).items():
+        if not _fits(getattr(found, name), hint):
+            raise ValueError(f"`{name}` is {getattr(found, name)!r}")
+    return found
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    of = get_args(hint)
+    if get_origin(hint) is dict:
+        return isinstance(value, dict) and all(_fits(one, of[1]) for one in value.values())
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(one, of[0]) for one in value)
+    if of:  # one of several types
+        return any(_fits(value, one) for one in of)
+    if hint is Any or isinstance(value, bool):
+        return hint in (Any, bool)
+    return isinstance(value, (int, float) if hint is float else hint)

@@ -152,6 +152,10 @@ def test_an_index_that_points_elsewhere(copy):
         content["shards"][0]["raw_data"]["basename"] = other
         index.write_text(json.dumps(content))
         assert f"{index}: names {other}, which is outside the dataset's folder" in refused(check_files, copy, "train")
+    for none in ("\0", "é" * 300):  # no name of a file, which the system would say by a ValueError and an OSError
+        content["shards"][0]["raw_data"]["basename"] = none
+        index.write_text(json.dumps(content))
+        assert f"{index}: not an index of shards" in refused(check_files, copy, "train")
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", '{"shards": 3}', '{"shards": [{}]}'])

@@ -137,6 +137,11 @@ def test_unreadable_info(tmp_path):
         (json.dumps(good | {"format": 99}), "format 99"),
         (json.dumps(good | {"more": 1}), "damaged"),
         (json.dumps(good | {"splits": []}), "damaged"),
+        (json.dumps(good | {"vocabulary": good["vocabulary"] | {"file": []}}), r"`file` is \[\]"),
+        (json.dumps(good | {"vocabulary": good["vocabulary"] | {"unk_id": "x"}}), "`unk_id` is 'x'"),
+        (json.dumps(good | {"vocabulary": good["vocabulary"] | {"other_special_ids": [None]}}), r"is \[None\]"),
+        (json.dumps(good | {"vocabulary": good["vocabulary"] | {"file": "../../x"}}), "vocabulary file ../../x"),
+        (json.dumps(good | {"max_tokens": True}), "`max_tokens` is True"),
     ):
         (tmp_path / "dataset.json").write_text(content)
         with pytest.raises(UserError, match=message) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from typing import Any
@@ -78,7 +79,7 @@ def _with_values(content: bytes, faults: list[tuple[tuple, str, Any]]) -> bytes:
             for key in above:
                 place = place[key]
             if kind == "set":
-                place[last] = leaf
+                place[last] = copy.deepcopy(leaf)  # another fault may change what is in it
             elif kind == "remove":
                 del place[last]
             elif kind == "nest":

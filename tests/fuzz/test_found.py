@@ -14,6 +14,7 @@ from recipe.data.shard_files import check_lengths
 from recipe.errors import LONGEST, UserError
 from recipe.model.config import check_sizes
 from recipe.training.checkpoint import find_checkpoint
+from tests.fuzz.mutations import LEAVES, _with_values
 from tests.mistakes import refused
 from tests.tiny.models import write_encoder
 
@@ -58,3 +59,10 @@ def test_json_that_is_too_deep_or_no_text(tmp_path, text):
 def test_a_line_is_one_line_of_bounded_length():
     said = str(UserError("a\nb\x1b[31mc\u2028d\ud800" + "e" * 10_000))
     assert said.startswith("a b [31mc d ") and LONGEST < len(said) < LONGEST + 10 and said.encode()
+
+
+def test_what_was_damaged_once_is_whole_for_the_next_copy():
+    before = repr(LEAVES)
+    for leaf in LEAVES:
+        _with_values(b'{"a": [0], "b": 0}', [(("a",), "set", leaf), (("a", 0), "nest", 1), (("a", ""), "set", {})])
+    assert repr(LEAVES) == before

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, settings
 
+from recipe import records
 from recipe.errors import LONGEST, UserError
 from recipe.system.quiet import quiet_libraries
 from tests.fuzz.readers import TABLE, Reader, write_valid
@@ -32,6 +33,7 @@ MEMORY = 1 << 30  # bytes of addresses beyond what a process has when it begins
 CPU_S = 10  # of one input
 NO_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 SLACK = 16  # a line's own " ... "
+CODE = {key: records.provenance()[key] for key in ("commit", "dirty")}  # that is fuzzed
 
 
 class Hang(BaseException):
@@ -46,9 +48,25 @@ def too_long(*_: object) -> None:
     raise Hang(f"more than {CPU_S} s of processor time")
 
 
-def fuzz(reader: Reader, folder: Path, examples: int) -> Counter[str]:
-    """How many inputs were read, and how many refused in a line; raises for any other end."""
-    file, counts = folder / reader.file, Counter()
+def where(error: BaseException) -> str:
+    """What it is and the last line of ours that it went through."""
+    ours = [one for one in traceback.extract_tb(error.__traceback__) if "site-packages" not in one.filename]
+    return f"{type(error).__name__} {Path(ours[-1].filename).name}:{ours[-1].lineno}"
+
+
+def damage_in(valid: bytes, content: bytes) -> str:
+    """Where a damaged copy begins to differ; of JSON, from what it would have been written as."""
+    with contextlib.suppress(ValueError):
+        valid = max(
+            valid, json.dumps(json.loads(valid)).encode(), key=lambda one: len(os.path.commonprefix([one, content]))
+        )
+    start = max(len(os.path.commonprefix([valid, content])) - 60, 0)
+    return f"{valid[start : start + 160]!r} became {content[start : start + 160]!r}"
+
+
+def fuzz(reader: Reader, folder: Path, examples: int) -> tuple[Counter[str], dict[str, str]]:
+    """How many inputs were read, and how many refused in a line; each place where any ended otherwise, with the first of them."""
+    file, counts, failures = folder / reader.file, Counter(), {}
     valid = file.read_bytes()
     reader.read(folder, file)  # what is valid is read
 
@@ -61,15 +79,19 @@ def fuzz(reader: Reader, folder: Path, examples: int) -> Counter[str]:
         try:
             reader.read(folder, file)
         except UserError as error:
-            assert str(error) and not NO_LINE.search(str(error)) and len(str(error)) <= LONGEST + SLACK, repr(error)
+            if not str(error) or NO_LINE.search(str(error)) or len(str(error)) > LONGEST + SLACK:
+                failures.setdefault(f"no line: {where(error)}", f"{error!r}\n{damage_in(valid, content)}\n")
             counts["refused"] += 1
+        except BaseException as error:  # whatever is no line is what is looked for
+            if (place := where(error)) not in failures:
+                failures[place] = f"{traceback.format_exc()[-3000:]}{damage_in(valid, content)}\n"
         else:
             counts["read"] += 1
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
 
     one()
-    return counts
+    return counts, failures
 
 
 def report(name: str, folder: Path, examples: int) -> dict:
@@ -80,10 +102,11 @@ def report(name: str, folder: Path, examples: int) -> dict:
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            counts = fuzz(TABLE[name], folder, examples)
-            return {"reader": name, **counts, "failed": None, "cpu_s": round(time.process_time(), 2)}
-    except BaseException:  # whatever is no line is what is looked for
-        return {"reader": name, "failed": traceback.format_exc()[-6000:] + said.getvalue()[-2000:]}
+            counts, failures = fuzz(TABLE[name], folder, examples)
+            failed = "\n".join(f"{place}\n{how}" for place, how in failures.items()) or None
+            return {"reader": name, **counts, "failed": failed, "cpu_s": round(time.process_time(), 2)}
+    except BaseException:  # the valid file is not read, or the memory is full between two inputs
+        return {"reader": name, "failed": traceback.format_exc()[:6000] + said.getvalue()[-2000:]}
 
 
 def in_a_fork(action: Callable[[], object]) -> int:
@@ -106,7 +129,7 @@ def of_a_copy(name: str, valid: Path, examples: int, out: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(shutil.copytree(valid, Path(scratch) / "files"))
         os.chdir(folder)
-        line = json.dumps(report(name, folder, examples))
+        line = json.dumps({**report(name, folder, examples), "examples": examples, **CODE})
     with out.open("a") as stream:
         stream.write(line + "\n")
 
