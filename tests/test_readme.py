@@ -240,6 +240,17 @@ def test_the_page_on_scale_has_the_recorded_times_of_a_cut_link():
     assert f"(load {settings['load_before']:.1f})" in page
 
 
+def test_the_page_of_results_has_the_damaged_files_that_were_read():
+    lines = (ROOT / "benchmarks/results/fuzz.jsonl").read_text().splitlines()
+    found = list(map(json.loads, lines))
+    assert all(one["failed"] is None and one["dirty"] is False for one in found)
+    _, rows = table_after("fuzz")
+    assert rows == [
+        [one["reader"], *(f"{one.get(key, 0):,}" for key in ("examples", "read", "refused")), f"`{one['commit'][:7]}`"]
+        for one in found
+    ]
+
+
 def test_the_page_of_results_has_the_recorded_faults():
     files = ("soak-prepare-train.json", "soak-own.json")
     records = [json.loads((ROOT / "benchmarks/results" / file).read_text()) for file in files]
