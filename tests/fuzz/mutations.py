@@ -1,10 +1,12 @@
-"""Damaged copies of a valid file: its bytes, or the values of its JSON, as hypothesis draws them."""
+"""Damaged copies of a valid file: its bytes, or the values of its JSON, as hypothesis draws them. It keeps all that it draws, so
+what it draws is how a copy is made."""
 
 from __future__ import annotations
 
 import copy
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from hypothesis import strategies as st
@@ -20,7 +22,11 @@ PIECES = (b"", b"\0", b"\xff", b"\xef\xbb\xbf", b"\xff\xfe", b"\n", b"\r", b"\t"
           b"${oc.env:HOME}", b"=", b"\x1b[31m")  # fmt: skip
 
 
-def damaged(content: bytes) -> st.SearchStrategy[bytes]:
+Made = Callable[[], bytes]
+Damage = Callable[[bytes], st.SearchStrategy[Made]]
+
+
+def damaged(content: bytes) -> st.SearchStrategy[Made]:
     """Its bytes with up to four faults: flipped, cut off, removed, repeated or exchanged for others."""
     places = st.integers(0, max(len(content) - 1, 0))
     faults = st.one_of(
@@ -31,7 +37,7 @@ def damaged(content: bytes) -> st.SearchStrategy[bytes]:
         st.tuples(st.just("remove"), places, st.integers(1, 64)),
         st.tuples(st.just("repeat"), places, st.integers(1, 64)),
     )
-    return st.lists(faults, max_size=4).map(lambda chosen: _with_faults(content, chosen))
+    return st.lists(faults, max_size=4).map(lambda chosen: partial(_with_faults, content, chosen))
 
 
 def _with_faults(content: bytes, faults: list[tuple[str, int, Any]]) -> bytes:
@@ -51,14 +57,14 @@ def _with_faults(content: bytes, faults: list[tuple[str, int, Any]]) -> bytes:
     return bytes(made)
 
 
-def damaged_json(content: bytes) -> st.SearchStrategy[bytes]:
+def damaged_json(content: bytes) -> st.SearchStrategy[Made]:
     """A JSON file with up to three of its values exchanged, removed, doubled or nested, or with damaged bytes."""
     tree = json.loads(content)
     paths = list(_paths(tree))
     faults = st.tuples(
         st.sampled_from(paths), st.sampled_from(["set", "remove", "nest", "double"]), st.sampled_from(LEAVES)
     )
-    values = st.lists(faults, min_size=1, max_size=3).map(lambda chosen: _with_values(content, chosen))
+    values = st.lists(faults, min_size=1, max_size=3).map(lambda chosen: partial(_with_values, content, chosen))
     return st.one_of(values, values, damaged(content))
 
 
@@ -93,6 +99,3 @@ def _with_values(content: bytes, faults: list[tuple[tuple, str, Any]]) -> bytes:
     for key, leaf in doubled:  # the same key again, which a dictionary cannot hold
         text = text.replace(f"{json.dumps(key)}: ", f"{json.dumps(key)}: {json.dumps(leaf)}, {json.dumps(key)}: ", 1)
     return text.encode()
-
-
-Damage = Callable[[bytes], st.SearchStrategy[bytes]]

@@ -33,7 +33,7 @@ from recipe.finetune.folder import open_fine_tuned
 from recipe.finetune.tasks import TASKS, rows_of
 from recipe.report import study
 from recipe.training.checkpoint import find_checkpoint
-from tests.fuzz.mutations import Damage, damaged, damaged_json
+from tests.fuzz.mutations import Damage, Made, damaged, damaged_json
 from tests.tiny.configs import PRICES
 from tests.tiny.models import write_encoder
 from tests.tiny.own import write_own
@@ -172,12 +172,17 @@ def weights(folder: Path, file: Path) -> None:
     find_checkpoint(str(file.parent))
 
 
-def headers(content: bytes) -> st.SearchStrategy[bytes]:
+def headers(content: bytes) -> st.SearchStrategy[Made]:
     """A safetensors file with a damaged header, whose length says so or not."""
     size = int.from_bytes(content[:8], "little")
     header, rest = content[8 : 8 + size], content[8 + size :]
-    right = damaged_json(header).map(lambda made: len(made).to_bytes(8, "little") + made + rest)
-    return st.one_of(right, right, damaged(content[: 8 + size]).map(lambda made: made + rest))
+
+    def sized(made: Made) -> bytes:
+        text = made()
+        return len(text).to_bytes(8, "little") + text + rest
+
+    right = damaged_json(header).map(lambda made: lambda: sized(made))
+    return st.one_of(right, right, damaged(content[: 8 + size]).map(lambda made: lambda: made() + rest))
 
 
 TEXTS = ("txt", "jsonl", "json", "csv", "jsonl.gz", "txt.zst", "parquet")

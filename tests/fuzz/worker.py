@@ -27,6 +27,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from recipe import records
 from recipe.errors import LONGEST, UserError
 from recipe.system.quiet import quiet_libraries
+from tests.fuzz.mutations import Made
 from tests.fuzz.readers import TABLE, Reader, write_valid
 
 MEMORY = 1 << 30  # bytes of addresses beyond what a process has when it begins
@@ -73,7 +74,8 @@ def fuzz(reader: Reader, folder: Path, examples: int) -> tuple[Counter[str], dic
     @settings(max_examples=examples, derandomize=True, database=None, deadline=None, print_blob=True,
               suppress_health_check=list(HealthCheck), phases=[Phase.generate])  # fmt: skip
     @given(reader.damage(valid))
-    def one(content: bytes) -> None:
+    def one(made: Made) -> None:
+        content = made()
         file.write_bytes(content)
         signal.setitimer(signal.ITIMER_PROF, CPU_S)
         try:
