@@ -47,11 +47,10 @@ def test_a_machine_vanishes_and_the_run_continues(yaml, tmp_path):
     first, second = (tmp_path / name / "run/checkpoints" for name in ("one", "two"))
     newest = first / "ba10-rank0.pt"
     newest.write_bytes(newest.read_bytes()[:-100])
-    whole = (first / "ba5-rank0.pt").read_bytes()
     assert not list(second.glob("*.pt"))
     again = interrupted(tmp_path / "again", str(yaml), order, "autoresume=true", ranks=2, sent=0, at=0, nodes=nodes)
     assert again == unbroken[5:]
-    assert (second / "ba5-rank0.pt").read_bytes() == whole
+    assert not list(second.glob("*.pt")), "what was brought to it went when it was loaded"
     assert (first / "ba10-rank0.pt.torn").is_file(), "set aside, so that it could be written anew"
     a, b = (read_record(tmp_path / name) for name in ("one/run", "unbroken"))
     assert (a["tokens"], a["sequences"], a["batches"]) == (b["tokens"], b["sequences"], b["batches"])

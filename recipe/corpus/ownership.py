@@ -95,7 +95,7 @@ def owned(config: PrepareConfig, plan: dict[str, Any]) -> Iterator[Mirror]:
     remote = config.out if storage.is_remote(config.out) else None
     mirror = Mirror(working_folder(config), remote)
     local = mirror.local
-    if local.exists() and (not local.is_dir() or any(local.iterdir())) and not (local / STATE / "lock").is_file():
+    if _in_the_way(local):
         other = "`work`" if remote else "`out`"
         raise UserError(f"{local}: is in the way and no unfinished preparation; remove it, or choose another {other}")
     if remote:
@@ -119,6 +119,13 @@ def owned(config: PrepareConfig, plan: dict[str, Any]) -> Iterator[Mirror]:
         finally:
             if not keep:
                 shutil.rmtree(local, ignore_errors=True)  # `_finish` may have given it its name
+
+
+def _in_the_way(local: Path) -> bool:
+    """Whether something is there that is no unfinished preparation; one that was killed in its first moment has no lock yet."""
+    if not local.is_dir():
+        return local.exists()
+    return not (local / STATE / "lock").is_file() and any(path != local / STATE for path in local.rglob("*"))
 
 
 def _clear(local: Path) -> None:

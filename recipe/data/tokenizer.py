@@ -269,7 +269,10 @@ def _frame(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
     backend, ids = tokenizer.backend_tokenizer, (tokenizer.cls_token_id, tokenizer.sep_token_id)
     plain = Tokenizer.from_str(backend.to_str())
     plain.no_padding()
-    inner, framed = (plain.encode("a", add_special_tokens=special).ids for special in (False, True))
+    try:
+        inner, framed = (plain.encode("a", add_special_tokens=special).ids for special in (False, True))
+    except Exception as error:  # the library raises that, as of a vocabulary without its token for unknown words
+        raise UserError(f"`tokenizer.name: {name}`: {one_line(error)}; save it again, or give another") from None
     if framed == [ids[0], *inner, ids[1]]:
         return
     cls, sep = tokenizer.cls_token, tokenizer.sep_token

@@ -60,6 +60,12 @@ def test_a_run_that_is_stopped_three_times_ends_as_an_unbroken_one(tmp_path):
     same_bytes(tmp_path / "out", tmp_path / "unbroken")
 
 
+def test_a_run_that_was_killed_in_its_first_moment_is_not_in_the_way(tmp_path, corpus):
+    (tmp_path / "out.partial/state").mkdir(parents=True)
+    prepare(config_of(tmp_path))
+    assert (tmp_path / "out/dataset.json").is_file() and not (tmp_path / "out.partial").exists()
+
+
 def test_damaged_files_are_named_and_cost_no_other_part(tmp_path, corpus, capsys):
     files = [tmp_path / "text" / name for name in ("a.jsonl.gz", "b.jsonl.gz", "c.jsonl.gz")]
     good = [file.read_bytes() for file in files]
