@@ -111,7 +111,7 @@ def _bytes(array: pyarrow.Table | pyarrow.ChunkedArray | pyarrow.Array) -> int:
     """What it takes, each value written out.
 
     Raises:
-        pyarrow.ArrowNotImplementedError: a type that is not known here.
+        pyarrow.ArrowTypeError: a type that is not known here.
     """
     if isinstance(array, pyarrow.Table):
         return sum(map(_bytes, array.columns))
@@ -129,7 +129,7 @@ def _bytes(array: pyarrow.Table | pyarrow.ChunkedArray | pyarrow.Array) -> int:
     if isinstance(array, lists) and not pyarrow.types.is_map(kind):  # whose arrays are lists to Python
         return _bytes(array.flatten()) + 8 * len(array)
     if pyarrow.types.is_nested(kind):
-        raise pyarrow.ArrowNotImplementedError(f"columns of {kind} are not read")
+        raise pyarrow.ArrowTypeError(f"columns of {kind} are not read")
     return array.nbytes
 
 

@@ -181,10 +181,11 @@ def last_checkpoint(config: TrainConfig, run: Found | None) -> Path | None:
     if run.held.stored:
         for said in nodes.decided(lambda: checkpoint_store.fetch_newest(config.save_folder, run.saved, out)):
             say(f"  {said}")
-        fetched = nodes.decided(lambda: checkpoint_files.newest_whole(out))[0]
-        run = run.after_fetching(checkpoint_files.batch_of(fetched) if fetched else -1)
+    file, torn = nodes.decided(lambda: checkpoint_files.newest_whole(out), run.held.rank)
+    fetched, run = run, run.after_fetching(checkpoint_files.batch_of(file) if file else -1)
+    if run is not fetched:
+        file, torn = nodes.decided(lambda: checkpoint_files.newest_whole(out), run.held.rank)
     rank = run.held.rank
-    file, torn = nodes.decided(lambda: checkpoint_files.newest_whole(out), rank)
     if run.held.stored and file is None:
         raise UserError(
             f"save_folder={config.save_folder}: no checkpoint in it is complete; to begin anew, choose another"
